@@ -1,0 +1,1 @@
+"""Composable building blocks for vector-quantized priors."""

@@ -1,0 +1,81 @@
+"""Argument checks: the one place that words errors.
+
+Every check raises in the call that received the bad value, and every message has the same
+parts: the argument, what it must be, what arrived, and, where there is one, the way out.
+"""
+
+from collections.abc import Collection
+
+from torch import Tensor
+
+
+def check_last_dim(name: str, tensor: Tensor, dim: int) -> None:
+    """Raises ``ValueError`` unless ``tensor`` has shape ``(..., dim)``."""
+    if tensor.ndim == 0 or tensor.shape[-1] != dim:
+        raise ValueError(
+            f"`{name}` must have shape (..., {dim}), got {tuple(tensor.shape)}. "
+            "Features come last: for feature maps (b, d, h, w), wrap the quantizer in "
+            "`ChannelFirst`."
+        )
+
+
+def check_shape(name: str, tensor: Tensor, shape: Collection[int]) -> None:
+    """Raises ``ValueError`` unless ``tensor`` has exactly ``shape``."""
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(
+            f"`{name}` must have shape {tuple(shape)}, got {tuple(tensor.shape)}."
+        )
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Raises ``TypeError`` unless ``tensor`` has a floating-point dtype."""
+    if not tensor.is_floating_point():
+        raise TypeError(f"`{name}` must be a floating-point tensor, got {tensor.dtype}.")
+
+
+def check_integer(name: str, tensor: Tensor) -> None:
+    """Raises ``TypeError`` unless ``tensor`` has an integer dtype."""
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype.itemsize == 0:
+        raise TypeError(f"`{name}` must be an integer tensor, got {tensor.dtype}.")
+
+
+def check_mask(mask: Tensor, shape: Collection[int]) -> None:
+    """Raises unless ``mask`` is a boolean tensor of ``shape``, ``True`` for real tokens."""
+    if str(mask.dtype) != "torch.bool":
+        raise TypeError(
+            f"`mask` must be a boolean tensor, True for real tokens, got {mask.dtype}. "
+            "Compare with zero: `mask != 0`."
+        )
+    check_shape("mask", mask, shape)
+
+
+def check_codes(name: str, codes: Tensor) -> None:
+    """Raises unless ``codes`` is a non-empty floating-point matrix ``(k, d)``."""
+    check_floating(name, codes)
+    if codes.ndim != 2 or codes.shape[0] == 0:
+        raise ValueError(f"`{name}` must have shape (k, d) with k >= 1, got {tuple(codes.shape)}.")
+
+
+def check_at_least(name: str, value: float, minimum: float) -> None:
+    """Raises ``ValueError`` unless ``value >= minimum``."""
+    if not value >= minimum:
+        raise ValueError(f"`{name}` must be at least {minimum}, got {value}.")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises ``ValueError`` unless ``value > 0``."""
+    if not value > 0:
+        raise ValueError(f"`{name}` must be greater than 0, got {value}.")
+
+
+def check_interval(name: str, value: float, low: float, high: float) -> None:
+    """Raises ``ValueError`` unless ``low <= value < high``."""
+    if not low <= value < high:
+        raise ValueError(f"`{name}` must be in [{low}, {high}), got {value}.")
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Raises ``ValueError`` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in sorted(choices))
+        raise ValueError(f"`{name}` must be one of {listed}, got {value!r}.")

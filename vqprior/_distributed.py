@@ -1,0 +1,58 @@
+"""The one importer of ``torch.distributed``; every question is asked at call time.
+
+Without a process group each function is the identity of one process, so callers never branch:
+every rank reaches every collective.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_active() -> bool:
+    """Whether a process group exists now. Never cached: groups come and go."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def world_size() -> int:
+    """Number of ranks."""
+    return dist.get_world_size() if is_active() else 1
+
+
+def rank() -> int:
+    """Number of this rank, from 0."""
+    return dist.get_rank() if is_active() else 0
+
+
+def all_reduce_sum_(tensor: Tensor) -> Tensor:
+    """Sums ``tensor`` over the ranks, in place, and returns it."""
+    if is_active():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_gather_stack(tensor: Tensor) -> Tensor:
+    """Stacks the equally shaped tensors of all ranks: ``(...) -> (ranks, ...)``."""
+    if not is_active():
+        return tensor.unsqueeze(0)
+    gathered = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(gathered, tensor.contiguous())
+    return torch.stack(gathered)
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Concatenates ``(n_r, ...)`` of every rank in rank order; the ``n_r`` may differ."""
+    if not is_active():
+        return rows
+    sizes = all_gather_stack(torch.tensor(rows.shape[0], device=rows.device)).tolist()
+    padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
+    padded[: rows.shape[0]] = rows
+    stacked = all_gather_stack(padded)
+    return torch.cat([part[:size] for part, size in zip(stacked, sizes, strict=True)])
+
+
+def broadcast_(tensor: Tensor) -> Tensor:
+    """Overwrites ``tensor`` with that of rank 0, in place, and returns it."""
+    if is_active():
+        dist.broadcast(tensor, src=0)
+    return tensor

@@ -1,0 +1,200 @@
+"""The interfaces that the rest of the library is written against. Read this file first.
+
+Words: a *code* is a vector, an *index* the integer that names it. Letters: ``b`` batch,
+``n`` tokens, ``d`` features, ``k`` codes, ``q`` codebooks, ``...`` any leading dimensions.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What one codebook saw and what it chose: food for rules, losses and meters.
+
+    Attributes:
+        inputs: The vectors that were compared, after any projection or residual, with the
+            gradient to what produced them. Zeros where ``mask`` is False.
+        codes: The chosen codes, with a gradient to the codebook and none to ``inputs``.
+            Zeros where ``mask`` is False.
+        indices: Which codes were chosen, as ``int64``; -1 where ``mask`` is False.
+        mask: True for tokens that count: those that the caller did not mask and whose
+            features are all finite.
+
+    Shape:
+        - ``inputs``, ``codes``: ``(..., d)``
+        - ``indices``, ``mask``: ``(...)``
+    """
+
+    inputs: Tensor
+    codes: Tensor
+    indices: Tensor
+    mask: Tensor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantizerOutput:
+    """What a quantizer returns: always these fields, whatever the options or the mode.
+
+    Attributes:
+        quantized: The chosen codes in the dtype of the input, carrying the gradient of the
+            estimator. Zeros where a token is masked.
+        indices: Which codes were chosen, as ``int64``; -1 where a token is masked or dropped.
+        loss: The sum of ``terms``, a float32 scalar.
+        terms: Weighted float32 scalars by name (``"commitment"``, ``"codebook"``, ...); only
+            those that can act.
+        selections: One for each entry of the quantizer's ``codebooks``, in the same order.
+
+    Shape:
+        - ``quantized``: ``(..., d)``
+        - ``indices``: ``(...)``, or ``(..., q)`` for ``q`` codebooks
+    """
+
+    quantized: Tensor
+    indices: Tensor
+    loss: Tensor
+    terms: dict[str, Tensor]
+    selections: tuple[Selection, ...]
+
+
+# Lets torch.export and torch.utils._pytree see inside the results.
+torch.export.register_dataclass(Selection)
+torch.export.register_dataclass(QuantizerOutput)
+
+GradientEstimator = Callable[[Tensor, Tensor], Tensor]
+"""A function ``(x, codes) -> codes`` that keeps the value and defines the backward pass."""
+
+
+class Codebook(nn.Module, abc.ABC):
+    """Where codes come from: ``k`` vectors of ``d`` features.
+
+    How the codes learn is decided elsewhere: by the user's optimizer, which sees
+    ``parameters()``, or by a ``Rule``, which calls ``assign_``.
+    """
+
+    @property
+    @abc.abstractmethod
+    def num_codes(self) -> int:
+        """Number of codes ``k``."""
+
+    @property
+    @abc.abstractmethod
+    def dim(self) -> int:
+        """Number of features ``d`` of one code."""
+
+    @abc.abstractmethod
+    def vectors(self) -> Tensor:
+        """Returns all codes ``(k, d)``, with the gradient to what learns."""
+
+    @abc.abstractmethod
+    def assign_(self, vectors: Tensor, where: Tensor) -> None:
+        """Overwrites the codes ``where`` (``(k,)``, bool) is True by ``vectors`` (``(k, d)``).
+
+        Raises:
+            TypeError: If the codes are computed from something else and cannot be set.
+        """
+
+
+class CodeSpace(nn.Module, abc.ABC):
+    """What a quantizer can express: the part of its interface that rules and meters need."""
+
+    @property
+    @abc.abstractmethod
+    def dim(self) -> int:
+        """Number of features ``d`` of one token."""
+
+    @property
+    @abc.abstractmethod
+    def codebook_size(self) -> int:
+        """Number of codes ``k`` that one index can name."""
+
+    @property
+    @abc.abstractmethod
+    def num_codebooks(self) -> int:
+        """Number of indices ``q`` of one token."""
+
+    @property
+    @abc.abstractmethod
+    def bits_per_token(self) -> float:
+        """Bits that the indices of one token cost without entropy coding."""
+
+    @property
+    @abc.abstractmethod
+    def codebooks(self) -> tuple[Codebook, ...]:
+        """The codebook behind each selection of a result; a shared one appears repeatedly."""
+
+
+class Quantizer(CodeSpace):
+    """Maps each vector of ``d`` features to one of finitely many codes.
+
+    Concrete classes are final: to change how one behaves, wrap it. Every one obeys these laws,
+    which ``tests/contracts`` checks for each quantizer, wrapper and option.
+
+    1. ``decode(out.indices)`` equals ``out.quantized`` in value, bit for bit for lookups.
+    2. Calls are pure: no parameter or buffer changes in any call, in training mode either; in
+       eval mode no random number is drawn. (``SelfUpdating`` is the declared exception.)
+    3. The gradient of ``quantized`` is that of the estimator, the identity by default.
+    4. Masked tokens, and tokens with a non-finite feature, contribute nothing to losses, rules
+       or meters, whatever they hold. An all-true mask equals no mask; with no token at all
+       the loss is 0 and gradients are finite.
+    5. Search and statistics are computed in float32 or wider under autocast, ``.half()`` and
+       large offsets; ties go to the lowest index; index arithmetic is int64.
+    6. Nothing of size ``n`` x ``k`` beyond a bounded block is stored, and nothing depends on a
+       tensor's value on the host: ``torch.compile(fullgraph=True)`` and ``torch.export`` work.
+    7. ``R`` ranks that call ``rule.step(out)`` behave as one process with the joint batch.
+    8. ``state_dict`` loaded strictly into a fresh module continues bit for bit; ``pickle`` and
+       ``deepcopy`` work.
+    9. Wrong input raises ``ValueError`` or ``TypeError`` in the form "`argument` must
+       <requirement>, got <value>. <The way out.>"
+    """
+
+    @abc.abstractmethod
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
+        """Quantizes ``x`` ``(..., d)``; ``mask`` ``(...)`` is True for real tokens."""
+
+    @abc.abstractmethod
+    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Returns the indices ``(...)`` or ``(..., q)`` of ``x``, without gradients."""
+
+    @abc.abstractmethod
+    def decode(self, indices: Tensor) -> Tensor:
+        """Returns the codes ``(..., d)`` named by ``indices``; -1 decodes to zeros.
+
+        Other values outside ``[0, codebook_size)`` are not checked: reading them would
+        synchronize the device.
+        """
+
+    if TYPE_CHECKING:  # nn.Module.__call__ returns Any; callers deserve the real type.
+
+        def __call__(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput: ...
+
+
+class Rule(nn.Module, abc.ABC):
+    """How codebooks change other than by gradient: ``step(out)`` after a quantizer's call.
+
+    A rule holds its statistics as float32 buffers, whatever the dtype of the module, so its
+    ``state_dict`` continues bit for bit. It refers to the quantizer without owning it: the
+    parameters of the quantizer are not parameters of the rule.
+
+    Laws: a step without a single counted token leaves rule and codebooks as they were; every
+    rank reaches every collective; nothing is read back to the host.
+    """
+
+    @abc.abstractmethod
+    def step(self, out: QuantizerOutput) -> None:
+        """Updates the statistics, and the codebooks of the quantizer that produced ``out``."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rule":  # noqa: FBT001, FBT002
+        """Moves devices as asked, and keeps the dtype of the statistics."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new.dtype != old.dtype:
+                self._buffers[name] = old.to(new.device)
+        return self
