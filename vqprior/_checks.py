@@ -22,9 +22,7 @@ def check_last_dim(name: str, tensor: Tensor, dim: int) -> None:
 def check_shape(name: str, tensor: Tensor, shape: Collection[int]) -> None:
     """Raises ``ValueError`` unless ``tensor`` has exactly ``shape``."""
     if tuple(tensor.shape) != tuple(shape):
-        raise ValueError(
-            f"`{name}` must have shape {tuple(shape)}, got {tuple(tensor.shape)}."
-        )
+        raise ValueError(f"`{name}` must have shape {tuple(shape)}, got {tuple(tensor.shape)}.")
 
 
 def check_floating(name: str, tensor: Tensor) -> None:

@@ -185,9 +185,34 @@ class Rule(nn.Module, abc.ABC):
     rank reaches every collective; nothing is read back to the host.
     """
 
+    def __init__(self, quantizer: CodeSpace) -> None:
+        super().__init__()
+        unique = {id(codebook): codebook for codebook in quantizer.codebooks}
+        if not unique:
+            raise ValueError(
+                f"`quantizer` must have a codebook that can learn, got {type(quantizer).__name__} "
+                "without one. Train it without rules."
+            )
+        # In a tuple, so that the codebooks do not become submodules of the rule.
+        self._codebooks: tuple[Codebook, ...] = tuple(unique.values())
+        self._owner_of_selection = [list(unique).index(id(c)) for c in quantizer.codebooks]
+
     @abc.abstractmethod
     def step(self, out: QuantizerOutput) -> None:
         """Updates the statistics, and the codebooks of the quantizer that produced ``out``."""
+
+    def _selections_by_codebook(self, out: QuantizerOutput) -> list[list[Selection]]:
+        """Sorts the selections of ``out`` by the codebook they were made from."""
+        if len(out.selections) != len(self._owner_of_selection):
+            raise ValueError(
+                f"`out` must hold {len(self._owner_of_selection)} selections, one for each "
+                f"codebook of this rule's quantizer, got {len(out.selections)}. Pass the result "
+                "of the quantizer that the rule was built on."
+            )
+        groups: list[list[Selection]] = [[] for _ in self._codebooks]
+        for owner, selection in zip(self._owner_of_selection, out.selections, strict=True):
+            groups[owner].append(selection)
+        return groups
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rule":  # noqa: FBT001, FBT002
         """Moves devices as asked, and keeps the dtype of the statistics."""

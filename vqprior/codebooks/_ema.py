@@ -1,0 +1,115 @@
+"""Codebooks that follow the exponential moving average of what chose them."""
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from vqprior import _distributed
+from vqprior._checks import check_at_least, check_interval
+from vqprior._interfaces import CodeSpace, QuantizerOutput, Rule
+from vqprior.functional import code_statistics
+
+
+@final
+class CodebookEMA(Rule):
+    """Moves every code toward the moving average of the inputs that chose it.
+
+    With ``c`` and ``s`` the count and the sum of the inputs that chose a code in this step,
+    count ``n`` and mass ``m`` follow ``n <- decay n + (1 - decay) c`` and likewise ``m`` and
+    ``s``; the code becomes ``m / n'``, where ``n'`` is ``n`` after Laplace smoothing. Counts
+    start at 1. Codes that nothing chose in a step stay where they are.
+
+    The codebook is taken out of gradient training (``requires_grad_(False)``). A row that
+    somebody else wrote since the last step (``CodebookRevival``, ``initialize_``, a loaded
+    checkpoint) is taken as it is, with a count of 1. Statistics are float32, summed over ranks
+    with one collective.
+
+    Args:
+        quantizer: The quantizer whose codebooks learn; wrappers of any depth, and ``out`` from
+            the outermost.
+        decay: Share of the statistics kept in a step, in ``[0, 1)``.
+        eps: Laplace smoothing of the counts, at least 0.
+
+    Raises:
+        ValueError: If ``decay`` or ``eps`` is out of range or ``quantizer`` has no codebook.
+
+    Shape:
+        - no tensors in the constructor
+
+    References:
+        van den Oord, Vinyals and Kavukcuoglu, *Neural Discrete Representation Learning*,
+        NeurIPS 2017, appendix A.1. <https://arxiv.org/abs/1711.00937>. Deviations: counts start
+        at 1 rather than 0, and rows that nothing chose are left alone instead of being divided
+        by their vanishing count.
+
+    Examples:
+        >>> import torch
+        >>> from vqprior import CodebookEMA, VectorQuantizer
+        >>> vq = VectorQuantizer(dim=4, codebook_size=16)
+        >>> ema = CodebookEMA(vq, decay=0.9)
+        >>> x = torch.randn(100, 4)
+        >>> before = vq(x).terms["commitment"]
+        >>> for _ in range(20):
+        ...     ema.step(vq(x))
+        >>> bool(vq(x).terms["commitment"] < before)
+        True
+    """
+
+    def __init__(self, quantizer: CodeSpace, *, decay: float = 0.99, eps: float = 1e-5) -> None:
+        super().__init__(quantizer)
+        check_interval("decay", decay, 0.0, 1.0)
+        check_at_least("eps", eps, 0.0)
+        self.decay = decay
+        self.eps = eps
+        for number, codebook in enumerate(self._codebooks):
+            codebook.requires_grad_(requires_grad=False)
+            codes = codebook.vectors().detach().to(torch.float32, copy=True)
+            self.register_buffer(f"counts_{number}", torch.ones_like(codes[:, 0]))
+            self.register_buffer(f"codes_{number}", codes)
+
+    def extra_repr(self) -> str:
+        """Shows the options in ``repr``."""
+        return f"decay={self.decay}, eps={self.eps}"
+
+    @torch.no_grad()
+    def step(self, out: QuantizerOutput) -> None:
+        """Updates the codebooks from one result of the quantizer.
+
+        Raises:
+            ValueError: If ``out`` does not come from the rule's quantizer.
+        """
+        groups = self._selections_by_codebook(out)
+        statistics = []
+        for codebook, selections in zip(self._codebooks, groups, strict=True):
+            parts = [code_statistics(s.inputs, s.indices, codebook.num_codes) for s in selections]
+            statistics.append(torch.stack(parts).sum(dim=0))
+        fused = _distributed.all_reduce_sum_(torch.cat([s.reshape(-1) for s in statistics]))
+        pieces = fused.split([s.numel() for s in statistics])
+        for number, piece in enumerate(pieces):
+            self._update(number, piece.view_as(statistics[number]))
+
+    def _update(self, number: int, statistics: Tensor) -> None:
+        codebook = self._codebooks[number]
+        counts: Tensor = self.get_buffer(f"counts_{number}")
+        codes: Tensor = self.get_buffer(f"codes_{number}")
+        current = codebook.vectors()
+        rewritten = (codes.to(current.dtype) != current).any(dim=1)
+        codes.copy_(torch.where(rewritten.unsqueeze(1), current, codes))
+        counts.copy_(torch.where(rewritten, 1.0, counts))
+
+        sums, hits = statistics[:, :-1], statistics[:, -1]
+        # Keeping the codes in place of the mass loses nothing: the mass is their product.
+        mass = codes * self._smooth(counts).unsqueeze(1)
+        any_hit = hits.sum() > 0
+        counts.copy_(torch.where(any_hit, counts.lerp(hits, 1 - self.decay), counts))
+        mass = mass.lerp(sums, 1 - self.decay)
+        chosen = hits > 0
+        # Where nothing chose a code its smoothed count can be 0; the quotient is not used there.
+        moved = mass / torch.where(chosen, self._smooth(counts), 1.0).unsqueeze(1)
+        codes.copy_(torch.where(chosen.unsqueeze(1), moved, codes))
+        codebook.assign_(codes, chosen)
+
+    def _smooth(self, counts: Tensor) -> Tensor:
+        total = counts.sum()
+        return (counts + self.eps) * (total / (total + counts.shape[0] * self.eps))

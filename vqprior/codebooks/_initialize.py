@@ -1,0 +1,65 @@
+"""Starting codebooks from data, as an explicit step."""
+
+import torch
+from torch import Tensor
+
+from vqprior import _distributed
+from vqprior._checks import check_choice
+from vqprior._interfaces import CodeSpace
+from vqprior.functional import kmeans
+
+
+@torch.no_grad()
+def initialize_(
+    quantizer: CodeSpace,
+    *inputs: Tensor,
+    method: str = "kmeans",
+    generator: torch.Generator | None = None,
+) -> None:
+    """Sets every codebook of a quantizer from the vectors that reach it, in place.
+
+    Codebooks are set one after the other, each from what it sees once the earlier ones are
+    set, so stages of a residual quantizer start from residuals. Tokens of all ranks are used,
+    and all ranks end with the codebooks of rank 0. Rules are not stepped.
+
+    Args:
+        quantizer: Any quantizer or wrapper.
+        *inputs: What the quantizer is called with.
+        method: ``"kmeans"`` (10 iterations), or ``"sample"`` for distinct random vectors.
+        generator: Source of randomness.
+
+    Raises:
+        ValueError: If ``method`` is unknown or no finite, unmasked vector arrives.
+
+    Returns:
+        Nothing.
+
+    Shape:
+        - ``inputs``: as the quantizer takes them
+
+    Examples:
+        >>> import torch
+        >>> from vqprior import VectorQuantizer, initialize_
+        >>> vq = VectorQuantizer(dim=4, codebook_size=16)
+        >>> x = 100 + torch.randn(1000, 4)
+        >>> initialize_(vq, x)
+        >>> vq(x).indices.unique().numel()
+        16
+    """
+    check_choice("method", method, ("kmeans", "sample"))
+    iterations = 10 if method == "kmeans" else 0
+    was_training = quantizer.training
+    quantizer.eval()
+    try:
+        done: set[int] = set()
+        for number, codebook in enumerate(quantizer.codebooks):
+            if id(codebook) in done:
+                continue
+            done.add(id(codebook))
+            selection = quantizer(*inputs).selections[number]
+            seen = _distributed.gather_rows(selection.inputs[selection.mask])
+            vectors = kmeans(seen, codebook.num_codes, iterations=iterations, generator=generator)
+            everywhere = torch.ones(len(vectors), dtype=torch.bool, device=vectors.device)
+            codebook.assign_(_distributed.broadcast_(vectors), everywhere)
+    finally:
+        quantizer.train(was_training)

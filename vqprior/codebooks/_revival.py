@@ -1,0 +1,176 @@
+"""Revival of codes that nothing chooses."""
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from vqprior import _distributed
+from vqprior._checks import check_at_least, check_positive
+from vqprior._interfaces import Codebook, CodeSpace, QuantizerOutput, Rule, Selection
+from vqprior.functional import code_statistics
+
+
+@final
+class CodebookRevival(Rule):
+    """Moves codes that are hardly ever chosen onto vectors of the current batch.
+
+    Uses are counted over windows of ``patience`` tokens for each code. When a window closes,
+    a code that was chosen less than ``threshold`` times as often as the average code moves to a
+    random token of the joint batch of all ranks, unless that token is a code already. Being
+    relative to the mean use and counted over enough tokens, the rule stops by itself on
+    stationary data. It works for codebooks that learn by ``CodebookEMA`` and by gradient.
+
+    The random choice depends on ``seed`` and the number of steps alone: it is the same on all
+    ranks, restored with the ``state_dict``, and draws from no global generator.
+
+    Args:
+        quantizer: The quantizer whose codebooks are watched.
+        threshold: Fraction of the mean use under which a code counts as dead, at least 0.
+        patience: Length of a window in tokens for each code, greater than 0. Short windows
+            mistake chance for death.
+        optimizer: The optimizer that trains the codebook by gradient; its moments of a revived
+            row are set to zero.
+        seed: Starts the random choice.
+
+    Raises:
+        ValueError: If ``threshold`` or ``patience`` is out of range or ``quantizer`` has no
+            codebook.
+
+    Shape:
+        - no tensors in the constructor
+
+    References:
+        Dhariwal et al., *Jukebox: A Generative Model for Music*, 2020, section 3.1 (random
+        restarts). <https://arxiv.org/abs/2005.00341>. Deviations: relative to the mean use,
+        over windows, from the joint batch of all ranks.
+
+    Examples:
+        >>> import torch
+        >>> from vqprior import CodebookRevival, VectorQuantizer
+        >>> vq = VectorQuantizer(dim=4, codebook_size=16)
+        >>> revival = CodebookRevival(vq, patience=4)
+        >>> x = 100 + torch.randn(256, 4)  # far from every code: one of them gets it all
+        >>> vq(x).indices.unique().numel()
+        1
+        >>> revival.step(vq(x))
+        >>> vq(x).indices.unique().numel() > 8
+        True
+    """
+
+    def __init__(
+        self,
+        quantizer: CodeSpace,
+        *,
+        threshold: float = 0.1,
+        patience: float = 20.0,
+        optimizer: torch.optim.Optimizer | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(quantizer)
+        check_at_least("threshold", threshold, 0.0)
+        check_positive("patience", patience)
+        self.threshold = threshold
+        self.patience = patience
+        self.seed = seed
+        # In a tuple: an optimizer is not state of the rule.
+        self._optimizers = () if optimizer is None else (optimizer,)
+        for number, codebook in enumerate(self._codebooks):
+            device = codebook.vectors().device
+            self.register_buffer(f"uses_{number}", torch.zeros(codebook.num_codes, device=device))
+            self.register_buffer(f"tokens_{number}", torch.zeros((), device=device))
+            steps = torch.zeros((), dtype=torch.int64, device=device)
+            self.register_buffer(f"steps_{number}", steps)
+
+    def extra_repr(self) -> str:
+        """Shows the options in ``repr``."""
+        return f"threshold={self.threshold}, patience={self.patience}, seed={self.seed}"
+
+    @torch.no_grad()
+    def step(self, out: QuantizerOutput) -> None:
+        """Counts one result of the quantizer and revives codes where a window closes.
+
+        Raises:
+            ValueError: If ``out`` does not come from the rule's quantizer.
+        """
+        for number, selections in enumerate(self._selections_by_codebook(out)):
+            self._step_codebook(number, selections)
+
+    def _step_codebook(self, number: int, selections: list[Selection]) -> None:
+        codebook = self._codebooks[number]
+        uses: Tensor = self.get_buffer(f"uses_{number}")
+        tokens: Tensor = self.get_buffer(f"tokens_{number}")
+        steps: Tensor = self.get_buffer(f"steps_{number}")
+
+        chance = _uniform(self.seed + number, steps, codebook.num_codes)
+        candidates, errors, hits = _draw_candidates(selections, chance)
+        total = hits.sum()
+        uses.add_(hits)
+        tokens.add_(total)
+        steps.add_((total > 0).to(steps.dtype))
+
+        closes = tokens >= self.patience * codebook.num_codes
+        rare = uses < self.threshold * tokens / codebook.num_codes
+        is_new = errors > 1e-10 * candidates.square().sum(dim=1)
+        dead = closes & rare & is_new
+        codebook.assign_(candidates, dead)
+        for optimizer in self._optimizers:
+            _reset_moments(optimizer, codebook, dead)
+        uses.copy_(torch.where(closes, 0.0, uses))
+        tokens.copy_(torch.where(closes, 0.0, tokens))
+
+
+def _draw_candidates(selections: list[Selection], chance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws one token of the joint batch for each code, without knowing on the host how many
+    tokens count, and sums the uses of each code.
+
+    Returns:
+        Tokens ``(k, d)``, their squared distance to the code they chose ``(k,)``, uses ``(k,)``.
+    """
+    inputs = torch.cat([s.inputs.reshape(-1, s.inputs.shape[-1]) for s in selections]).float()
+    codes = torch.cat([s.codes.reshape(-1, s.codes.shape[-1]) for s in selections]).float()
+    mask = torch.cat([s.mask.reshape(-1) for s in selections])
+    indices = torch.cat([s.indices.reshape(-1) for s in selections])
+
+    local = mask.sum()
+    per_rank = _distributed.all_gather_stack(local)
+    before = per_rank[: _distributed.rank()].sum()
+    turn = (chance * per_rank.sum()).long() - before
+    mine = (turn >= 0) & (turn < local)
+    # The t-th counted token is the first place where the running count reaches t + 1. One row
+    # is appended so that an empty batch can be indexed too.
+    place = torch.searchsorted(mask.cumsum(0), turn.clamp_min(0) + 1).clamp_max(mask.shape[0])
+    tokens = torch.cat([inputs, inputs.new_zeros(1, inputs.shape[1])])[place]
+    errors = torch.cat([(inputs - codes).square().sum(dim=1), inputs.new_zeros(1)])[place]
+
+    hits = code_statistics(inputs[:, :0], indices, chance.shape[0])
+    payload = torch.cat([tokens, errors.unsqueeze(1)], dim=1)
+    payload = torch.where(mine.unsqueeze(1), payload, 0.0)
+    payload = _distributed.all_reduce_sum_(torch.cat([payload, hits], dim=1))
+    return payload[:, :-2], payload[:, -2], payload[:, -1]
+
+
+def _reset_moments(optimizer: torch.optim.Optimizer, codebook: Codebook, where: Tensor) -> None:
+    for parameter in codebook.parameters():
+        for value in optimizer.state.get(parameter, {}).values():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                value.masked_fill_(where.unsqueeze(1), 0.0)
+
+
+def _uniform(seed: int, step: Tensor, count: int) -> Tensor:
+    """Returns ``count`` numbers in ``[0, 1)`` that depend on ``seed`` and ``step`` alone.
+
+    The SplitMix64 hash (Steele, Lea and Flood, OOPSLA 2014) of a counter, in int64 arithmetic
+    that wraps around: it needs no generator whose state would live on the host.
+    """
+    counter = torch.arange(1, count + 1, device=step.device) + step * count
+    x = (counter + (seed << 32)) * -7046029254386353131
+    x = (x ^ _shift_right(x, 30)) * -4658895280553007687
+    x = (x ^ _shift_right(x, 27)) * -7723592293110705685
+    x = x ^ _shift_right(x, 31)
+    return _shift_right(x, 11).double() / 2**53
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift: int64 shifts of torch copy the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

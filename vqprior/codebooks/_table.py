@@ -1,0 +1,93 @@
+"""The plain codebook: a matrix whose rows are the codes."""
+
+from collections.abc import Callable
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from vqprior._checks import check_at_least, check_codes, check_shape
+from vqprior._interfaces import Codebook
+
+
+@final
+class Table(Codebook):
+    """A codebook whose codes are the rows of one parameter.
+
+    It learns by gradient with the user's optimizer, or by a rule such as ``CodebookEMA``.
+
+    Args:
+        num_codes: Number of codes.
+        dim: Number of features of one code.
+        init: Fills the ``(k, d)`` parameter in place, as the functions of ``torch.nn.init`` do.
+            The default draws from a standard normal distribution.
+
+    Raises:
+        ValueError: If ``num_codes`` or ``dim`` is below 1.
+
+    Shape:
+        - ``vectors()``: ``(k, d)``
+
+    References:
+        van den Oord, Vinyals and Kavukcuoglu, *Neural Discrete Representation Learning*,
+        NeurIPS 2017, section 3.1. <https://arxiv.org/abs/1711.00937>
+
+    Examples:
+        >>> import torch
+        >>> from vqprior import Table
+        >>> Table(512, 64).vectors().shape
+        torch.Size([512, 64])
+        >>> Table.from_vectors(torch.tensor([[0.0, 1.0], [2.0, 3.0]])).vectors()
+        Parameter containing:
+        tensor([[0., 1.],
+                [2., 3.]], requires_grad=True)
+    """
+
+    def __init__(
+        self,
+        num_codes: int,
+        dim: int,
+        *,
+        init: Callable[[Tensor], object] = nn.init.normal_,
+    ) -> None:
+        super().__init__()
+        check_at_least("num_codes", num_codes, 1)
+        check_at_least("dim", dim, 1)
+        self.codes = nn.Parameter(torch.empty(num_codes, dim))
+        with torch.no_grad():
+            init(self.codes)
+
+    @classmethod
+    def from_vectors(cls, vectors: Tensor) -> Self:
+        """Makes a table whose codes are a copy of ``vectors`` ``(k, d)``, in their dtype."""
+        check_codes("vectors", vectors)
+        table = cls(*vectors.shape)
+        table.codes = nn.Parameter(vectors.detach().clone())
+        return table
+
+    @property
+    def num_codes(self) -> int:
+        """Number of codes ``k``."""
+        return self.codes.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """Number of features ``d`` of one code."""
+        return self.codes.shape[1]
+
+    def extra_repr(self) -> str:
+        """Shows the size in ``repr``."""
+        return f"{self.num_codes}, {self.dim}"
+
+    def vectors(self) -> Tensor:
+        """Returns the parameter itself, ``(k, d)``."""
+        return self.codes
+
+    @torch.no_grad()
+    def assign_(self, vectors: Tensor, where: Tensor) -> None:
+        """Overwrites the rows ``where`` (``(k,)``, bool) is True by those of ``vectors``."""
+        check_shape("vectors", vectors, self.codes.shape)
+        check_shape("where", where, self.codes.shape[:1])
+        new = vectors.to(self.codes.dtype)
+        self.codes.copy_(torch.where(where.unsqueeze(1), new, self.codes))

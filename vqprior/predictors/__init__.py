@@ -1,0 +1,1 @@
+"""A shelf, not a namespace: predictors are public as ``vqprior.<Name>``."""

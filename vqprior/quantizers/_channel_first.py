@@ -1,0 +1,92 @@
+"""Quantizers on feature maps."""
+
+import dataclasses
+from typing import final
+
+from torch import Tensor
+
+from vqprior._checks import check_mask
+from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
+
+
+@final
+class ChannelFirst(Quantizer):
+    """Applies a quantizer to feature maps ``(b, d, *spatial)``, a token at each position.
+
+    Selections, which rules and losses read, keep their features last.
+
+    Args:
+        quantizer: Any quantizer of vectors with ``d`` features.
+
+    Shape:
+        - input: ``(b, d, *spatial)``, ``mask`` ``(b, *spatial)``
+        - output: ``quantized`` ``(b, d, *spatial)``, ``indices`` ``(b, *spatial)`` or
+          ``(b, *spatial, q)``
+
+    References:
+        None: a change of layout.
+
+    Examples:
+        >>> import torch
+        >>> from vqprior import ChannelFirst, VectorQuantizer
+        >>> vq = ChannelFirst(VectorQuantizer(dim=64, codebook_size=512))
+        >>> out = vq(torch.randn(2, 64, 8, 8))
+        >>> out.quantized.shape, out.indices.shape
+        (torch.Size([2, 64, 8, 8]), torch.Size([2, 8, 8]))
+    """
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    @property
+    def dim(self) -> int:
+        """Number of features ``d``, the size of dimension 1."""
+        return self.quantizer.dim
+
+    @property
+    def codebook_size(self) -> int:
+        """That of the wrapped quantizer."""
+        return self.quantizer.codebook_size
+
+    @property
+    def num_codebooks(self) -> int:
+        """That of the wrapped quantizer."""
+        return self.quantizer.num_codebooks
+
+    @property
+    def bits_per_token(self) -> float:
+        """That of the wrapped quantizer."""
+        return self.quantizer.bits_per_token
+
+    @property
+    def codebooks(self) -> tuple[Codebook, ...]:
+        """Those of the wrapped quantizer."""
+        return self.quantizer.codebooks
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
+        """Quantizes ``x`` ``(b, d, *spatial)``; ``mask`` ``(b, *spatial)`` is True for real tokens.
+
+        Raises:
+            ValueError: If dimension 1 of ``x`` is not ``dim``.
+        """
+        out = self.quantizer(self._features_last(x, mask), mask)
+        return dataclasses.replace(out, quantized=out.quantized.movedim(-1, 1))
+
+    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Returns the indices ``(b, *spatial)`` or ``(b, *spatial, q)``."""
+        return self.quantizer.encode(self._features_last(x, mask), mask)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Returns the codes ``(b, d, *spatial)`` named by ``indices``."""
+        return self.quantizer.decode(indices).movedim(-1, 1)
+
+    def _features_last(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        if x.ndim < 2 or x.shape[1] != self.dim:
+            raise ValueError(
+                f"`x` must have shape (b, {self.dim}, *spatial), got {tuple(x.shape)}. For "
+                "features in the last dimension, call the wrapped quantizer."
+            )
+        if mask is not None:
+            check_mask(mask, (x.shape[0], *x.shape[2:]))
+        return x.movedim(1, -1)

@@ -1,0 +1,215 @@
+"""The plain vector quantizer: the nearest code of one codebook."""
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vqprior._checks import (
+    check_at_least,
+    check_choice,
+    check_floating,
+    check_integer,
+    check_last_dim,
+    check_mask,
+    check_positive,
+)
+from vqprior._interfaces import (
+    Codebook,
+    GradientEstimator,
+    Quantizer,
+    QuantizerOutput,
+    Selection,
+)
+from vqprior.codebooks._table import Table
+from vqprior.functional import codebook_loss, commitment_loss, nearest_codes, straight_through
+
+
+@final
+class VectorQuantizer(Quantizer):
+    """Replaces each vector by the nearest code of a codebook.
+
+    The codebook learns by gradient, through the ``"codebook"`` term, with the user's
+    optimizer; a rule such as ``CodebookEMA`` takes it over and the term disappears.
+
+    Args:
+        dim: Number of features of one vector.
+        codebook_size: Number of codes.
+        codebook: Where codes come from; by default a ``Table`` with its default start.
+        metric: ``"euclidean"``, ``"cosine"`` (compares directions, returns the code as it is)
+            or ``"dot"``.
+        estimator: ``(x, codes) -> codes``, which defines the gradient of the result.
+        commitment_weight: Weight of ``commitment_loss``, at least 0.
+        codebook_weight: Weight of ``codebook_loss``, at least 0. Published code that follows
+            the original VQGAN release has a commitment weight of 1 and a codebook weight of
+            0.25.
+
+    Raises:
+        ValueError: If ``codebook`` has another size, ``metric`` is unknown, or a weight is
+            negative.
+
+    Shape:
+        - input: ``(..., d)``
+        - output: ``quantized`` ``(..., d)``, ``indices`` ``(...)``
+
+    References:
+        van den Oord, Vinyals and Kavukcuoglu, *Neural Discrete Representation Learning*,
+        NeurIPS 2017, equations 1 to 3. <https://arxiv.org/abs/1711.00937>
+
+    Examples:
+        >>> import torch
+        >>> from vqprior import VectorQuantizer
+        >>> vq = VectorQuantizer(dim=64, codebook_size=512)
+        >>> out = vq(torch.randn(2, 100, 64))
+        >>> out.quantized.shape, out.indices.shape
+        (torch.Size([2, 100, 64]), torch.Size([2, 100]))
+        >>> torch.equal(vq.decode(out.indices), out.quantized)
+        True
+        >>> sorted(out.terms)
+        ['codebook', 'commitment']
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        *,
+        codebook: Codebook | None = None,
+        metric: str = "euclidean",
+        estimator: GradientEstimator = straight_through,
+        commitment_weight: float = 0.25,
+        codebook_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.codebook: Codebook = Table(codebook_size, dim) if codebook is None else codebook
+        if (self.codebook.num_codes, self.codebook.dim) != (codebook_size, dim):
+            raise ValueError(
+                f"`codebook` must hold {codebook_size} codes of {dim} features, got "
+                f"{self.codebook.num_codes} of {self.codebook.dim}. Make `dim` and "
+                "`codebook_size` those of the codebook."
+            )
+        check_choice("metric", metric, ("euclidean", "cosine", "dot"))
+        check_at_least("commitment_weight", commitment_weight, 0.0)
+        check_at_least("codebook_weight", codebook_weight, 0.0)
+        self.metric = metric
+        self.estimator = estimator
+        self.commitment_weight = commitment_weight
+        self.codebook_weight = codebook_weight
+
+    @property
+    def dim(self) -> int:
+        """Number of features ``d`` of one vector."""
+        return self.codebook.dim
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes ``k``."""
+        return self.codebook.num_codes
+
+    @property
+    def num_codebooks(self) -> int:
+        """One index for each vector."""
+        return 1
+
+    @property
+    def bits_per_token(self) -> float:
+        """``log2`` of the number of codes."""
+        return math.log2(self.codebook_size)
+
+    @property
+    def codebooks(self) -> tuple[Codebook, ...]:
+        """The one codebook."""
+        return (self.codebook,)
+
+    def extra_repr(self) -> str:
+        """Shows the options in ``repr``."""
+        return (
+            f"metric={self.metric!r}, commitment_weight={self.commitment_weight}, "
+            f"codebook_weight={self.codebook_weight}"
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
+        """Quantizes ``x`` ``(..., d)``; ``mask`` ``(...)`` is True for real tokens.
+
+        Raises:
+            TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
+            ValueError: If the last dimension of ``x`` is not ``dim``, or ``mask`` has another
+                shape than the tokens.
+        """
+        x, counted = self._admit(x, mask)
+        vectors = self.codebook.vectors()
+        nearest = nearest_codes(x, vectors, metric=self.metric)
+        codes = torch.where(counted.unsqueeze(-1), F.embedding(nearest, vectors), 0.0)
+        quantized = self.estimator(x, codes.to(x.dtype))
+        indices = torch.where(counted, nearest, -1)
+        selection = Selection(inputs=x, codes=codes, indices=indices, mask=counted)
+        terms = self._terms(selection)
+        return QuantizerOutput(
+            quantized=torch.where(counted.unsqueeze(-1), quantized, 0.0),
+            indices=indices,
+            loss=sum(terms.values(), torch.zeros((), device=x.device)),
+            terms=terms,
+            selections=(selection,),
+        )
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Returns the index of the nearest code of each vector: ``(..., d) -> (...)``."""
+        x, counted = self._admit(x, mask)
+        nearest = nearest_codes(x, self.codebook.vectors(), metric=self.metric)
+        return torch.where(counted, nearest, -1)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Returns the codes named by ``indices``: ``(...) -> (..., d)``; -1 gives zeros.
+
+        Raises:
+            TypeError: If ``indices`` is not an integer tensor.
+        """
+        check_integer("indices", indices)
+        codes = F.embedding(indices.clamp_min(0), self.codebook.vectors())
+        return torch.where((indices >= 0).unsqueeze(-1), codes, 0.0)
+
+    def logits(self, x: Tensor, *, temperature: float = 1.0) -> Tensor:
+        """Returns how well each code fits each vector: ``(..., d) -> (..., k)``.
+
+        Minus the squared distance, the cosine, or the dot product, divided by ``temperature``;
+        float32 or wider, up to a constant for each vector. For index prediction and soft
+        assignment; stores ``n`` x ``k`` numbers.
+
+        Raises:
+            ValueError: If ``temperature`` is not greater than 0, or on a wrong shape.
+        """
+        check_floating("x", x)
+        check_last_dim("x", x, self.dim)
+        check_positive("temperature", temperature)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            wide, codes = x.to(dtype), self.codebook.vectors().to(dtype)
+            if self.metric == "cosine":
+                wide, codes = F.normalize(wide, dim=-1), F.normalize(codes, dim=-1)
+            if self.metric != "euclidean":
+                return wide @ codes.T / temperature
+            center = codes.mean(dim=0).detach()
+            wide, codes = wide - center, codes - center
+            return (2 * wide @ codes.T - codes.square().sum(dim=1)) / temperature
+
+    def _admit(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Checks the input; returns it with zeros where it does not count, and where it does."""
+        check_floating("x", x)
+        check_last_dim("x", x, self.dim)
+        counted = x.isfinite().all(dim=-1)
+        if mask is not None:
+            check_mask(mask, x.shape[:-1])
+            counted = counted & mask
+        return torch.where(counted.unsqueeze(-1), x, 0.0), counted
+
+    def _terms(self, selection: Selection) -> dict[str, Tensor]:
+        terms = {}
+        if self.commitment_weight > 0:
+            terms["commitment"] = self.commitment_weight * commitment_loss(selection)
+        learns = any(parameter.requires_grad for parameter in self.codebook.parameters())
+        if self.codebook_weight > 0 and learns:
+            terms["codebook"] = self.codebook_weight * codebook_loss(selection)
+        return {name: term.float() for name, term in terms.items()}

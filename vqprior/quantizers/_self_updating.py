@@ -1,0 +1,83 @@
+"""Quantizers that step their own rules."""
+
+from typing import cast, final
+
+from torch import Tensor, nn
+
+from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput, Rule
+
+
+@final
+class SelfUpdating(Quantizer):
+    """Steps rules at the end of each forward in training mode, as batch norm does.
+
+    For training loops that cannot be edited. Everywhere else an explicit ``rule.step(out)``
+    is better: activation checkpointing, for one, runs a forward twice and would step twice.
+    The rules are submodules, so their statistics travel with the ``state_dict``.
+
+    Args:
+        quantizer: The quantizer that is called.
+        *rules: Rules that were built on ``quantizer``, stepped in this order.
+
+    Shape:
+        - input, output: those of ``quantizer``
+
+    References:
+        None: a convenience.
+
+    Examples:
+        >>> import torch
+        >>> from vqprior import CodebookEMA, SelfUpdating, VectorQuantizer
+        >>> vq = VectorQuantizer(dim=4, codebook_size=16)
+        >>> learning = SelfUpdating(vq, CodebookEMA(vq))
+        >>> x = torch.randn(100, 4)
+        >>> before = learning(x).loss  # the codebook moves after this was computed
+        >>> bool(learning(x).loss < before)
+        True
+    """
+
+    def __init__(self, quantizer: Quantizer, *rules: Rule) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        self.rules = nn.ModuleList(rules)
+
+    @property
+    def dim(self) -> int:
+        """That of the wrapped quantizer."""
+        return self.quantizer.dim
+
+    @property
+    def codebook_size(self) -> int:
+        """That of the wrapped quantizer."""
+        return self.quantizer.codebook_size
+
+    @property
+    def num_codebooks(self) -> int:
+        """That of the wrapped quantizer."""
+        return self.quantizer.num_codebooks
+
+    @property
+    def bits_per_token(self) -> float:
+        """That of the wrapped quantizer."""
+        return self.quantizer.bits_per_token
+
+    @property
+    def codebooks(self) -> tuple[Codebook, ...]:
+        """Those of the wrapped quantizer."""
+        return self.quantizer.codebooks
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
+        """Quantizes, then, in training mode, steps the rules; the result is from before."""
+        out = self.quantizer(x, mask)
+        if self.training:
+            for rule in self.rules:
+                cast("Rule", rule).step(out)
+        return out
+
+    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Returns the indices; steps nothing."""
+        return self.quantizer.encode(x, mask)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Returns the codes named by ``indices``."""
+        return self.quantizer.decode(indices)
