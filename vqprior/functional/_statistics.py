@@ -35,7 +35,7 @@ def code_statistics(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     flat_indices = indices.reshape(-1)
     flat = x.detach().reshape(flat_indices.shape[0], x.shape[-1]).to(dtype)
     counted = (flat_indices >= 0).unsqueeze(1)
-    rows = torch.cat([flat, torch.ones_like(flat[:, :1])], dim=1)
+    rows = torch.cat([flat, flat.new_ones(flat.shape[0], 1)], dim=1)
     rows = torch.where(counted, rows, 0.0)
     totals = flat.new_zeros(num_codes, rows.shape[1])
     return totals.index_add_(0, flat_indices.clamp_min(0), rows)
