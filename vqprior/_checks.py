@@ -6,6 +6,7 @@ parts: the argument, what it must be, what arrived, and, where there is one, the
 
 from collections.abc import Collection
 
+import torch
 from torch import Tensor
 
 
@@ -33,13 +34,13 @@ def check_floating(name: str, tensor: Tensor) -> None:
 
 def check_integer(name: str, tensor: Tensor) -> None:
     """Raises ``TypeError`` unless ``tensor`` has an integer dtype."""
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype.itemsize == 0:
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"`{name}` must be an integer tensor, got {tensor.dtype}.")
 
 
 def check_mask(mask: Tensor, shape: Collection[int]) -> None:
     """Raises unless ``mask`` is a boolean tensor of ``shape``, ``True`` for real tokens."""
-    if str(mask.dtype) != "torch.bool":
+    if mask.dtype != torch.bool:
         raise TypeError(
             f"`mask` must be a boolean tensor, True for real tokens, got {mask.dtype}. "
             "Compare with zero: `mask != 0`."
@@ -50,8 +51,10 @@ def check_mask(mask: Tensor, shape: Collection[int]) -> None:
 def check_codes(name: str, codes: Tensor) -> None:
     """Raises unless ``codes`` is a non-empty floating-point matrix ``(k, d)``."""
     check_floating(name, codes)
-    if codes.ndim != 2 or codes.shape[0] == 0:
-        raise ValueError(f"`{name}` must have shape (k, d) with k >= 1, got {tuple(codes.shape)}.")
+    if codes.ndim != 2 or codes.numel() == 0:
+        raise ValueError(
+            f"`{name}` must have shape (k, d) with k and d at least 1, got {tuple(codes.shape)}."
+        )
 
 
 def check_at_least(name: str, value: float, minimum: float) -> None:
@@ -77,3 +80,13 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in sorted(choices))
         raise ValueError(f"`{name}` must be one of {listed}, got {value!r}.")
+
+
+def check_feature_map(name: str, tensor: Tensor, channels: int, *, min_size: int = 1) -> None:
+    """Raises unless ``tensor`` is a floating-point map ``(b, channels, h, w)``, large enough."""
+    check_floating(name, tensor)
+    if tensor.ndim != 4 or tensor.shape[1] != channels or min(tensor.shape[2:]) < min_size:
+        raise ValueError(
+            f"`{name}` must have shape (b, {channels}, h, w) with h and w at least {min_size}, "
+            f"got {tuple(tensor.shape)}. Maps and pictures have channels first."
+        )

@@ -197,6 +197,11 @@ class Rule(nn.Module, abc.ABC):
         self._codebooks: tuple[Codebook, ...] = tuple(unique.values())
         self._owner_of_selection = [list(unique).index(id(c)) for c in quantizer.codebooks]
 
+    @property
+    def codebooks(self) -> tuple[Codebook, ...]:
+        """The codebooks that this rule changes, each once."""
+        return self._codebooks
+
     @abc.abstractmethod
     def step(self, out: QuantizerOutput) -> None:
         """Updates the statistics, and the codebooks of the quantizer that produced ``out``."""

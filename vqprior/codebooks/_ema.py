@@ -83,7 +83,7 @@ class CodebookEMA(Rule):
         statistics = []
         for codebook, selections in zip(self._codebooks, groups, strict=True):
             parts = [code_statistics(s.inputs, s.indices, codebook.num_codes) for s in selections]
-            statistics.append(torch.stack(parts).sum(dim=0))
+            statistics.append(torch.stack(parts).sum(dim=0).float())
         fused = _distributed.all_reduce_sum_(torch.cat([s.reshape(-1) for s in statistics]))
         pieces = fused.split([s.numel() for s in statistics])
         for number, piece in enumerate(pieces):
@@ -94,7 +94,9 @@ class CodebookEMA(Rule):
         counts: Tensor = self.get_buffer(f"counts_{number}")
         codes: Tensor = self.get_buffer(f"codes_{number}")
         current = codebook.vectors()
-        rewritten = (codes.to(current.dtype) != current).any(dim=1)
+        # Compared in the narrower of the two dtypes: only there were they ever equal.
+        kept = codes.to(current.dtype).to(codes.dtype)
+        rewritten = (kept != current.to(codes.dtype)).any(dim=1)
         codes.copy_(torch.where(rewritten.unsqueeze(1), current, codes))
         counts.copy_(torch.where(rewritten, 1.0, counts))
 

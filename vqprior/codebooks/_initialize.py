@@ -48,7 +48,7 @@ def initialize_(
     """
     check_choice("method", method, ("kmeans", "sample"))
     iterations = 10 if method == "kmeans" else 0
-    was_training = quantizer.training
+    modes = [(module, module.training) for module in quantizer.modules()]
     quantizer.eval()
     try:
         done: set[int] = set()
@@ -62,4 +62,5 @@ def initialize_(
             everywhere = torch.ones(len(vectors), dtype=torch.bool, device=vectors.device)
             codebook.assign_(_distributed.broadcast_(vectors), everywhere)
     finally:
-        quantizer.train(was_training)
+        for module, training in modes:
+            module.training = training

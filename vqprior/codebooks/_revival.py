@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vqprior import _distributed
-from vqprior._checks import check_at_least, check_positive
+from vqprior._checks import check_at_least, check_interval, check_positive
 from vqprior._interfaces import Codebook, CodeSpace, QuantizerOutput, Rule, Selection
 from vqprior.functional import code_statistics
 
@@ -17,7 +17,7 @@ class CodebookRevival(Rule):
 
     Uses are counted over windows of ``patience`` tokens for each code. When a window closes,
     a code that was chosen less than ``threshold`` times as often as the average code moves to a
-    random token of the joint batch of all ranks, unless that token is a code already. Being
+    random token of the joint batch of all ranks, unless a code is there already. Being
     relative to the mean use and counted over enough tokens, the rule stops by itself on
     stationary data. It works for codebooks that learn by ``CodebookEMA`` and by gradient.
 
@@ -31,11 +31,11 @@ class CodebookRevival(Rule):
             mistake chance for death.
         optimizer: The optimizer that trains the codebook by gradient; its moments of a revived
             row are set to zero.
-        seed: Starts the random choice.
+        seed: Starts the random choice, in ``[0, 2**31)``.
 
     Raises:
-        ValueError: If ``threshold`` or ``patience`` is out of range or ``quantizer`` has no
-            codebook.
+        ValueError: If ``threshold``, ``patience`` or ``seed`` is out of range or ``quantizer``
+            has no codebook.
 
     Shape:
         - no tensors in the constructor
@@ -70,6 +70,7 @@ class CodebookRevival(Rule):
         super().__init__(quantizer)
         check_at_least("threshold", threshold, 0.0)
         check_positive("patience", patience)
+        check_interval("seed", seed, 0, 2**31)
         self.threshold = threshold
         self.patience = patience
         self.seed = seed
@@ -77,8 +78,9 @@ class CodebookRevival(Rule):
         self._optimizers = () if optimizer is None else (optimizer,)
         for number, codebook in enumerate(self._codebooks):
             device = codebook.vectors().device
-            self.register_buffer(f"uses_{number}", torch.zeros(codebook.num_codes, device=device))
-            self.register_buffer(f"tokens_{number}", torch.zeros((), device=device))
+            uses = torch.zeros(codebook.num_codes, dtype=torch.float32, device=device)
+            self.register_buffer(f"uses_{number}", uses)
+            self.register_buffer(f"tokens_{number}", torch.zeros_like(uses[0]))
             steps = torch.zeros((), dtype=torch.int64, device=device)
             self.register_buffer(f"steps_{number}", steps)
 
@@ -111,8 +113,7 @@ class CodebookRevival(Rule):
 
         closes = tokens >= self.patience * codebook.num_codes
         rare = uses < self.threshold * tokens / codebook.num_codes
-        is_new = errors > 1e-10 * candidates.square().sum(dim=1)
-        dead = closes & rare & is_new
+        dead = closes & rare & _is_new(candidates, errors, codebook)
         codebook.assign_(candidates, dead)
         for optimizer in self._optimizers:
             _reset_moments(optimizer, codebook, dead)
@@ -148,6 +149,18 @@ def _draw_candidates(selections: list[Selection], chance: Tensor) -> tuple[Tenso
     payload = torch.where(mine.unsqueeze(1), payload, 0.0)
     payload = _distributed.all_reduce_sum_(torch.cat([payload, hits], dim=1))
     return payload[:, :-2], payload[:, -2], payload[:, -1]
+
+
+def _is_new(candidates: Tensor, errors: Tensor, codebook: Codebook) -> Tensor:
+    """Whether a token is further from its code than a learned code settles from its tokens.
+
+    A code on top of its tokens still keeps a distance: what its dtype cannot resolve, and the
+    bias of a smoothed average. Without the margin, revival on data with fewer distinct vectors
+    than codes would never end. The spread is that of the drawn tokens: an offset is no spread.
+    """
+    spread = (candidates - candidates.mean(dim=0)).square().sum(dim=1).mean()
+    resolution = 1e-5 + torch.finfo(codebook.vectors().dtype).eps
+    return errors > 1e-6 * spread + resolution**2 * candidates.square().sum(dim=1)
 
 
 def _reset_moments(optimizer: torch.optim.Optimizer, codebook: Codebook, where: Tensor) -> None:

@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from vqprior._checks import check_shape
+
 
 def straight_through(x: Tensor, codes: Tensor) -> Tensor:
     """Returns ``codes``, with the gradient of the identity with respect to ``x``.
@@ -15,6 +17,9 @@ def straight_through(x: Tensor, codes: Tensor) -> Tensor:
 
     Returns:
         A tensor equal to ``codes`` whose gradient flows to ``x`` unchanged.
+
+    Raises:
+        ValueError: If the shapes differ.
 
     Shape:
         - ``x``, ``codes``, returns: ``(..., d)``
@@ -31,4 +36,5 @@ def straight_through(x: Tensor, codes: Tensor) -> Tensor:
         >>> x.grad
         tensor([1., 1.])
     """
+    check_shape("codes", codes, x.shape)
     return codes.detach() + (x - x.detach())

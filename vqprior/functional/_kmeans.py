@@ -33,8 +33,8 @@ def kmeans(
 
     Raises:
         TypeError: If ``x`` is not floating point.
-        ValueError: If ``x`` holds no finite vector, ``num_codes`` is below 1 or ``iterations``
-            is negative.
+        ValueError: If ``x`` has no dimension or holds no finite vector, ``num_codes`` is below
+            1 or ``iterations`` is negative.
 
     Shape:
         - ``x``: ``(..., d)``
@@ -54,6 +54,8 @@ def kmeans(
     check_floating("x", x)
     check_at_least("num_codes", num_codes, 1)
     check_at_least("iterations", iterations, 0)
+    if x.ndim == 0:
+        raise ValueError("`x` must have shape (..., d), got ().")
     flat = x.reshape(-1, x.shape[-1]).to(torch.promote_types(x.dtype, torch.float32))
     flat = flat[flat.isfinite().all(dim=1)]
     if flat.shape[0] == 0:

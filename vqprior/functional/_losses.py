@@ -4,7 +4,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vqprior._checks import check_integer, check_interval, check_shape
+from vqprior._checks import (
+    check_floating,
+    check_integer,
+    check_interval,
+    check_mask,
+    check_shape,
+)
 from vqprior._interfaces import QuantizerOutput, Selection
 
 
@@ -20,6 +26,10 @@ def masked_mean_square(difference: Tensor, mask: Tensor) -> Tensor:
     Returns:
         A scalar.
 
+    Raises:
+        TypeError: If ``mask`` is not boolean.
+        ValueError: If ``mask`` has another shape than the tokens.
+
     Shape:
         - ``difference``: ``(..., d)``
         - ``mask``: ``(...)``
@@ -32,6 +42,7 @@ def masked_mean_square(difference: Tensor, mask: Tensor) -> Tensor:
         >>> masked_mean_square(x, torch.tensor([True, False]))
         tensor(5.)
     """
+    check_mask(mask, difference.shape[:-1])
     wide = difference.to(torch.promote_types(difference.dtype, torch.float32))
     squares = torch.where(mask.unsqueeze(-1), wide, 0.0).square()
     return squares.sum() / (mask.sum() * difference.shape[-1]).clamp_min(1)
@@ -46,7 +57,7 @@ def commitment_loss(out: QuantizerOutput | Selection) -> Tensor:
         out: A quantizer's result, or one selection of it.
 
     Returns:
-        An unweighted float32 scalar, 0 where no token counts.
+        An unweighted scalar in float32 or wider, 0 where no token counts.
 
     Shape:
         - returns: ``()``
@@ -78,7 +89,7 @@ def codebook_loss(out: QuantizerOutput | Selection) -> Tensor:
         out: A quantizer's result, or one selection of it.
 
     Returns:
-        An unweighted float32 scalar, 0 where no token counts.
+        An unweighted scalar in float32 or wider, 0 where no token counts.
 
     Shape:
         - returns: ``()``
@@ -110,10 +121,10 @@ def code_cross_entropy(logits: Tensor, indices: Tensor, *, label_smoothing: floa
         label_smoothing: Share of the target spread evenly over all codes, in ``[0, 1)``.
 
     Returns:
-        The mean over counted tokens in nats, a float32 scalar; 0 where no token counts.
+        The mean over counted tokens in nats, in float32 or wider; 0 where no token counts.
 
     Raises:
-        TypeError: If ``indices`` is not an integer tensor.
+        TypeError: If ``logits`` is not floating point or ``indices`` not an integer tensor.
         ValueError: If the shapes do not fit or ``label_smoothing`` is out of range.
 
     Shape:
@@ -128,6 +139,7 @@ def code_cross_entropy(logits: Tensor, indices: Tensor, *, label_smoothing: floa
         >>> code_cross_entropy(logits, torch.tensor([0, 1, -1]))
         tensor(0.6931)
     """
+    check_floating("logits", logits)
     check_integer("indices", indices)
     check_shape("indices", indices, logits.shape[:-1])
     check_interval("label_smoothing", label_smoothing, 0.0, 1.0)
@@ -136,7 +148,7 @@ def code_cross_entropy(logits: Tensor, indices: Tensor, *, label_smoothing: floa
     wide = torch.where(counted.unsqueeze(-1), wide, 0.0)
     total = F.cross_entropy(
         wide.reshape(-1, wide.shape[-1]),
-        indices.reshape(-1),
+        indices.reshape(-1).long(),
         ignore_index=-1,
         reduction="sum",
         label_smoothing=label_smoothing,

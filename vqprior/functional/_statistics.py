@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from vqprior._checks import check_at_least, check_floating, check_integer, check_shape
+
 
 def code_statistics(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     """Sums, for each code, the vectors that chose it, and counts them.
@@ -18,6 +20,10 @@ def code_statistics(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     Returns:
         Sums in the first ``d`` columns, counts in the last.
 
+    Raises:
+        TypeError: If ``x`` is not floating point or ``indices`` not an integer tensor.
+        ValueError: If ``indices`` has another shape than the tokens or ``num_codes`` is below 1.
+
     Shape:
         - ``x``: ``(..., d)``
         - ``indices``: ``(...)``
@@ -31,6 +37,10 @@ def code_statistics(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
         tensor([[0., 0., 0.],
                 [4., 6., 2.]])
     """
+    check_floating("x", x)
+    check_integer("indices", indices)
+    check_shape("indices", indices, x.shape[:-1])
+    check_at_least("num_codes", num_codes, 1)
     dtype = torch.promote_types(x.dtype, torch.float32)
     flat_indices = indices.reshape(-1)
     flat = x.detach().reshape(flat_indices.shape[0], x.shape[-1]).to(dtype)

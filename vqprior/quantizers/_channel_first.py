@@ -78,8 +78,18 @@ class ChannelFirst(Quantizer):
         return self.quantizer.encode(self._features_last(x, mask), mask)
 
     def decode(self, indices: Tensor) -> Tensor:
-        """Returns the codes ``(b, d, *spatial)`` named by ``indices``."""
-        return self.quantizer.decode(indices).movedim(-1, 1)
+        """Returns the codes ``(b, d, *spatial)`` named by ``indices``.
+
+        Raises:
+            ValueError: If ``indices`` has no batch dimension.
+        """
+        codes = self.quantizer.decode(indices)
+        if codes.ndim < 2:
+            raise ValueError(
+                f"`indices` must have a batch dimension, got {tuple(indices.shape)}. For a single "
+                "vector, call the wrapped quantizer."
+            )
+        return codes.movedim(-1, 1)
 
     def _features_last(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if x.ndim < 2 or x.shape[1] != self.dim:

@@ -47,8 +47,8 @@ class VectorQuantizer(Quantizer):
             0.25.
 
     Raises:
-        ValueError: If ``codebook`` has another size, ``metric`` is unknown, or a weight is
-            negative.
+        ValueError: If a size is below 1, ``codebook`` has another size, ``metric`` is unknown,
+            or a weight is negative.
 
     Shape:
         - input: ``(..., d)``
@@ -83,6 +83,8 @@ class VectorQuantizer(Quantizer):
         codebook_weight: float = 1.0,
     ) -> None:
         super().__init__()
+        check_at_least("dim", dim, 1)
+        check_at_least("codebook_size", codebook_size, 1)
         self.codebook: Codebook = Table(codebook_size, dim) if codebook is None else codebook
         if (self.codebook.num_codes, self.codebook.dim) != (codebook_size, dim):
             raise ValueError(
@@ -149,7 +151,7 @@ class VectorQuantizer(Quantizer):
         return QuantizerOutput(
             quantized=torch.where(counted.unsqueeze(-1), quantized, 0.0),
             indices=indices,
-            loss=sum(terms.values(), torch.zeros((), device=x.device)),
+            loss=sum(terms.values(), torch.zeros((), dtype=torch.float32, device=x.device)),
             terms=terms,
             selections=(selection,),
         )
@@ -168,7 +170,7 @@ class VectorQuantizer(Quantizer):
             TypeError: If ``indices`` is not an integer tensor.
         """
         check_integer("indices", indices)
-        codes = F.embedding(indices.clamp_min(0), self.codebook.vectors())
+        codes = F.embedding(indices.long().clamp_min(0), self.codebook.vectors())
         return torch.where((indices >= 0).unsqueeze(-1), codes, 0.0)
 
     def logits(self, x: Tensor, *, temperature: float = 1.0) -> Tensor:

@@ -19,6 +19,9 @@ class SelfUpdating(Quantizer):
         quantizer: The quantizer that is called.
         *rules: Rules that were built on ``quantizer``, stepped in this order.
 
+    Raises:
+        ValueError: If a rule was built on another quantizer.
+
     Shape:
         - input, output: those of ``quantizer``
 
@@ -38,6 +41,14 @@ class SelfUpdating(Quantizer):
 
     def __init__(self, quantizer: Quantizer, *rules: Rule) -> None:
         super().__init__()
+        known = {id(codebook) for codebook in quantizer.codebooks}
+        for rule in rules:
+            if {id(codebook) for codebook in rule.codebooks} != known:
+                raise ValueError(
+                    "`rules` must be built on `quantizer`, got a "
+                    f"{type(rule).__name__} of other codebooks. Build it on the quantizer that is "
+                    "passed here."
+                )
         self.quantizer = quantizer
         self.rules = nn.ModuleList(rules)
 

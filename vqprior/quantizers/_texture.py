@@ -16,6 +16,7 @@ class Fuse(Protocol):
 
 
 def _residual(structure: Tensor, texture: Tensor) -> Tensor:
+    check_shape("texture", texture, structure.shape)
     return texture - structure
 
 
@@ -90,7 +91,8 @@ class TextureQuantizer(CodeSpace):
         """Quantizes ``texture`` given ``structure``; ``mask`` is True for real tokens.
 
         Raises:
-            ValueError: If what ``fuse`` returns has not the shape of ``structure``.
+            ValueError: If what ``fuse`` returns has not the shape of ``structure``; by default,
+                if ``texture`` has not.
         """
         out = self.quantizer(self._fused(texture, structure), mask)
         return dataclasses.replace(out, quantized=structure + out.quantized)
