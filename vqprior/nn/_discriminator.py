@@ -1,0 +1,100 @@
+"""The patch discriminator of pix2pix."""
+
+from collections.abc import Callable
+from typing import final
+
+from torch import Tensor, nn
+
+from vqprior._checks import check_at_least, check_feature_map
+
+_SLOPE = 0.2
+_WEIGHT_STD = 0.02
+# The number of channels doubles with each layer up to this multiple of the first.
+_MAX_MULTIPLE = 8
+
+
+@final
+class PatchDiscriminator(nn.Module):
+    """Judges overlapping patches of a picture: one logit each, large for real ones.
+
+    ``num_layers`` 4x4 convolutions of stride 2 and two of stride 1, with leaky rectifiers of
+    slope 0.2 between them; all but the first and the last are normalized. With the default of
+    three layers a logit sees 70 x 70 pixels.
+
+    Convolutions start from a normal distribution of standard deviation 0.02. In training mode
+    ``BatchNorm2d`` updates its running statistics at each call; other norms make calls pure.
+
+    Args:
+        in_channels: Number of channels of the picture, at least 1.
+        width: Number of channels of the first layer, at least 1; it doubles with each layer
+            up to eight times.
+        num_layers: Number of layers of stride 2, at least 1.
+        norm: Builds each normalization from a number of channels. The convolution before a
+            ``torch.nn.BatchNorm2d`` has no bias, since the norm would cancel it.
+
+    Raises:
+        ValueError: If ``in_channels``, ``width`` or ``num_layers`` is below 1.
+
+    Shape:
+        - input: ``(b, in_channels, h, w)`` with ``h`` and ``w`` at least
+          ``3 * 2**num_layers``
+        - output: ``(b, 1, h // 2**num_layers - 2, w // 2**num_layers - 2)``
+
+    References:
+        Isola, Zhu, Zhou and Efros, *Image-to-Image Translation with Conditional Adversarial
+        Networks*, CVPR 2017, section 3.2.2 and appendix 6.1.2.
+        <https://arxiv.org/abs/1611.07004>
+
+    Examples:
+        >>> import torch
+        >>> from vqprior.nn import PatchDiscriminator
+        >>> PatchDiscriminator(width=8)(torch.randn(2, 3, 64, 48)).shape
+        torch.Size([2, 1, 6, 4])
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        *,
+        width: int = 64,
+        num_layers: int = 3,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    ) -> None:
+        super().__init__()
+        check_at_least("in_channels", in_channels, 1)
+        check_at_least("width", width, 1)
+        check_at_least("num_layers", num_layers, 1)
+        self.in_channels = in_channels
+        self.num_layers = num_layers
+        layers: list[nn.Module] = [_conv(in_channels, width, stride=2), nn.LeakyReLU(_SLOPE)]
+        channels = width
+        for layer in range(1, num_layers + 1):
+            wider = width * min(2**layer, _MAX_MULTIPLE)
+            conv = _conv(
+                channels,
+                wider,
+                stride=2 if layer < num_layers else 1,
+                bias=norm is not nn.BatchNorm2d,
+            )
+            layers += [conv, norm(wider), nn.LeakyReLU(_SLOPE)]
+            channels = wider
+        self.layers = nn.Sequential(*layers, _conv(channels, 1, stride=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the logits ``(b, 1, h', w')`` of the patches of ``x``.
+
+        Raises:
+            TypeError: If ``x`` is not floating point.
+            ValueError: If ``x`` is not of shape ``(b, in_channels, h, w)``, or too small for
+                one logit.
+        """
+        check_feature_map("x", x, self.in_channels, min_size=3 * 2**self.num_layers)
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+def _conv(in_channels: int, out_channels: int, *, stride: int, bias: bool = True) -> nn.Conv2d:
+    """A 4x4 convolution with the start that pix2pix gives it."""
+    conv = nn.Conv2d(in_channels, out_channels, 4, stride=stride, padding=1, bias=bias)
+    nn.init.normal_(conv.weight, std=_WEIGHT_STD)
+    return conv

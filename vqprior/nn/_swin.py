@@ -1,0 +1,188 @@
+"""One layer of a Swin transformer, on feature maps of any size."""
+
+from typing import final
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vqprior._checks import (
+    check_at_least,
+    check_feature_map,
+    check_interval,
+    check_positive,
+)
+
+# Standard deviation of the relative position biases at the start; from the authors' code.
+_BIAS_STD = 0.02
+
+
+@final
+class SwinLayer(nn.Module):
+    """Attention within (shifted) square windows, then a two-layer perceptron; both residual.
+
+    With windows of ``m`` x ``m`` positions and a shift ``s``, two positions see each other
+    exactly if ``(row - s) // m`` and ``(column - s) // m`` agree. Any height and width works:
+    windows at the borders are smaller, and what fills them up is masked out of the attention,
+    so it cannot influence the result. Alternate layers of shift 0 and ``window_size // 2`` to
+    connect the windows.
+
+    Args:
+        channels: Number of channels ``c``, a multiple of ``num_heads``.
+        num_heads: Number of attention heads, at least 1.
+        window_size: Side of a window in positions, at least 1.
+        shift: Offset of the grid of windows in positions, in ``[0, window_size)``.
+        mlp_ratio: Hidden features of the perceptron, as a multiple of ``channels``, greater
+            than 0; the product is rounded down, and is at least 1.
+
+    Raises:
+        ValueError: If an argument is outside its range, or ``channels`` is not a multiple of
+            ``num_heads``.
+
+    Shape:
+        - input: ``(b, c, h, w)``
+        - output: ``(b, c, h, w)``
+
+    References:
+        Liu et al., *Swin Transformer: Hierarchical Vision Transformer using Shifted Windows*,
+        ICCV 2021, equations 3 and 4. Deviations: a map smaller than a window is still
+        shifted, and borders are masked where the authors' code lets positions attend to the
+        padding. <https://arxiv.org/abs/2103.14030>
+
+    Examples:
+        >>> import torch
+        >>> from vqprior.nn import SwinLayer
+        >>> layers = torch.nn.Sequential(
+        ...     SwinLayer(32, num_heads=4, window_size=8),
+        ...     SwinLayer(32, num_heads=4, window_size=8, shift=4),
+        ... )
+        >>> layers(torch.randn(2, 32, 20, 13)).shape
+        torch.Size([2, 32, 20, 13])
+    """
+
+    relative_index: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_heads: int,
+        window_size: int = 8,
+        shift: int = 0,
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        super().__init__()
+        check_at_least("num_heads", num_heads, 1)
+        check_at_least("window_size", window_size, 1)
+        check_interval("shift", shift, 0, window_size)
+        check_positive("mlp_ratio", mlp_ratio)
+        if channels < 1 or channels % num_heads != 0:
+            raise ValueError(
+                f"`channels` must be a positive multiple of num_heads = {num_heads}, got "
+                f"{channels}."
+            )
+        self.channels = channels
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.shift = shift
+        hidden = max(1, int(channels * mlp_ratio))
+        self.norm1 = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels)
+        )
+        self.relative_bias = nn.Parameter(torch.empty(num_heads, (2 * window_size - 1) ** 2))
+        nn.init.trunc_normal_(self.relative_bias, std=_BIAS_STD)
+        self.register_buffer("relative_index", _relative_index(window_size), persistent=False)
+
+    def extra_repr(self) -> str:
+        """Shows the geometry in ``repr``."""
+        return (
+            f"{self.channels}, num_heads={self.num_heads}, window_size={self.window_size}, "
+            f"shift={self.shift}"
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transforms ``x`` ``(b, c, h, w)``.
+
+        Raises:
+            TypeError: If ``x`` is not floating point.
+            ValueError: If ``x`` is not of shape ``(b, c, h, w)``.
+        """
+        check_feature_map("x", x, self.channels)
+        tokens = x.permute(0, 2, 3, 1)
+        tokens = tokens + self._attend(self.norm1(tokens))
+        expanded: Tensor = self.mlp(self.norm2(tokens))
+        return (tokens + expanded).permute(0, 3, 1, 2)
+
+    def _attend(self, tokens: Tensor) -> Tensor:
+        """Attention among the tokens of each window, ``(b, h, w, c)``."""
+        m, (height, width) = self.window_size, tokens.shape[1:3]
+        bottom, right = -height % m, -width % m
+        # Projecting before padding spares work; what the padding holds is masked anyway.
+        qkv = F.pad(self.qkv(tokens), (0, 0, 0, right, 0, bottom))
+        if self.shift:
+            qkv = qkv.roll((-self.shift, -self.shift), dims=(1, 2))
+        q, k, v = rearrange(
+            qkv,
+            "b (rows y) (columns x) (three heads e) -> three b (rows columns) heads (y x) e",
+            three=3,
+            heads=self.num_heads,
+            y=m,
+            x=m,
+        ).unbind(0)
+        bias = self.relative_bias[:, self.relative_index].to(q.dtype)
+        if self.shift or bottom or right:
+            # One mask for each window. Windows go with the heads, so that the mask is shared by
+            # the batch, and attention stays four-dimensional, as its fast kernels want.
+            same = self._same_region(height, width, tokens.device)
+            mask = bias.where(same.unsqueeze(1), float("-inf")).flatten(0, 1)
+            merge = 1
+        else:
+            mask, merge = bias, 0
+        shape = q.shape
+        q, k, v = (part.flatten(merge, merge + 1) for part in (q, k, v))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.unsqueeze(0))
+        joined = rearrange(
+            attended.reshape(shape),
+            "b (rows columns) heads (y x) e -> b (rows y) (columns x) (heads e)",
+            rows=(height + bottom) // m,
+            y=m,
+        )
+        if self.shift:
+            joined = joined.roll((self.shift, self.shift), dims=(1, 2))
+        projected: Tensor = self.proj(joined[:, :height, :width])
+        return projected
+
+    def _same_region(self, height: int, width: int, device: torch.device) -> Tensor:
+        """Whether two positions of a rolled window may see each other: ``(windows, m*m, m*m)``.
+
+        The roll brings the first ``shift`` rows (columns) behind the last ones, into windows
+        where they do not belong; padding is a region of its own, so every position sees one.
+        """
+        rows = self._regions(height, device)
+        columns = self._regions(width, device)
+        labels = rearrange(
+            3 * rows.unsqueeze(1) + columns,
+            "(rows y) (columns x) -> (rows columns) (y x)",
+            y=self.window_size,
+            x=self.window_size,
+        )
+        return labels.unsqueeze(2) == labels.unsqueeze(1)
+
+    def _regions(self, size: int, device: torch.device) -> Tensor:
+        """Labels the positions of one axis: 0 wrapped by the roll, 1 in place, 2 padding."""
+        position = torch.arange(size + -size % self.window_size, device=device)
+        label = (position >= self.shift).long()
+        return label.masked_fill(position >= size, 2).roll(-self.shift)
+
+
+def _relative_index(window_size: int) -> Tensor:
+    """Names the offset between any two positions of a window: ``(m*m, m*m)``."""
+    axis = torch.arange(window_size)
+    offset = axis.unsqueeze(1) - axis + window_size - 1
+    rows = offset[:, None, :, None] * (2 * window_size - 1)
+    return (rows + offset[None, :, None, :]).reshape(window_size**2, window_size**2)
