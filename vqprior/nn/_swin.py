@@ -121,7 +121,8 @@ class SwinLayer(nn.Module):
     def _attend(self, tokens: Tensor) -> Tensor:
         """Attention among the tokens of each window, ``(b, h, w, c)``."""
         m, (height, width) = self.window_size, tokens.shape[1:3]
-        bottom, right = -height % m, -width % m
+        rows, columns = -(-height // m), -(-width // m)
+        bottom, right = rows * m - height, columns * m - width
         # Projecting before padding spares work; what the padding holds is masked anyway.
         qkv = F.pad(self.qkv(tokens), (0, 0, 0, right, 0, bottom))
         if self.shift:
@@ -149,7 +150,7 @@ class SwinLayer(nn.Module):
         joined = rearrange(
             attended.reshape(shape),
             "b (rows columns) heads (y x) e -> b (rows y) (columns x) (heads e)",
-            rows=(height + bottom) // m,
+            rows=rows,
             y=m,
         )
         if self.shift:
