@@ -3,9 +3,10 @@
 import dataclasses
 from typing import TYPE_CHECKING, Protocol, final
 
+import torch
 from torch import Tensor, nn
 
-from vqprior._checks import check_shape
+from vqprior._checks import check_floating, check_shape
 from vqprior._interfaces import Codebook, CodeSpace, Quantizer, QuantizerOutput
 
 
@@ -91,6 +92,7 @@ class TextureQuantizer(CodeSpace):
         """Quantizes ``texture`` given ``structure``; ``mask`` is True for real tokens.
 
         Raises:
+            TypeError: If ``texture`` or ``structure`` is not floating point.
             ValueError: If what ``fuse`` returns has not the shape of ``structure``; by default,
                 if ``texture`` has not.
         """
@@ -106,10 +108,18 @@ class TextureQuantizer(CodeSpace):
         return structure + self.quantizer.decode(indices).to(structure.dtype)
 
     def _fused(self, texture: Tensor, structure: Tensor) -> Tensor:
-        fused: Tensor = self.fuse(structure, texture)
+        check_floating("texture", texture)
+        check_floating("structure", structure)
+        usable = structure.isfinite()
+        if texture.shape == structure.shape:
+            usable = usable & texture.isfinite()
+            texture = torch.where(usable, texture, 0.0)
+        fused: Tensor = self.fuse(torch.where(usable, structure, 0.0), texture)
         # A broadcast sum would hide a structure of the wrong size.
         check_shape("fuse(structure, texture)", fused, structure.shape)
-        return fused
+        # The quantizer leaves these tokens out; had `fuse` seen them, even a gradient of 0 would
+        # have become NaN in its parameters.
+        return torch.where(usable, fused, torch.nan)
 
     if TYPE_CHECKING:  # nn.Module.__call__ returns Any; callers deserve the real type.
 

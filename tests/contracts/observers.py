@@ -1,0 +1,57 @@
+"""Modes that watch every operator of a call, the body of the search included."""
+
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vqprior.functional import _search
+
+# Operators that wait for a value of the device, or whose result's size depends on one.
+_SYNCHRONIZING = {
+    "_local_scalar_dense",
+    "equal",
+    "is_nonzero",
+    "item",
+    "masked_select",
+    "nonzero",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
+}
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the number of entries of the largest result."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            # A view shares memory with what was seen already, and may repeat it (`expand`).
+            if isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided:
+                entries = leaf.untyped_storage().nbytes() // leaf.element_size()
+                self.numel = max(self.numel, entries)
+        return result
+
+
+class NoHostSync(TorchDispatchMode):
+    """Fails on the operators that would make the host wait for the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in _SYNCHRONIZING, f"{name} waits for the device"
+        if name in ("index", "index_put", "index_put_"):
+            indices = [i for i in args[1] if i is not None]
+            assert all(i.dtype not in (torch.bool, torch.uint8) for i in indices), name
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def watching(mode):
+    """Runs the search as plain operators, since a mode does not see inside a custom one."""
+    with mock.patch.object(_search, "_nearest_codes", _search._nearest_codes._init_fn), mode:
+        yield mode

@@ -1,0 +1,89 @@
+"""Law 3: the estimator's gradient, the identity by default, and live losses."""
+
+import torch
+from torch.testing import assert_close
+
+from tests.contracts.factories import arrange, draw, every_quantizer, quantizers_where
+
+
+def has_term(name):
+    return quantizers_where(lambda quantizer: name in quantizer.eval()(draw(quantizer)).terms)
+
+
+def before_quantization(quantizer, x):
+    return quantizer.before_quantization(x) if hasattr(quantizer, "before_quantization") else x
+
+
+@every_quantizer
+def test_gradient_of_quantized_is_that_of_what_was_quantized(make):
+    quantizer = make()
+    x = draw(quantizer, (6, 5)).requires_grad_()
+    weight = torch.randn(x.shape)
+    (expected,) = torch.autograd.grad((weight * before_quantization(quantizer, x)).sum(), x)
+    (actual,) = torch.autograd.grad((weight * quantizer(x).quantized).sum(), x)
+    assert_close(actual, expected)
+
+
+@every_quantizer
+def test_gradient_of_quantized_does_not_reach_the_codebook(make):
+    quantizer = make()
+    quantizer(draw(quantizer).requires_grad_()).quantized.sum().backward()
+    for codebook in quantizer.codebooks:
+        assert all(p.grad is None or not p.grad.any() for p in codebook.parameters())
+
+
+@has_term("commitment")
+def test_commitment_gradient_is_alive_in_every_feature(make):
+    quantizer = make()
+    x = draw(quantizer, (64,)).requires_grad_()
+    (gradient,) = torch.autograd.grad(quantizer(x).terms["commitment"], x)
+    assert gradient.isfinite().all()
+    assert (gradient != 0).any(dim=0).all()
+
+
+@has_term("commitment")
+def test_commitment_pulls_toward_the_code_that_was_chosen(make):
+    quantizer = make()
+    x = draw(quantizer, (6,)).requires_grad_()
+    out = quantizer(x)
+    (selection,) = out.selections
+    difference = (selection.inputs - selection.codes).detach()
+    (gain,) = torch.autograd.grad(before_quantization(quantizer, x).sum(), x)
+    # 0.25 times the derivative of a mean of squares, through whatever precedes the codebook.
+    expected = 0.25 * 2 * arrange(quantizer, difference) / difference.numel() * gain
+    assert_close(torch.autograd.grad(out.loss, x)[0], expected)
+
+
+@has_term("codebook")
+def test_codebook_gradient_reaches_chosen_rows_only(make):
+    quantizer = make()
+    out = quantizer(draw(quantizer, (5,)))
+    out.loss.backward()
+    (codebook,), (selection,) = quantizer.codebooks, out.selections
+    chosen = torch.zeros(codebook.num_codes, dtype=torch.bool)
+    chosen[selection.indices] = True
+    (gradient,) = [p.grad for p in codebook.parameters()]
+    assert_close((gradient != 0).any(dim=1), chosen)
+
+
+@every_quantizer
+def test_a_term_exists_only_if_it_can_act(make):
+    quantizer = make().requires_grad_(requires_grad=False)
+    assert "codebook" not in quantizer(draw(quantizer)).terms
+
+
+@every_quantizer
+def test_gradients_are_those_of_the_codebook_that_the_call_used(make):
+    """Codes that move between the call and the backward pass do not change the gradients."""
+    quantizer, moving = make(), make()
+    moving.load_state_dict(quantizer.state_dict())
+    gradients = []
+    for each in (quantizer, moving):
+        x = draw(each).requires_grad_()
+        out = each(x)
+        for codebook in each.codebooks if each is moving else ():
+            everywhere = torch.ones(codebook.num_codes, dtype=torch.bool)
+            codebook.assign_(codebook.vectors() + 100, everywhere)
+        loss = out.loss + out.quantized.square().sum()
+        gradients.append(torch.autograd.grad(loss, x)[0])
+    assert_close(gradients[0], gradients[1], rtol=0, atol=0)

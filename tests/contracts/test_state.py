@@ -1,0 +1,97 @@
+"""Law 8: a state loaded strictly into fresh modules continues bit for bit; copies are whole."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from tests.contracts.factories import arrange, draw, every_quantizer, features_last, state
+from vqprior import CodebookEMA, CodebookRevival, SelfUpdating
+
+pytestmark = every_quantizer
+
+
+class Training:
+    """A linear encoder, a quantizer, its rules and the optimizer of both."""
+
+    def __init__(self, quantizer, *, ema):
+        self.encoder, self.quantizer = nn.Linear(quantizer.dim, quantizer.dim), quantizer
+        ema_rules = [CodebookEMA(quantizer, decay=0.9)] if ema else []
+        parameters = [p for p in quantizer.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam([*self.encoder.parameters(), *parameters], lr=0.1)
+        revival = CodebookRevival(quantizer, patience=4.0, threshold=0.5, optimizer=self.optimizer)
+        self.rules = nn.ModuleList([*ema_rules, revival])
+
+    def parts(self):
+        return self.encoder, self.quantizer, self.rules, self.optimizer
+
+    def run(self, seeds):
+        for seed in seeds:
+            x = draw(self.quantizer, (40,), seed=seed)
+            encoded = self.encoder(features_last(self.quantizer, x))
+            out = self.quantizer(arrange(self.quantizer, encoded))
+            loss = (out.quantized - x).square().mean() + out.loss
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            for rule in self.rules:
+                rule.step(out)
+        return loss.detach()
+
+
+@pytest.mark.parametrize("ema", [False, True], ids=["gradient", "ema"])
+def test_training_continues_bit_for_bit(make, ema):
+    first = Training(make(), ema=ema)
+    first.run(range(2))
+    file = io.BytesIO()
+    torch.save([part.state_dict() for part in first.parts()], file)
+    file.seek(0)
+    torch.manual_seed(1)
+    second = Training(make(), ema=ema)
+    for part, saved in zip(second.parts(), torch.load(file, weights_only=True), strict=True):
+        part.load_state_dict(saved)
+    assert_close(second.run(range(2, 5)), first.run(range(2, 5)), rtol=0, atol=0)
+    for ours, theirs in zip(second.parts()[:3], first.parts()[:3], strict=True):
+        assert_close(state(ours), state(theirs), rtol=0, atol=0)
+
+
+def through_pickle(thing):
+    return pickle.loads(pickle.dumps(thing))
+
+
+@pytest.mark.parametrize("clone", [through_pickle, copy.deepcopy])
+def test_a_copy_learns_by_itself(make, clone):
+    """Rules that are copied with their quantizer act on the copy and leave the original."""
+    quantizer = make()
+    original = nn.ModuleList([quantizer, CodebookEMA(quantizer), CodebookRevival(quantizer)])
+    twin, before = clone(original), state(original)
+    assert_close(state(twin), before, rtol=0, atol=0)
+    copied, *rules = twin
+    for seed in range(3):
+        out = copied(draw(copied, seed=seed))
+        for rule in rules:
+            rule.step(out)
+    assert_close(state(original), before, rtol=0, atol=0)
+    for codebook, mine in zip(copied.codebooks, quantizer.codebooks, strict=True):
+        assert (codebook.vectors() != mine.vectors()).any()
+    for rule in rules:
+        assert [id(c) for c in rule.codebooks] == [id(c) for c in copied.codebooks]
+
+
+@pytest.mark.parametrize("clone", [through_pickle, copy.deepcopy])
+def test_a_copied_self_updating_quantizer_is_whole(make, clone):
+    original = SelfUpdating(quantizer := make(), CodebookEMA(quantizer, decay=0.5))
+    before = state(original)
+    twin = clone(original).train()
+    twin(draw(quantizer))
+    assert_close(state(original), before, rtol=0, atol=0)
+    assert (twin.codebooks[0].vectors() != original.codebooks[0].vectors()).any()
+
+
+def test_the_repr_names_the_class(make):
+    quantizer = make()
+    assert type(quantizer).__name__ in repr(quantizer)
