@@ -1,0 +1,114 @@
+"""Model files: safetensors with the configuration in the header, so nothing executes on reading."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import safetensors
+from cli import UserError, atomic_write
+from model import CodePredictor, ModelConfig, SuperResolver, TextureTokenizer
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "tiny.safetensors"
+FORMAT = "vqprior-super-resolution-1"
+
+
+def save_model(path: Path, model: SuperResolver | TextureTokenizer, notes: dict[str, str]) -> None:
+    """Writes a tokenizer, or a super-resolver with its tokenizer, atomically.
+
+    Args:
+        path: The file.
+        model: What to save.
+        notes: Short texts for the header, such as the stage and the number of steps.
+    """
+    parts: dict[str, nn.Module] = {"tokenizer": model}
+    if isinstance(model, SuperResolver):
+        parts = {"tokenizer": model.tokenizer}
+        if model.predictor is not None:
+            parts["predictor"] = model.predictor
+    tensors = {
+        f"{part}.{name}": value.detach().cpu().contiguous()
+        for part, module in parts.items()
+        for name, value in module.state_dict().items()
+    }
+    header = {"format": FORMAT, "config": json.dumps(dataclasses.asdict(model.config)), **notes}
+    with atomic_write(path) as file:
+        file.write(save(tensors, metadata=header))
+
+
+def read_notes(path: Path) -> dict[str, str]:
+    """Returns the header of a model file, checked to be one of ours.
+
+    Raises:
+        UserError: If the file is missing, unreadable, or not a model of this example.
+    """
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such weights; expected a .safetensors file written by train.py"
+        ) from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+    if header.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: expected weights of format {FORMAT}, found "
+            f"{header.get('format', 'a safetensors file of another program')}"
+        )
+    return header
+
+
+def load_tokenizer(path: Path) -> TextureTokenizer:
+    """Reads the tokenizer of a model file.
+
+    Raises:
+        UserError: As ``read_notes``, and if the tensors do not fit the configuration.
+    """
+    config, tensors = _read(path)
+    tokenizer = TextureTokenizer(config)
+    _fill(path, tokenizer, tensors, "tokenizer.")
+    return tokenizer.eval()
+
+
+def load_super_resolver(path: Path) -> SuperResolver:
+    """Reads a super-resolver; from a tokenizer alone, one that leaves out the texture.
+
+    Raises:
+        UserError: As ``load_tokenizer``, and if the tokenizer alone cannot enlarge.
+    """
+    config, tensors = _read(path)
+    tokenizer = load_tokenizer(path)
+    predictor = None
+    if any(name.startswith("predictor.") for name in tensors):
+        predictor = CodePredictor(config)
+        _fill(path, predictor, tensors, "predictor.")
+    try:
+        return SuperResolver(tokenizer, predictor).eval()
+    except ValueError:
+        raise UserError(
+            f"{path}: holds a tokenizer alone, whose structure must be regressed by a predictor; "
+            "train --stage predictor"
+        ) from None
+
+
+def _read(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    header = read_notes(path)
+    try:
+        config = ModelConfig(**json.loads(header["config"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: the configuration in the header is not understood ({error})"
+        ) from None
+    tensors = {name: value.float() for name, value in load_file(str(path)).items()}
+    return config, tensors
+
+
+def _fill(path: Path, module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
+    own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    try:
+        module.load_state_dict(own)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise UserError(f"{path}: tensors do not fit their configuration: {detail}") from None

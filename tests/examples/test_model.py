@@ -1,0 +1,106 @@
+"""The TVQ&RAP assembly: shapes, what the predictor may see, and what tiles rely on."""
+
+import pytest
+import torch
+from model import PRESETS, CodePredictor, ModelConfig, SuperResolver, TextureTokenizer
+from torch.testing import assert_close
+
+LITTLE = {"width": 8, "codebook_size": 16, "structure_blocks": 1, "texture_blocks": 1,
+          "decoder_blocks": 1, "predictor_width": 8, "predictor_blocks": 1, "head_blocks": 1}  # fmt: skip
+CONFIGS = {
+    "lowres": ModelConfig(structure="lowres", **LITTLE),
+    "lowres-4": ModelConfig(structure="lowres", grid=4, **LITTLE),
+    "regressed": ModelConfig(structure="regressed", **LITTLE),
+}
+configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+
+
+def make(config):
+    return SuperResolver(TextureTokenizer(config), CodePredictor(config)).eval()
+
+
+@configs
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 8), (17, 9)])
+def test_enlarges_pictures_of_any_size(config, size):
+    model, lr = make(config), torch.rand(2, 3, *size)
+    with torch.no_grad():
+        picture = model(lr)
+    assert picture.shape == (2, 3, 4 * size[0], 4 * size[1])
+    codes = (-(-size[0] // config.fold), -(-size[1] // config.fold))
+    assert model.indices(lr).shape == (2, *codes)
+
+
+@configs
+def test_tokenizer_reconstructs_from_its_indices(config):
+    tokenizer = TextureTokenizer(config).eval()
+    hr, lr = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        tokenized = tokenizer(hr, lr)
+        indices = tokenizer.encode(hr, lr)
+        structure, _ = tokenizer.structure(hr, lr)
+        decoded = tokenizer.decoder(tokenizer.quantizer.decode(indices, structure), lr)
+    assert_close(indices, tokenized.quantizer_output.indices, rtol=0, atol=0)
+    assert_close(decoded, tokenized.picture, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["lowres", "lowres-4"])
+def test_nothing_beyond_the_overlap_changes_a_pixel(name):
+    model = make(CONFIGS[name])
+    lr = torch.rand(1, 3, 64, 8)
+    changed = lr.clone()
+    changed[:, :, :16] = 1 - changed[:, :, :16]
+    with torch.no_grad():
+        difference = (model(changed) - model(lr)).abs().amax(dim=(0, 1, 3))
+    beyond = 4 * (16 + model.overlap)
+    assert difference[:64].min() > 0
+    assert difference[beyond:].max() == 0
+
+
+def test_without_a_predictor_the_structure_is_decoded_alone():
+    config = CONFIGS["lowres"]
+    tokenizer = TextureTokenizer(config).eval()
+    lr, hr = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 64, 64)
+    none = torch.zeros(1, 8, 8, dtype=torch.bool)
+    model = SuperResolver(tokenizer, None)
+    with torch.no_grad():
+        assert_close(model(lr), tokenizer(hr, lr, none).picture, rtol=0, atol=0)
+    assert (model.indices(lr) == -1).all()
+
+
+def test_regressed_structure_needs_a_predictor():
+    with pytest.raises(ValueError, match=r"`predictor` must be given .* Train `--stage predictor`"):
+        SuperResolver(TextureTokenizer(CONFIGS["regressed"]), None)
+
+
+@configs
+def test_image_loss_trains_the_predictor_and_nothing_else(config):
+    model = make(config)
+    lr = torch.rand(1, 3, 16, 16)
+    model.reconstruct(model.predict(lr), lr).square().mean().backward()
+    assert all(p.grad is None for p in model.tokenizer.parameters())
+    assert model.predictor.head.head.weight.grad.abs().sum() > 0
+
+
+@configs
+def test_code_loss_does_not_move_the_structure(config):
+    model = make(config)
+    model.predict(torch.rand(1, 3, 16, 16)).logits.square().mean().backward()
+    regressor = getattr(model.predictor, "regressor", None)
+    if config.structure == "regressed":
+        assert all(p.grad is None for p in regressor.parameters())
+    assert model.predictor.trunk[0].weight.grad.abs().sum() > 0
+
+
+def test_alignment_pulls_the_encoder_and_not_the_target():
+    tokenizer = TextureTokenizer(CONFIGS["regressed"])
+    _, terms = tokenizer.structure(torch.rand(1, 3, 64, 64), torch.rand(1, 3, 16, 16))
+    terms["alignment"].backward()
+    assert all(p.grad is None for p in tokenizer.structure.small_encoder.parameters())
+    assert tokenizer.structure.encoder[1].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_stay_within_their_size(name):
+    model = make(PRESETS[name])
+    limit = {"tiny": 4_000_000, "small": 8_000_000}[name]
+    assert sum(p.numel() for p in model.parameters()) <= limit

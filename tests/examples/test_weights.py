@@ -1,0 +1,87 @@
+"""Model files: exact round trips, and one clear line for files that are not ours."""
+
+import pytest
+import torch
+from cli import UserError
+from model import CodePredictor, SuperResolver, TextureTokenizer
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+from weights import load_super_resolver, load_tokenizer, read_notes, save_model
+
+from tests.examples.test_model import CONFIGS
+
+
+@pytest.fixture
+def model():
+    config = CONFIGS["regressed"]
+    return SuperResolver(TextureTokenizer(config), CodePredictor(config)).eval()
+
+
+def test_round_trip_is_exact(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_model(path, model, {"stage": "predictor"})
+    loaded = load_super_resolver(path)
+    assert loaded.config == model.config
+    assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert read_notes(path)["stage"] == "predictor"
+
+
+def test_tokenizer_alone(tmp_path):
+    tokenizer = TextureTokenizer(CONFIGS["lowres"])
+    path = tmp_path / "tokenizer.safetensors"
+    save_model(path, tokenizer, {})
+    assert_close(load_tokenizer(path).state_dict(), tokenizer.state_dict(), rtol=0, atol=0)
+    assert load_super_resolver(path).predictor is None
+
+
+def test_half_precision_files_are_read_as_float32(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_model(path, model, {})
+    header = read_notes(path)
+    save_file({k: v.half() for k, v in load_file(path).items()}, path, metadata=header)
+    assert next(load_super_resolver(path).parameters()).dtype == torch.float32
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError, match="no such weights; expected a .safetensors file"):
+        load_super_resolver(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"\x80\x04pickle"])
+def test_not_safetensors(content, tmp_path):
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        load_super_resolver(path)
+
+
+def test_truncated(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_model(path, model, {})
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        load_super_resolver(path)
+
+
+def test_foreign_file(tmp_path):
+    path = tmp_path / "foreign.safetensors"
+    save_file({"weight": torch.zeros(2)}, path)
+    with pytest.raises(UserError, match=r"expected weights of format .*, found a safetensors file"):
+        load_super_resolver(path)
+
+
+def test_tensors_that_do_not_fit(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_model(path, model, {})
+    tensors, header = load_file(path), read_notes(path)
+    del tensors["predictor.head.head.weight"]
+    save_file(tensors, path, metadata=header)
+    with pytest.raises(UserError, match="tensors do not fit their configuration"):
+        load_super_resolver(path)
+
+
+def test_regressed_tokenizer_alone_cannot_enlarge(tmp_path):
+    path = tmp_path / "tokenizer.safetensors"
+    save_model(path, TextureTokenizer(CONFIGS["regressed"]), {})
+    with pytest.raises(UserError, match="holds a tokenizer alone"):
+        load_super_resolver(path)
