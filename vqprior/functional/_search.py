@@ -115,7 +115,11 @@ def _prepare(codes: Tensor, metric: str) -> tuple[Tensor, Tensor, Tensor, Tensor
         shift = codes.mean(dim=0)
         codes = codes - shift
     elif metric == "cosine":
-        codes = torch.nn.functional.normalize(codes, dim=1)
+        # Rows are scaled first, since the square of a small or large length is not a number.
+        rows = codes / codes.abs().amax(dim=1, keepdim=True).clamp_min(
+            torch.finfo(codes.dtype).tiny
+        )
+        codes = torch.nn.functional.normalize(rows, dim=1)
     _, exponent = torch.frexp(codes.abs().amax())
     scale = torch.ldexp(torch.ones_like(shift[0]), -exponent.clamp(-120, 120))
     codes = codes * scale
@@ -139,8 +143,10 @@ def _search_block(block: Tensor, keys: Tensor, bias: Tensor, found: Tensor) -> N
 
 def _insert(best: Tensor, found: Tensor, value: Tensor, index: Tensor) -> None:
     """Inserts one candidate a row into the sorted lists; an equal one stays behind."""
+    closer = torch.zeros_like(value, dtype=torch.bool)
     for place in range(best.shape[1]):
-        closer = value < best[:, place]
+        # From where it goes in, everything moves up by one, equal values too.
+        closer = closer | (value < best[:, place])
         best[:, place], value = (
             torch.where(closer, value, best[:, place]),
             torch.where(closer, best[:, place], value),

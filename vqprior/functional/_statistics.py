@@ -42,7 +42,7 @@ def code_statistics(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     check_shape("indices", indices, x.shape[:-1])
     check_at_least("num_codes", num_codes, 1)
     dtype = torch.promote_types(x.dtype, torch.float32)
-    flat_indices = indices.reshape(-1)
+    flat_indices = indices.reshape(-1).long()
     flat = x.detach().reshape(flat_indices.shape[0], x.shape[-1]).to(dtype)
     counted = (flat_indices >= 0).unsqueeze(1)
     rows = torch.cat([flat, flat.new_ones(flat.shape[0], 1)], dim=1)

@@ -1,0 +1,264 @@
+"""`nearest_codes` against brute force in float64, written from the definition."""
+
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from tests.contracts.observers import LargestTensor, NoHostSync, watching
+from vqprior.functional import _search, nearest_codes
+
+METRICS = ["euclidean", "cosine", "dot"]
+sizes = {"n": st.integers(1, 17), "k": st.integers(1, 9), "d": st.integers(1, 6)}
+
+
+def exactly(actual, expected):
+    assert_close(actual, expected, rtol=0, atol=0)
+
+
+def scores_by_definition(x, codes, metric):
+    """What is minimized, in float64, one pair at a time in the arithmetic."""
+    x, codes = x.double().unsqueeze(-2), codes.double()
+    if metric == "euclidean":
+        return (x - codes).square().sum(-1)
+    product = (x * codes).sum(-1)
+    return -product if metric == "dot" else -product / codes.norm(dim=-1).clamp_min(1e-300)
+
+
+def nearest_by_definition(x, codes, metric="euclidean", num_nearest=1):
+    order = scores_by_definition(x, codes, metric).argsort(dim=-1, stable=True)
+    return order[..., 0] if num_nearest == 1 else order[..., :num_nearest]
+
+
+def integers(*shape, generator, low=-3, high=4):
+    """Exact in floating point, so that ties are real ties on both sides."""
+    return torch.randint(low, high, shape, generator=generator).float()
+
+
+@given(**sizes, seed=st.integers(0, 999), metric=st.sampled_from(["euclidean", "dot"]))
+def test_integers_match_the_definition_ties_included(n, k, d, seed, metric):
+    generator = torch.Generator().manual_seed(seed)
+    # k is a power of two in the mean: with 1, 2, 4 or 8 codes the shift is exact too.
+    k = 1 << (k.bit_length() - 1)
+    x, codes = integers(n, d, generator=generator), integers(k, d, generator=generator)
+    exactly(nearest_codes(x, codes, metric=metric), nearest_by_definition(x, codes, metric))
+
+
+@given(**sizes, seed=st.integers(0, 999), metric=st.sampled_from(METRICS), m=st.integers(1, 9))
+def test_reals_match_the_definition(n, k, d, seed, metric, m):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    codes = torch.randn(k, d, generator=generator, dtype=torch.float64)
+    if metric == "cosine" and d == 1:
+        return  # every code of one feature is as similar as its sign: all ties
+    expected = nearest_by_definition(x, codes, metric, num_nearest=min(m, k))
+    exactly(nearest_codes(x, codes, metric=metric, num_nearest=min(m, k)), expected)
+
+
+@given(seed=st.integers(0, 999), m=st.integers(2, 8))
+def test_several_nearest_break_ties_by_index(seed, m):
+    generator = torch.Generator().manual_seed(seed)
+    x, codes = integers(20, 2, generator=generator), integers(8, 2, generator=generator)
+    expected = nearest_by_definition(x, codes, num_nearest=m)
+    exactly(nearest_codes(x, codes, num_nearest=m), expected)
+
+
+@pytest.mark.parametrize("entries", [1, 7, 64, 1 << 20])
+@pytest.mark.parametrize("block_codes", [1, 3, 8, 16, 17])
+@pytest.mark.parametrize("num_nearest", [1, 5])
+def test_block_sizes_do_not_change_the_result(monkeypatch, entries, block_codes, num_nearest):
+    generator = torch.Generator().manual_seed(0)
+    x, codes = integers(33, 3, generator=generator), integers(16, 3, generator=generator)
+    monkeypatch.setattr(_search, "_MAX_BLOCK_ENTRIES", entries)
+    monkeypatch.setattr(_search, "_MAX_BLOCK_CODES", block_codes)
+    expected = nearest_by_definition(x, codes, num_nearest=num_nearest)
+    exactly(nearest_codes(x, codes, num_nearest=num_nearest), expected)
+
+
+def test_more_codes_than_one_block_holds():
+    codes = torch.arange(2.0 * _search._MAX_BLOCK_CODES + 5).unsqueeze(1)
+    x = torch.tensor([0.2, 8191.4, 8192.4, 16384.3, 99999.0]).unsqueeze(1)
+    exactly(nearest_codes(x, codes), torch.tensor([0, 8191, 8192, 16384, 16388]))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_several_nearest_are_all_different(metric):
+    found = nearest_codes(torch.randn(50, 4), torch.randn(12, 4), metric=metric, num_nearest=12)
+    exactly(found.sort(dim=1).values, torch.arange(12).expand(50, -1))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e4])
+def test_a_common_offset_costs_no_accuracy(offset):
+    """Without the shift, squares of 1e8 would leave no digit for distances of about 1."""
+    generator = torch.Generator().manual_seed(0)
+    # Quarters: the offset is added without rounding.
+    x = offset + integers(500, 4, generator=generator, low=-16, high=17) / 4
+    codes = offset + integers(64, 4, generator=generator, low=-16, high=17) / 4
+    exactly(nearest_codes(x, codes), nearest_by_definition(x, codes))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("exponent", [-100, -60, -20, 0, 20, 60, 97])
+def test_a_common_scale_changes_nothing(metric, exponent):
+    x, codes = torch.randn(200, 4), torch.randn(32, 4)
+    expected = nearest_by_definition(x, codes, metric)
+    scale = 2.0**exponent  # without rounding
+    exactly(nearest_codes(x * scale, codes * scale, metric=metric), expected)
+
+
+def test_a_token_far_away_does_not_overflow():
+    codes = torch.eye(3)
+    x = torch.tensor([[3e38, 0.0, 0.0], [0.0, 3e38, 0.0], [-1e38, -1e38, 3e38]])
+    exactly(nearest_codes(x, codes), torch.tensor([0, 1, 2]))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("num_nearest", [1, 3])
+def test_non_finite_vectors_get_a_valid_index_and_harm_no_other(value, num_nearest):
+    x, codes = torch.randn(20, 4), torch.randn(6, 4)
+    expected = nearest_codes(x, codes, num_nearest=num_nearest)
+    x[3, 1] = value
+    found = nearest_codes(x, codes, num_nearest=num_nearest)
+    assert ((found >= 0) & (found < 6)).all()
+    others = torch.arange(20) != 3
+    exactly(found[others], expected[others])
+
+
+def test_a_zero_vector_is_equally_similar_to_all():
+    exactly(
+        nearest_codes(torch.zeros(2, 3), torch.randn(5, 3), metric="cosine"), torch.zeros(2).long()
+    )
+
+
+def test_cosine_ignores_lengths():
+    x, codes = torch.randn(100, 4), torch.randn(16, 4)
+    lengths = torch.rand(16, 1) * 100 + 0.01
+    found = nearest_codes(x, codes * lengths, metric="cosine")
+    exactly(found, nearest_by_definition(x, codes, "cosine"))
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)
+def test_low_precision_inputs_are_compared_in_float32(low):
+    """In low precision both squared norms round to the same and the wrong row would win."""
+    codes = torch.tensor([[256.0, 4.0], [256.0, 0.0]])
+    x = torch.tensor([[256.0, 0.0]])
+    exactly(nearest_codes(x.to(low), codes.to(low)), torch.tensor([1]))
+    # The dot products of the tokens with both codes are 65536 + 4 and 65536.
+    exactly(nearest_codes(x.to(low) + 1, codes.to(low).flip(0), metric="dot"), torch.tensor([1]))
+
+
+def test_mixed_dtypes_are_compared_in_the_wider():
+    codes = torch.tensor([[1.0], [1.0 + 1e-12]], dtype=torch.float64)
+    exactly(nearest_codes(torch.tensor([[5.0]]), codes), torch.tensor([1]))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_autocast_does_not_change_the_result(metric):
+    x, codes = torch.randn(512, 16), torch.randn(512, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = nearest_codes(x, codes, metric=metric)
+    exactly(inside, nearest_codes(x, codes, metric=metric))
+
+
+@pytest.mark.parametrize("leading", [(), (7,), (2, 3), (0,), (2, 0, 3)])
+@pytest.mark.parametrize("num_nearest", [1, 2])
+def test_leading_dimensions_are_free(leading, num_nearest):
+    found = nearest_codes(torch.randn(*leading, 4), torch.randn(5, 4), num_nearest=num_nearest)
+    assert found.shape == (leading if num_nearest == 1 else (*leading, num_nearest))
+    assert found.dtype == torch.int64
+
+
+def test_a_transposed_input_is_searched_like_a_copy():
+    x, codes = torch.randn(2, 4, 9), torch.randn(6, 4)
+    exactly(nearest_codes(x.mT, codes), nearest_codes(x.mT.contiguous(), codes))
+
+
+def test_no_gradient_and_no_graph():
+    x, codes = torch.randn(5, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
+    assert not nearest_codes(x, codes).requires_grad
+
+
+def test_memory_beyond_the_result_is_one_block():
+    x, codes = torch.randn(3000, 2), torch.randn(2000, 2)
+    with watching(LargestTensor()) as largest, NoHostSync():
+        nearest_codes(x, codes)
+    assert largest.numel <= _search._MAX_BLOCK_ENTRIES < 3000 * 2000
+
+
+def test_the_operator_is_registered_correctly():
+    arguments = (torch.randn(3, 5, 4), torch.randn(6, 4), "euclidean", 2)
+    torch.library.opcheck(torch.ops.vqprior.nearest_codes.default, arguments)
+
+
+@pytest.mark.parametrize(
+    ("codes", "error", "message"),
+    [
+        (
+            torch.zeros(0, 4),
+            ValueError,
+            "`codes` must have shape (k, d) with k and d at least 1, got (0, 4).",
+        ),
+        (
+            torch.zeros(4),
+            ValueError,
+            "`codes` must have shape (k, d) with k and d at least 1, got (4,).",
+        ),
+        (
+            torch.zeros(3, 0),
+            ValueError,
+            "`codes` must have shape (k, d) with k and d at least 1, got (3, 0).",
+        ),
+        (
+            torch.zeros(3, 5),
+            ValueError,
+            "`x` must have shape (..., 5), got (2, 4). Features come last: for feature maps "
+            "(b, d, h, w), wrap the quantizer in `ChannelFirst`.",
+        ),
+        (
+            torch.zeros(3, 4).long(),
+            TypeError,
+            "`codes` must be a floating-point tensor, got torch.int64.",
+        ),
+    ],
+)
+def test_wrong_codes(codes, error, message):
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        nearest_codes(torch.zeros(2, 4), codes)
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "error", "message"),
+    [
+        (
+            torch.zeros(2, 4).long(),
+            {},
+            TypeError,
+            "`x` must be a floating-point tensor, got torch.int64.",
+        ),
+        (torch.tensor(1.0), {}, ValueError, "`x` must have shape (..., 4), got ()."),
+        (
+            torch.zeros(2, 4),
+            {"metric": "l1"},
+            ValueError,
+            "`metric` must be one of 'cosine', 'dot', 'euclidean', got 'l1'.",
+        ),
+        (
+            torch.zeros(2, 4),
+            {"num_nearest": 0},
+            ValueError,
+            "`num_nearest` must be at least 1, got 0.",
+        ),
+        (
+            torch.zeros(2, 4),
+            {"num_nearest": 4},
+            ValueError,
+            "`num_nearest` must be at most the number of codes, 3, got 4.",
+        ),
+    ],
+)
+def test_wrong_arguments(x, options, error, message):
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
+        nearest_codes(x, torch.zeros(3, 4), **options)
