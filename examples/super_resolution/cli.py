@@ -4,6 +4,7 @@ A script's ``main`` raises ``UserError`` for anything its user can put right; ``
 into one line and an exit status. A traceback on the screen therefore always means a bug.
 """
 
+import argparse
 import errno
 import os
 import secrets
@@ -83,6 +84,17 @@ def run(main: Callable[[], int | None]) -> int:
             raise
         return _fail(error, FAILURE)
     return status
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """An argument type: whole numbers from ``minimum`` on."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {minimum} on: {text}")
+        return int(text)
+
+    return number
 
 
 @contextmanager

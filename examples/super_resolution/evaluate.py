@@ -1,0 +1,392 @@
+#!/usr/bin/env python
+"""Measures 4x enlargement against pictures whose large version is known.
+
+    python evaluate.py --photos photos --picture side-by-side.png
+    python evaluate.py --pairs Set14 --csv set14.csv
+
+--photos takes large pictures and makes the small ones itself (Pillow, bicubic); --pairs takes a
+folder with the subfolders HR and LR, in which pictures of one scene have one name.
+
+The numbers, each for bicubic and for the model: PSNR in dB (fidelity to the pixels; more is
+better), SSIM (more is better), GMSD (gradient magnitude similarity deviation, a measure of
+perceived quality; less is better), all on luma without a border of 4 pixels, and detail: the
+energy of frequencies that the small picture cannot hold, as a share of the original's. Bicubic has
+next to none; 1 is as much as the original, which says nothing about whether it is the right one.
+"""
+
+import argparse
+import csv
+import io
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from cli import UserError, at_least, atomic_write, ensure_writable_folder, run
+from images import (
+    Photo,
+    check_output_size,
+    collect_inputs,
+    contact_sheet,
+    from_pillow,
+    preview,
+    read_image,
+    to_float,
+    to_pillow,
+    write_image,
+)
+from PIL import Image
+from tiling import DEFAULT_TILE, SMALLEST_TILE, Enlarger, upscale_tiled
+from torch import Tensor
+from tqdm import tqdm
+from upscale import BICUBIC, NEAREST, enlarge, find_detail
+from weights import DEFAULT_WEIGHTS, load_super_resolver
+
+from vqprior.metrics import CodebookUsage, gmsd, psnr, rgb_to_luma, ssim
+
+SCALE = 4
+BORDER = 4  # pixels that no measure looks at, as is usual in super-resolution
+SMALLEST_SIDE = 32  # of an original
+CROP = 64  # small pixels along the side of what the side-by-side picture shows
+ZOOM = 2  # enlargement there
+PICTURED = 6  # scenes there
+DIGITS = (2, 4, 4, 3)  # of each score in the table
+
+
+class PredictsCodes(Enlarger, Protocol):
+    """A model whose use of its codebook can be counted."""
+
+    codebook_size: int
+
+    def indices(self, lr: Tensor, /) -> Tensor:
+        """Maps ``(b, 3, h, w)`` to the indices that the model chooses; -1 for none."""
+        ...
+
+
+class Pair(NamedTuple):
+    """One scene, large and small: ``uint8`` levels ``(3, 4h, 4w)`` and ``(3, h, w)``."""
+
+    name: str
+    hr: Tensor
+    lr: Tensor
+
+
+class Scores(NamedTuple):
+    """What is measured of one enlargement; the module's docstring says what each is."""
+
+    psnr: float
+    ssim: float
+    gmsd: float
+    detail: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """The numbers of one scene."""
+
+    name: str
+    bicubic: Scores
+    model: Scores
+    seconds: float
+
+
+@dataclass
+class Evaluation:
+    """The numbers of all scenes.
+
+    Attributes:
+        rows: one for each scene.
+        perplexity: codes in effective use, over all scenes; 0 if the model chose none.
+        usage: share of the codebook that was chosen at all.
+        codebook_size: number of codes.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    perplexity: float = 0.0
+    usage: float = 0.0
+    codebook_size: int = 0
+
+    @property
+    def mean(self) -> Row:
+        """The mean over scenes, as a row."""
+        count = len(self.rows)
+        bicubic, model = (
+            Scores(*(sum(column) / count for column in zip(*scores, strict=True)))
+            for scores in ([row.bicubic for row in self.rows], [row.model for row in self.rows])
+        )
+        return Row("mean", bicubic, model, sum(row.seconds for row in self.rows) / count)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the script; returns its exit status."""
+    args = parse_arguments(arguments)
+    loaders = pair_loaders(args.pairs) if args.pairs else photo_loaders(args.photos)
+    _check_outputs(args.csv, args.picture)
+    model = load_super_resolver(args.weights)
+    failures: list[UserError] = []
+    rows: list[list[tuple[str, Image.Image]]] = []
+
+    def keep(pair: Pair, enlarged: Tensor, row: Row) -> None:
+        if args.picture and len(rows) < PICTURED:
+            rows.append(side_by_side(pair, enlarged, row))
+
+    pairs = _load(loaders[: args.limit], failures)
+    evaluation = evaluate(model, pairs, tile=args.tile, each=keep)
+    if not evaluation.rows:
+        raise UserError("none of the pictures could be measured")
+    print(format_table(evaluation))
+    if args.csv:
+        write_csv(args.csv, evaluation)
+    if args.picture:
+        write_image(args.picture, Photo(from_pillow(contact_sheet(rows))))
+    return 1 if failures else 0
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    summary, _, details = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--pairs", type=Path, metavar="DIR", help="with subfolders HR and LR")
+    source.add_argument("--photos", type=Path, metavar="DIR", help="of large pictures")
+    parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="FILE")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="the table, for programs")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="details side by side")
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N pictures")
+    parser.add_argument("--tile", type=at_least(SMALLEST_TILE), default=DEFAULT_TILE, metavar="N")
+    return parser.parse_args(arguments)
+
+
+def pair_loaders(folder: Path) -> list[Callable[[], Pair]]:
+    """Finds the pairs ``HR/NAME`` and ``LR/NAME``; each is read when its loader is called.
+
+    Raises:
+        UserError: a subfolder is missing or empty, or a picture has no partner.
+    """
+    large, small = (
+        {path.name: path for path in _pictures_in(folder / side)} for side in ("HR", "LR")
+    )
+    alone = [f"HR/{name}" for name in large.keys() - small.keys()]
+    alone += [f"LR/{name}" for name in small.keys() - large.keys()]
+    if alone:
+        raise UserError(f"{folder}: no partner of the same name for {', '.join(sorted(alone))}")
+    return [partial(read_pair, large[name], small[name]) for name in large]
+
+
+def photo_loaders(folder: Path) -> list[Callable[[], Pair]]:
+    """Finds large pictures, whose small version is made when their loader is called.
+
+    Raises:
+        UserError: the folder is missing or has no pictures.
+    """
+    return [partial(make_pair, path) for path in _pictures_in(folder)]
+
+
+def read_pair(hr_path: Path, lr_path: Path) -> Pair:
+    """Reads a scene from two files.
+
+    Raises:
+        UserError: a file cannot be read, or the large picture is not 4 times the small one.
+    """
+    hr, lr = (preview(read_image(path)) for path in (hr_path, lr_path))
+    if hr.size != (lr.width * SCALE, lr.height * SCALE):
+        raise UserError(
+            f"{hr_path}: is {hr.width}x{hr.height}, which is not {SCALE} times the "
+            f"{lr.width}x{lr.height} of {lr_path}"
+        )
+    return _checked(hr_path, hr, lr)
+
+
+def make_pair(path: Path) -> Pair:
+    """Reads a large picture, cuts it to multiples of 4, and makes the small one from it.
+
+    Raises:
+        UserError: the file cannot be read or is too small to measure anything.
+    """
+    hr = preview(read_image(path))
+    width, height = (side // SCALE for side in hr.size)
+    hr = hr.crop((0, 0, width * SCALE, height * SCALE))
+    return _checked(path, hr, hr.resize((max(width, 1), max(height, 1)), BICUBIC))
+
+
+def evaluate(
+    model: PredictsCodes,
+    pairs: Iterable[Pair],
+    *,
+    tile: int = DEFAULT_TILE,
+    each: Callable[[Pair, Tensor, Row], None] | None = None,
+) -> Evaluation:
+    """Enlarges the small pictures and compares with the large ones.
+
+    What is measured are the 8-bit levels that upscale.py would write.
+
+    Args:
+        model: in evaluation mode.
+        pairs: the scenes; only one at a time is held.
+        tile: see ``upscale_tiled``.
+        each: called after each scene with the pair, the model's ``(3, 4h, 4w)`` levels, and the
+            numbers.
+    """
+    evaluation = Evaluation(codebook_size=model.codebook_size)
+    codes = CodebookUsage(model.codebook_size)
+    for pair in pairs:
+        start = time.perf_counter()
+        enlarged = upscale_tiled(model, to_float(pair.lr), tile=tile)
+        seconds = time.perf_counter() - start
+        scores = (measure(picture, pair.hr) for picture in (_bicubic(pair.lr), enlarged))
+        row = Row(pair.name, *scores, seconds)
+        evaluation.rows.append(row)
+        for indices in _indices(model, to_float(pair.lr), tile):
+            codes.update(indices)
+        if each is not None:
+            each(pair, enlarged, row)
+    summary = codes.compute()
+    evaluation.perplexity, evaluation.usage = summary.perplexity, summary.usage
+    return evaluation
+
+
+def measure(picture: Tensor, original: Tensor) -> Scores:
+    """Compares levels ``(3, h, w)`` with the original's, on luma and without the border."""
+    inner = slice(BORDER, -BORDER)
+    ours, theirs = (
+        to_float(levels)[None, :, inner, inner].contiguous() for levels in (picture, original)
+    )
+    luma, true_luma = rgb_to_luma(ours), rgb_to_luma(theirs)
+    scores = (
+        psnr(luma, true_luma),
+        ssim(luma, true_luma),
+        gmsd(ours, theirs),
+        detail_energy(luma) / detail_energy(true_luma),
+    )
+    return Scores(*(float(score) for score in scores))
+
+
+def detail_energy(luma: Tensor) -> Tensor:
+    """The energy of ``(..., h, w)`` at frequencies that a picture of a quarter the size lacks."""
+    height, width = luma.shape[-2:]
+    window = torch.outer(torch.hann_window(height), torch.hann_window(width))
+    spectrum = torch.fft.fft2((luma - luma.mean()) * window).abs().square()
+    y, x = torch.fft.fftfreq(height).abs()[:, None], torch.fft.fftfreq(width).abs()
+    return spectrum[..., torch.maximum(y, x) > 0.5 / SCALE].sum()
+
+
+def format_table(evaluation: Evaluation) -> str:
+    """The table that a person reads."""
+    rows = [*evaluation.rows, evaluation.mean]
+    width = max(len(row.name) for row in rows)
+    head = "PSNR-Y (dB)       SSIM-Y           GMSD (low)       detail"
+    lines = [
+        f"{'':{width}}  {head}".rstrip(),
+        f"{'':{width}}" + "  bicubic   model" * len(Scores._fields) + "  seconds",
+    ]
+    for row in rows:
+        cells = "".join(
+            f"  {ours:7.{digits}f} {theirs:7.{digits}f}"
+            for ours, theirs, digits in zip(row.bicubic, row.model, DIGITS, strict=True)
+        )
+        lines.append(f"{row.name:{width}}{cells}  {row.seconds:7.1f}")
+    return "\n".join([*lines, _codes_line(evaluation)])
+
+
+def write_csv(path: Path, evaluation: Evaluation) -> None:
+    """Writes the table for programs, with the mean as its last row.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    heads = [f"{kind}_{name}" for name in Scores._fields for kind in ("bicubic", "model")]
+    table.writerow(["name", *heads, "seconds"])
+    for row in (*evaluation.rows, evaluation.mean):
+        numbers = chain.from_iterable(zip(row.bicubic, row.model, strict=True))
+        table.writerow([row.name, *(f"{number:.6g}" for number in numbers), f"{row.seconds:.3f}"])
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def side_by_side(pair: Pair, enlarged: Tensor, row: Row) -> list[tuple[str, Image.Image]]:
+    """The part of a scene with most contrast: bicubic, model, original, with captions."""
+    box = [side * SCALE for side in find_detail(to_pillow(pair.lr), CROP)]
+    levels = {"bicubic": _bicubic(pair.lr), "model": enlarged, "original": pair.hr}
+    captions = {
+        "bicubic": f"{row.name}: bicubic, {_caption(row.bicubic)}",
+        "model": f"model, {_caption(row.model)}",
+        "original": "original",
+    }
+    return [
+        (captions[kind], enlarge(to_pillow(picture).crop(box), ZOOM, NEAREST))
+        for kind, picture in levels.items()
+    ]
+
+
+def _check_outputs(*files: Path | None) -> None:
+    """Finds what would keep the results from being written, before there are any."""
+    for file in filter(None, files):
+        ensure_writable_folder(file.parent)
+        if file.is_dir():
+            raise UserError(f"{file}: is a folder; a file is to be written here")
+    if files[-1] is not None:
+        check_output_size(files[-1], 1, 1)
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    return collect_inputs([str(folder)])
+
+
+def _checked(path: Path, hr: Image.Image, lr: Image.Image) -> Pair:
+    if min(hr.size) < SMALLEST_SIDE:
+        raise UserError(
+            f"{path}: is {hr.width}x{hr.height}; {SMALLEST_SIDE}x{SMALLEST_SIDE} is the smallest "
+            "that can be measured"
+        )
+    return Pair(path.name, from_pillow(hr), from_pillow(lr))
+
+
+def _load(loaders: Sequence[Callable[[], Pair]], failures: list[UserError]) -> Iterator[Pair]:
+    """Reads one pair after the other; those that cannot be read are named and left out."""
+    for loader in tqdm(loaders, "pictures", unit="picture", disable=None):
+        try:
+            yield loader()
+        except UserError as error:
+            failures.append(error)
+            tqdm.write(f"error: {error}", file=sys.stderr)
+
+
+def _bicubic(lr: Tensor) -> Tensor:
+    return from_pillow(enlarge(to_pillow(lr), SCALE))
+
+
+@torch.no_grad()
+def _indices(model: PredictsCodes, lr: Tensor, tile: int) -> Iterator[Tensor]:
+    """What the model chooses, part by part; at their borders it sees less than it could."""
+    for strip in lr.split(tile, dim=1):
+        for part in strip.split(tile, dim=2):
+            yield model.indices(part[None])
+
+
+def _codes_line(evaluation: Evaluation) -> str:
+    size = evaluation.codebook_size
+    if not evaluation.usage:
+        return f"codebook: none of {size} codes chosen (these weights have no predictor)"
+    return (
+        f"codebook: {evaluation.usage:.1%} of {size} codes chosen, "
+        f"perplexity {evaluation.perplexity:.1f}"
+    )
+
+
+def _caption(scores: Scores) -> str:
+    return f"{scores.psnr:.2f} dB, GMSD {scores.gmsd:.3f}"
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

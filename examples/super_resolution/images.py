@@ -1,0 +1,357 @@
+"""Pictures in and out: any file that Pillow reads becomes a ``Photo``, and is written in kind.
+
+A ``Photo`` holds what the network needs (three color channels) beside what the file had and the
+network ignores (alpha, gray, 16 bits, color profile, EXIF), so that a result can have it again.
+"""
+
+import glob
+import io
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import torch
+from cli import UsageError, UserError, atomic_write, describe, is_out_of_memory
+from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+Image.init()
+# Not everything Pillow knows: EPS, for one, would start another program on a stranger's file.
+FORMATS = tuple(
+    {"PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF"} & set(Image.OPEN)
+)
+READ_SUFFIXES = frozenset(s for s, kind in Image.registered_extensions().items() if kind in FORMATS)
+WRITE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+LONGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383}
+SAVE_OPTIONS = {
+    "PNG": {},
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"quality": 95, "method": 4},
+}
+# Tags that describe the stored pixels, and are wrong for a picture of another size.
+PIXEL_TAGS = (0x0100, 0x0101, 0x0112)  # width, height, orientation
+PIXEL_TAGS_OF_CAMERA = (0xA002, 0xA003)  # width, height again
+LONGEST_EXIF = 65000  # what one JPEG segment holds
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A picture, and what is needed to write another one of its kind.
+
+    Attributes:
+        rgb: ``(3, h, w)``, floats in [0, 1] or ``uint8`` or ``uint16`` levels; for gray pictures
+            all channels mean the same.
+        alpha: ``(1, h, w)``, floats in [0, 1] or levels, or ``None``; the colors are not
+            multiplied by it.
+        grayscale: whether the file had one color channel.
+        bit_depth: 8 or 16, bits a channel that the values deserve.
+        icc_profile: the color profile that the values are meant in.
+        exif: metadata of the camera, without orientation and sizes.
+        notes: what could not be kept, each a clause for the user.
+    """
+
+    rgb: Tensor
+    alpha: Tensor | None = None
+    grayscale: bool = False
+    bit_depth: int = 8
+    icc_profile: bytes | None = None
+    exif: bytes | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.rgb.shape[2], self.rgb.shape[1]
+
+
+def read_image(path: Path, *, check_size: Callable[[int, int], None] | None = None) -> Photo:
+    """Reads any picture: upright, as floats in [0, 1], the first frame if there are more.
+
+    Args:
+        path: the file.
+        check_size: called with the stored width and height before any pixel is decoded; may
+            raise ``UserError``, to which the file's name is added.
+
+    Raises:
+        UserError: the file is missing, empty, no picture, damaged, or too large to be one; the
+            message is one line and names the file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about details that do not keep a file from use
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                if check_size is not None:
+                    check_size(*image.size)
+                notes = _notes(image)  # before loading, which forgets how the file is coded
+                image.load()
+                return replace(_to_photo(image), notes=notes)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # the decoders raise all sorts of things on damaged data
+        raise UserError(f"{path}: {_why_unreadable(path, error)}") from error
+
+
+def write_image(path: Path, photo: Photo) -> None:
+    """Writes ``photo`` as PNG, JPEG or WebP, by the suffix of ``path``, whole or not at all.
+
+    Alpha goes onto white in JPEG; 16 bits are kept in PNG and rounded to 8 elsewhere.
+
+    Raises:
+        UserError: the suffix is another one, the format cannot hold a picture of this size, or
+            the file cannot be written.
+    """
+    kind = check_output_size(path, *photo.size)
+    data = io.BytesIO()  # the encoders write to disk themselves, and miss a disk that fills up
+    image = _pillow_to_save(photo, kind)
+    icc = photo.icc_profile
+    if icc is not None and icc[16:20] != (b"GRAY" if photo.grayscale else b"RGB "):
+        icc = None  # a profile of another color space than the pixels makes the file invalid
+    metadata = {"icc_profile": icc, "exif": photo.exif}
+    metadata = {name: value for name, value in metadata.items() if value is not None}
+    image.save(data, kind, **SAVE_OPTIONS[kind], **metadata)
+    with atomic_write(path) as file:
+        file.write(data.getbuffer())
+
+
+def check_output_size(path: Path, width: int, height: int) -> str:
+    """Returns the format that ``path`` asks for, if a picture of this size fits into it.
+
+    Raises:
+        UserError: the suffix is none that we write, or the format's sides are too short.
+    """
+    kind = WRITE_FORMATS.get(path.suffix.lower())
+    if kind is None:
+        known = ", ".join(WRITE_FORMATS)
+        raise UsageError(f"{path}: the name of a picture to write must end in one of {known}")
+    if max(width, height) > LONGEST_SIDE[kind]:
+        raise UserError(
+            f"{path}: a {kind} picture has at most {LONGEST_SIDE[kind]} pixels a side, this one "
+            f"is {width}x{height}; PNG can hold it"
+        )
+    return kind
+
+
+def collect_inputs(arguments: Iterable[str]) -> list[Path]:
+    """Finds the pictures that files, folders and glob patterns stand for.
+
+    A file stands for itself, whatever its name, even if it is missing (reading it will say so); a
+    folder for the pictures directly in it; a pattern that the shell has left alone for the
+    pictures it matches (``**`` for folders at all levels). Hidden files are passed over.
+
+    Returns:
+        Paths in the order of the arguments, sorted within each, every file once.
+
+    Raises:
+        UserError: a folder or a pattern has no pictures.
+    """
+    found: dict[Path, Path] = {}
+    for argument in arguments:
+        for path in _expand(argument):
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def to_pillow(values: Tensor) -> Image.Image:
+    """``(3, h, w)`` or ``(1, h, w)``, floats in [0, 1] or levels, as 8-bit RGB or gray."""
+    levels = values if values.dtype == torch.uint8 else _in_strips(_to_eight_bit, values)
+    return Image.fromarray(levels.permute(1, 2, 0).squeeze(2).contiguous().numpy())
+
+
+def from_pillow(image: Image.Image) -> Tensor:
+    """An 8-bit picture as ``uint8`` levels ``(channels, h, w)``."""
+    array = np.array(image)
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
+
+
+def quantize(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Floats, clamped to [0, 1], as the nearest levels of ``uint8`` or ``uint16``."""
+    top = torch.iinfo(dtype).max
+    # By way of int32, because few kernels exist for uint16.
+    return values.float().clamp(0, 1).mul(top).round_().to(torch.int32).to(dtype)
+
+
+def to_float(values: Tensor) -> Tensor:
+    """Levels of ``uint8`` or ``uint16`` as floats in [0, 1]; floats as they are."""
+    if values.is_floating_point():
+        return values
+    return values.float() / torch.iinfo(values.dtype).max
+
+
+def preview(photo: Photo) -> Image.Image:
+    """The picture as it looks on white paper: 8-bit RGB, without alpha."""
+    return _pillow_to_save(photo, "JPEG").convert("RGB")
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[tuple[str, Image.Image]]], *, gap: int = 10, font_size: int = 18
+) -> Image.Image:
+    """Lays pictures out in rows, on white, each under its caption.
+
+    Args:
+        rows: pairs of caption and picture; captions too long for their picture are cut.
+        gap: white pixels around every picture.
+        font_size: height of the captions in pixels.
+    """
+    font = ImageFont.load_default(font_size)
+    band = font_size + gap
+    heights = [max(image.height for _, image in row) + band + gap for row in rows]
+    widths = [sum(image.width + gap for _, image in row) for row in rows]
+    canvas = Image.new("RGB", (max(widths) + gap, sum(heights)), "white")
+    draw = ImageDraw.Draw(canvas)
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        left = gap
+        for caption, image in row:
+            text = _cut(caption, image.width, lambda text: draw.textlength(text, font))
+            draw.text((left, top + band - 5), text, "black", font, anchor="ls")
+            canvas.paste(image, (left, top + band))
+            left += image.width + gap
+        top += height
+    return canvas
+
+
+def _cut(text: str, width: int, length: Callable[[str], float]) -> str:
+    if length(text) <= width:
+        return text
+    while text and length(text + "...") > width:
+        text = text[:-1]
+    return text + "..." if text else ""
+
+
+def _expand(argument: str) -> list[Path]:
+    path = Path(argument).expanduser()
+    if path.is_dir():
+        return _pictures(path.iterdir()) or _nothing(f"{path}: no pictures directly in this folder")
+    if path.exists() or not glob.has_magic(argument):
+        return [path]
+    matches = glob.glob(str(path), recursive=True)  # noqa: PTH207  (Path.glob: no absolute ones)
+    return _pictures(map(Path, matches)) or _nothing(f"{argument}: no picture matches")
+
+
+def _pictures(paths: Iterable[Path]) -> list[Path]:
+    return sorted(
+        path
+        for path in paths
+        if path.suffix.lower() in READ_SUFFIXES and path.name[0] != "." and path.is_file()
+    )
+
+
+def _nothing(message: str) -> NoReturn:
+    raise UserError(message)
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
+        limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        return f"claims to have more than {limit:.0f} megapixels and was not opened"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if is_out_of_memory(error):
+        return "not enough memory to read it"
+    with suppress(OSError):
+        if path.stat().st_size == 0:
+            return "is empty"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"is not a picture that can be read ({', '.join(sorted(FORMATS))})"
+    return f"is damaged: {describe(error)}"
+
+
+def _notes(image: Image.Image) -> tuple[str, ...]:
+    """What is lost by reading ``image``, which is open but not loaded."""
+    notes = []
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        notes.append(f"the first of {image.n_frames} frames is used")
+    if image.mode[0] != "I" and any("16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+        notes.append("16-bit color is read as 8-bit")
+    return tuple(notes)
+
+
+def _to_photo(image: Image.Image) -> Photo:
+    with suppress(Exception):  # damaged EXIF does not say how to turn the picture
+        image = ImageOps.exif_transpose(image)
+    icc, exif = image.info.get("icc_profile"), _exif(image)
+    if image.mode == "CMYK":
+        image, icc = _cmyk_to_rgb(image, icc), None
+    photo = _from_deep_gray(image) if image.mode[0] in "IF" else _from_eight_bit(image)
+    return replace(photo, icc_profile=icc, exif=exif)
+
+
+def _from_deep_gray(image: Image.Image) -> Photo:
+    values = np.array(image, dtype=np.float32)
+    top = 1.0 if image.mode == "F" else 65535.0
+    if not (values.min() >= 0 and values.max() <= top):
+        raise UserError(f"its gray values leave 0..{top:g}, so there is no telling what is white")
+    gray = torch.from_numpy(values / top)[None]
+    see_through = image.info.get("transparency")
+    alpha = None if see_through is None else torch.from_numpy(values != see_through)[None].float()
+    return Photo(gray.expand(3, -1, -1), alpha, grayscale=True, bit_depth=16)
+
+
+def _from_eight_bit(image: Image.Image) -> Photo:
+    mode = image.mode
+    if image.has_transparency_data:
+        channels = to_float(from_pillow(image.convert("RGBA")))
+        rgb, alpha = channels[:3], channels[3:]
+    else:
+        rgb, alpha = to_float(from_pillow(image.convert("RGB"))), None
+    gray = mode in ("1", "L", "LA", "La") or (mode[0] == "P" and bool((rgb == rgb[:1]).all()))
+    return Photo(rgb, alpha, grayscale=gray)
+
+
+def _cmyk_to_rgb(image: Image.Image, icc: bytes | None) -> Image.Image:
+    """By the inks that the profile describes, or by arithmetic where there is no usable one."""
+    if icc:
+        with suppress(ImageCms.PyCMSError, OSError):
+            srgb = ImageCms.createProfile("sRGB")
+            return ImageCms.profileToProfile(image, io.BytesIO(icc), srgb, outputMode="RGB")
+    return image.convert("RGB")
+
+
+def _exif(image: Image.Image) -> bytes | None:
+    """The EXIF block, without what will not be true of the result."""
+    if "exif" not in image.info:
+        return None
+    with suppress(Exception):  # damaged metadata is no reason to refuse a picture
+        exif = image.getexif()
+        for tag in PIXEL_TAGS:
+            exif.pop(tag, None)
+        for tag in PIXEL_TAGS_OF_CAMERA:
+            exif.get_ifd(ExifTags.IFD.Exif).pop(tag, None)
+        data = exif.tobytes()
+        return data if 0 < len(data) <= LONGEST_EXIF else None
+    return None
+
+
+def _pillow_to_save(photo: Photo, kind: str) -> Image.Image:
+    """The mode and depth that ``kind`` can hold and ``photo`` deserves."""
+    if photo.grayscale and photo.bit_depth == 16 and photo.alpha is None and kind == "PNG":
+        return Image.fromarray(_in_strips(_to_sixteen_bit_gray, photo.rgb)[0].numpy())
+    image = to_pillow(photo.rgb)
+    if photo.grayscale:
+        image = image.convert("L")
+    if photo.alpha is None:
+        return image
+    alpha = to_pillow(photo.alpha)
+    if kind == "JPEG":
+        return Image.composite(image, Image.new(image.mode, image.size, "white"), alpha)
+    image.putalpha(alpha)
+    return image
+
+
+def _in_strips(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """Applies it to a thousand rows at a time: all values of a result as floats are gigabytes."""
+    return torch.cat([function(strip) for strip in values.split(1024, dim=1)], dim=1)
+
+
+def _to_eight_bit(values: Tensor) -> Tensor:
+    return quantize(to_float(values), torch.uint8)
+
+
+def _to_sixteen_bit_gray(rgb: Tensor) -> Tensor:
+    weights = torch.tensor([0.299, 0.587, 0.114])  # those of Pillow for 8 bits
+    return quantize(torch.einsum("chw,c->hw", to_float(rgb), weights)[None], torch.uint16)

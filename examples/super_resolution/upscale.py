@@ -1,0 +1,327 @@
+#!/usr/bin/env python
+"""Enlarges pictures 4 times.
+
+    python upscale.py holiday/ cat.png 'scans/*.jpg' --output large --compare
+
+Results are PNG files of the same names unless --format says otherwise; no existing file is
+replaced unless --overwrite says so. A picture that cannot be enlarged is named in one line, the
+others are enlarged all the same, and the exit status is 1.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from cli import UserError, at_least, describe, ensure_writable_folder, run
+from images import (
+    Photo,
+    check_output_size,
+    collect_inputs,
+    contact_sheet,
+    from_pillow,
+    preview,
+    read_image,
+    to_pillow,
+    write_image,
+)
+from PIL import Image, ImageDraw
+from tiling import DEFAULT_TILE, SMALLEST_TILE, Enlarger, upscale_tiled
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+from weights import DEFAULT_WEIGHTS, load_super_resolver
+
+SMALLEST_SIDE = 8
+LARGEST_RESULT = 50_000_000  # pixels
+PANEL = 640  # longest side of a picture in a comparison
+ZOOM = 3  # enlargement of the detail in a comparison
+BICUBIC = Image.Resampling.BICUBIC
+NEAREST = Image.Resampling.NEAREST  # shows every pixel as a square, and adds nothing
+
+Identity = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to enlarge, and where the results go."""
+
+    source: Path
+    result: Path
+    comparison: Path | None = None
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """All files that will be written."""
+        return (self.result,) if self.comparison is None else (self.result, self.comparison)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the script; returns its exit status."""
+    args = parse_arguments(arguments)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    sources = collect_inputs(args.inputs)
+    jobs = plan_jobs(sources, args.output, args.format, compare=args.compare)
+    model = load_super_resolver(args.weights).to(pick_device(args.device))
+    ensure_writable_folder(args.output)
+    inputs = {_identity(source) for source in sources}
+    written = 0
+    with tqdm(jobs, "pictures", unit="picture", disable=None) as bar:
+        for job in bar:
+            try:
+                check_job(job, inputs, overwrite=args.overwrite)
+                enlarge_file(model, job, args.tile)
+                written += 1
+            except (UserError, MemoryError) as error:
+                tqdm.write(f"error: {_with_name(job.source, error)}", file=sys.stderr)
+    print(f"{written} of {len(jobs)} pictures enlarged, in {args.output}")
+    return 0 if written == len(jobs) else 1
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    summary, _, details = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders or patterns")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="made if missing")
+    parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="FILE")
+    parser.add_argument(
+        "--tile",
+        type=at_least(SMALLEST_TILE),
+        default=DEFAULT_TILE,
+        metavar="N",
+        help="input pixels a side that are enlarged at once; less needs less memory (%(default)s)",
+    )
+    parser.add_argument("--format", choices=("png", "jpg", "webp"), default="png")
+    parser.add_argument(
+        "--compare", action="store_true", help="also write NAME_comparison.png, beside bicubic"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files in DIR")
+    parser.add_argument("--threads", type=at_least(1), metavar="N", help="of the processor")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    return parser.parse_args(arguments)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``"auto"`` is CUDA where there is any, and else the CPU."""
+    usable = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
+    if name == "auto":
+        name = "cuda" if usable["cuda"] else "cpu"
+    if not usable[name]:
+        raise UserError(f"--device {name}: this machine or this build of torch has none")
+    return torch.device(name)
+
+
+def plan_jobs(sources: Sequence[Path], output: Path, suffix: str, *, compare: bool) -> list[Job]:
+    """Gives every source its own output files.
+
+    A result is named as its source. Where several sources would meet in one file (``a.png`` and
+    ``a.jpg``, or ``x/a.png`` and ``y/a.png``), their names take in the old suffix, then the
+    folder, then a number. Case is ignored, as some file systems do.
+    """
+    names = [path.stem for path in sources]
+    longer = (
+        lambda path: f"{path.stem}_{path.suffix.lstrip('.')}",
+        lambda path: f"{path.resolve().parent.name}_{path.name.replace('.', '_')}",
+    )
+    for lengthen in longer:
+        count = Counter(name.casefold() for name in names)
+        names = [
+            lengthen(path) if count[name.casefold()] > 1 else name
+            for path, name in zip(sources, names, strict=True)
+        ]
+    jobs: list[Job] = []
+    taken: set[str] = set()
+    for source, name in zip(sources, names, strict=True):
+        job, number = _job(source, output, name, suffix, compare=compare), 1
+        while taken & _keys(job):
+            number += 1
+            job = _job(source, output, f"{name}_{number}", suffix, compare=compare)
+        taken |= _keys(job)
+        jobs.append(job)
+    return jobs
+
+
+def check_job(job: Job, inputs: set[Identity | None], *, overwrite: bool) -> None:
+    """Refuses to replace what must stay, before any work is done.
+
+    Args:
+        job: what is about to be done.
+        inputs: the identities of all pictures that are read.
+        overwrite: whether files that are no inputs may be replaced.
+
+    Raises:
+        UserError: an output exists and ``overwrite`` is False, or it is an input.
+    """
+    existing = [path for path in job.outputs if os.path.lexists(path)]
+    for path in existing:
+        if path.exists() and _identity(path) in inputs:
+            raise UserError(f"{path} would be overwritten, but is an input; use another --output")
+    if existing and not overwrite:
+        raise UserError(f"{existing[0]} exists already; --overwrite would replace it")
+
+
+def enlarge_file(model: Enlarger, job: Job, tile: int = DEFAULT_TILE) -> None:
+    """Reads, enlarges and writes one picture, and says so.
+
+    Raises:
+        UserError: the picture cannot be read, is too small or too large, or the result cannot be
+            written.
+    """
+    photo = read_image(job.source, check_size=lambda *size: check_input_size(*size, model.scale))
+    width, height = (side * model.scale for side in photo.size)
+    check_output_size(job.result, width, height)
+    _check_free_space(job.result.parent, width * height * 3)
+    for note in photo.notes:
+        tqdm.write(f"note: {job.source}: {note}", file=sys.stderr)
+    result = enlarge_photo(model, photo, tile, deep=job.result.suffix == ".png")
+    if result.alpha is not None and job.result.suffix == ".jpg" and result.alpha.min() < 255:
+        tqdm.write(f"note: {job.source}: JPEG has no transparency; put on white", file=sys.stderr)
+    write_image(job.result, result)
+    tqdm.write(f"{job.source} -> {job.result} ({width}x{height})")
+    if job.comparison is not None:
+        write_image(job.comparison, Photo(from_pillow(comparison(photo, result))))
+        tqdm.write(f"{job.source} -> {job.comparison}")
+
+
+def check_input_size(width: int, height: int, scale: int = 4) -> None:
+    """Raises ``UserError`` for a picture that is too small, or whose result would be too large."""
+    if min(width, height) < SMALLEST_SIDE:
+        raise UserError(f"is {width}x{height}; {SMALLEST_SIDE}x{SMALLEST_SIDE} is the smallest")
+    pixels = width * height * scale**2
+    if pixels > LARGEST_RESULT:
+        raise UserError(
+            f"is {width}x{height}, so the result would have {pixels / 1e6:.0f} megapixels; the "
+            f"limit is {LARGEST_RESULT / 1e6:.0f}. Crop it or make it smaller first"
+        )
+
+
+def enlarge_photo(
+    model: Enlarger, photo: Photo, tile: int = DEFAULT_TILE, *, deep: bool = True
+) -> Photo:
+    """Enlarges colors with the model, and alpha with bicubic interpolation beside them.
+
+    Args:
+        model: see ``Enlarger``.
+        photo: what ``read_image`` returns.
+        tile: see ``upscale_tiled``.
+        deep: whether 16-bit pictures stay so.
+    """
+    dtype = torch.uint16 if deep and photo.bit_depth == 16 else torch.uint8
+    rgb, alpha = photo.rgb, photo.alpha
+    if alpha is not None:
+        rgb = spread_color(rgb, alpha)
+        alpha = from_pillow(enlarge(to_pillow(alpha), model.scale))
+    with tqdm(desc="tiles", unit="tile", leave=False, disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        rgb = upscale_tiled(model, rgb, tile=tile, dtype=dtype, progress=progress)
+    return replace(photo, rgb=rgb, alpha=alpha)
+
+
+def spread_color(rgb: Tensor, alpha: Tensor, reach: int = 8) -> Tensor:
+    """Gives invisible pixels the colors of visible ones near them.
+
+    Files hold anything there, often black, which enlarging would mix into visible edges.
+    """
+    window = 2 * reach + 1
+    near = F.avg_pool2d(torch.cat([rgb * alpha, alpha]), window, 1, reach)
+    color = near[:3] / near[3:].clamp_min(1e-6)
+    return torch.where((alpha == 0) & (near[3:] > 1e-6), color, rgb)
+
+
+def comparison(photo: Photo, result: Photo) -> Image.Image:
+    """A sheet with bicubic on the left and ``result`` on the right: all of it, and a detail."""
+    small, large = preview(photo), preview(result)
+    scale = large.width // small.width
+    pictures = {"bicubic": enlarge(small, scale), "model": large}
+    box = find_detail(small, PANEL // ZOOM // scale)
+    box = tuple(side * scale for side in box)
+    if max(large.size) <= PANEL // 2:  # a detail of so little would show the same again
+        whole = [(name, _enlarged(picture)) for name, picture in pictures.items()]
+        return contact_sheet([whole])
+    whole = [(name, _shrunk(picture, box)) for name, picture in pictures.items()]
+    detail = [
+        (f"{name}, {ZOOM}x", enlarge(p.crop(box), ZOOM, NEAREST)) for name, p in pictures.items()
+    ]
+    return contact_sheet([whole, detail])
+
+
+def find_detail(picture: Image.Image, side: int) -> tuple[int, int, int, int]:
+    """The square (or what fits) with the most contrast: left, top, right, bottom."""
+    width, height = min(side, picture.width), min(side, picture.height)
+    gray = from_pillow(picture.convert("L")).float()
+    contrast = torch.zeros_like(gray)
+    contrast[:, 1:, 1:] = gray.diff(dim=1)[..., 1:].abs() + gray.diff(dim=2)[:, 1:].abs()
+    step = max(min(width, height) // 4, 1)
+    sums = F.avg_pool2d(contrast, (height, width), step)[0]
+    top, left = divmod(int(sums.argmax()), sums.shape[1])
+    return left * step, top * step, left * step + width, top * step + height
+
+
+def enlarge(picture: Image.Image, factor: int, filter_: Image.Resampling = BICUBIC) -> Image.Image:
+    """A picture ``factor`` times as large, without a model."""
+    return picture.resize((picture.width * factor, picture.height * factor), filter_)
+
+
+def _identity(path: Path) -> Identity | None:
+    """What two names of one file have in common; ``None`` for what cannot be found."""
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_dev, status.st_ino
+    return None
+
+
+def _job(source: Path, output: Path, name: str, suffix: str, *, compare: bool) -> Job:
+    beside = output / f"{name}_comparison.png" if compare else None
+    return Job(source, output / f"{name}.{suffix}", beside)
+
+
+def _keys(job: Job) -> set[str]:
+    return {path.name.casefold() for path in job.outputs}
+
+
+def _with_name(source: Path, error: BaseException) -> str:
+    text = describe(error)
+    return text if text.startswith(f"{source}: ") else f"{source}: {text}"
+
+
+def _check_free_space(folder: Path, needed: int) -> None:
+    usage = shutil.disk_usage(folder)
+    if usage.total and usage.free < needed:  # some network drives say 0 of 0
+        raise UserError(
+            f"{folder}: only {usage.free / 1e6:.1f} MB are free on this disk, "
+            f"and the result may need {needed / 1e6:.1f} MB"
+        )
+
+
+def _enlarged(picture: Image.Image) -> Image.Image:
+    return enlarge(picture, max(PANEL // 2 // max(picture.size), 1), NEAREST)
+
+
+def _shrunk(picture: Image.Image, box: tuple[int, ...]) -> Image.Image:
+    """Made to fit its panel, with the place of the detail marked."""
+    small = picture.copy()
+    small.thumbnail((PANEL, PANEL), Image.Resampling.LANCZOS)
+    factor = small.width / picture.width
+    left, top, right, bottom = (round(side * factor) for side in box)
+    draw = ImageDraw.Draw(small)
+    draw.rectangle((left - 2, top - 2, right + 2, bottom + 2), outline="black", width=3)
+    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="white")
+    return small
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
