@@ -82,11 +82,18 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
         raise ValueError(f"`{name}` must be one of {listed}, got {value!r}.")
 
 
-def check_feature_map(name: str, tensor: Tensor, channels: int, *, min_size: int = 1) -> None:
-    """Raises unless ``tensor`` is a floating-point map ``(b, channels, h, w)``, large enough."""
+def check_feature_map(
+    name: str, tensor: Tensor, channels: int | None, *, min_size: int = 1
+) -> None:
+    """Raises unless ``tensor`` is a floating-point map ``(b, channels, h, w)``, large enough.
+
+    None allows any number of channels.
+    """
     check_floating(name, tensor)
-    if tensor.ndim != 4 or tensor.shape[1] != channels or min(tensor.shape[2:]) < min_size:
+    wrong = tensor.ndim != 4 or (channels is not None and tensor.shape[1] != channels)
+    if wrong or min(tensor.shape[2:]) < min_size:
         raise ValueError(
-            f"`{name}` must have shape (b, {channels}, h, w) with h and w at least {min_size}, "
-            f"got {tuple(tensor.shape)}. Maps and pictures have channels first."
+            f"`{name}` must have shape (b, {'c' if channels is None else channels}, h, w) with "
+            f"h and w at least {min_size}, got {tuple(tensor.shape)}. Maps and pictures have "
+            "channels first."
         )

@@ -1,6 +1,19 @@
-"""Streaming measures, right under ``torch.distributed``, and what they average."""
+"""Streaming metrics, right under ``torch.distributed``, and their per-picture functions."""
 
-from vqprior.metrics._picture import gmsd, psnr, rgb_to_luma, ssim
-from vqprior.metrics._usage import CodebookUsage, UsageSummary
+from vqprior.metrics._codebook_usage import CodebookUsage, UsageSummary
+from vqprior.metrics._gmsd import GMSD, gmsd
+from vqprior.metrics._pictures import rgb_to_luma
+from vqprior.metrics._psnr import PSNR, psnr
+from vqprior.metrics._ssim import SSIM, ssim
 
-__all__ = ["CodebookUsage", "UsageSummary", "gmsd", "psnr", "rgb_to_luma", "ssim"]
+__all__ = [
+    "GMSD",
+    "PSNR",
+    "SSIM",
+    "CodebookUsage",
+    "UsageSummary",
+    "gmsd",
+    "psnr",
+    "rgb_to_luma",
+    "ssim",
+]

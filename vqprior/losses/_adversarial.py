@@ -1,0 +1,81 @@
+"""A discriminator and its objective as two losses."""
+
+from typing import TYPE_CHECKING, final
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from vqprior.losses._gan import GANObjective, HingeGAN
+
+_HINGE = HingeGAN()
+
+
+@final
+class AdversarialLoss(nn.Module):
+    """What a reconstruction loses for being recognized by a discriminator.
+
+    Calling it gives the generator's loss. That call leaves the discriminator alone: no gradient
+    reaches its parameters, though ``requires_grad`` is never touched, and its buffers (the
+    running statistics of a batch normalization, say) keep their values. ``discriminator_loss``
+    trains it: gradients reach the discriminator and nothing else.
+
+    The discriminator is a submodule. Give its parameters to an optimizer of its own.
+
+    In distributed training, pass the discriminator wrapped in ``DistributedDataParallel``, with
+    ``broadcast_buffers=False``: ``discriminator_loss`` then averages gradients over the ranks,
+    and the generator's loss goes past the wrapper.
+
+    Args:
+        discriminator: Any module from a picture to logits, large for real ones.
+        objective: What both sides minimize.
+
+    Shape:
+        - ``reconstruction``, ``target``: what the discriminator takes
+        - returns: ``()``, float32
+
+    References:
+        Goodfellow et al., *Generative Adversarial Networks*, NeurIPS 2014, algorithm 1.
+        <https://arxiv.org/abs/1406.2661>
+
+    Examples:
+        >>> import torch
+        >>> from vqprior.losses import AdversarialLoss
+        >>> from vqprior.nn import PatchDiscriminator
+        >>> adversarial = AdversarialLoss(PatchDiscriminator(width=8))
+        >>> fake = torch.rand(2, 3, 32, 32, requires_grad=True)
+        >>> adversarial(fake).backward()
+        >>> fake.grad is None, adversarial.discriminator.layers[0].weight.grad is None
+        (False, True)
+        >>> adversarial.discriminator_loss(fake, torch.rand(2, 3, 32, 32)).backward()
+        >>> adversarial.discriminator.layers[0].weight.grad is None
+        False
+    """
+
+    def __init__(self, discriminator: nn.Module, objective: GANObjective = _HINGE) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+        self.objective = objective
+
+    def extra_repr(self) -> str:
+        """Shows the objective in ``repr``."""
+        return f"objective={self.objective!r}"
+
+    def forward(self, reconstruction: Tensor) -> Tensor:
+        """Returns the generator's loss, with a gradient to ``reconstruction`` only."""
+        discriminator = self.discriminator
+        if isinstance(discriminator, nn.parallel.DistributedDataParallel):
+            # The wrapper would wait for gradients of the parameters, and none will come.
+            discriminator = discriminator.module
+        state = {name: p.detach() for name, p in discriminator.named_parameters()}
+        state.update((name, buffer.clone()) for name, buffer in discriminator.named_buffers())
+        return self.objective.generator(functional_call(discriminator, state, (reconstruction,)))
+
+    def discriminator_loss(self, reconstruction: Tensor, target: Tensor) -> Tensor:
+        """Returns the discriminator's loss, with a gradient to its parameters only."""
+        real_logits: Tensor = self.discriminator(target.detach())
+        fake_logits: Tensor = self.discriminator(reconstruction.detach())
+        return self.objective.discriminator(real_logits, fake_logits)
+
+    if TYPE_CHECKING:  # nn.Module.__call__ returns Any; callers deserve the real type.
+
+        def __call__(self, reconstruction: Tensor) -> Tensor: ...

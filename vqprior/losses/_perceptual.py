@@ -1,0 +1,114 @@
+"""Distance of pictures in the features of a frozen network."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, final
+
+import torch
+from torch import Tensor, nn
+
+from vqprior._checks import check_shape
+
+# Added to the squared length of a feature vector. LPIPS adds 1e-10 to the length instead, which
+# gives a gradient of 1e10 where all features are zero.
+_EPS = 1e-8
+
+
+@final
+class PerceptualLoss(nn.Module):
+    """Squared distance between the unit-length features of two pictures, as LPIPS without weights.
+
+    The features of each position are scaled to length 1; the squared difference is summed over
+    channels, averaged over positions and pictures, and summed over layers. So a layer adds
+    between 0 and 4 (2 where features are not negative).
+
+    The network is frozen: its parameters are set to ``requires_grad=False`` once and for all,
+    it stays in evaluation mode whatever ``train`` is called with, and the gradient goes to the
+    reconstruction only. Distances are computed in float32 or wider.
+
+    Args:
+        features: Module from a picture to a map, a sequence of maps, or a mapping of names to
+            maps. It receives pictures as they come: normalize the input within it.
+        layers: Names of the maps to compare, or their positions in a sequence; by default all.
+
+    Raises:
+        ValueError: If ``layers`` is empty.
+
+    Shape:
+        - ``reconstruction``, ``target``: what ``features`` takes
+        - each map: ``(b, c, ...)``
+        - returns: ``()``
+
+    References:
+        Zhang et al., *The Unreasonable Effectiveness of Deep Features as a Perceptual Metric*,
+        CVPR 2018, equation 1 with all weights 1, and a constant in the length that keeps
+        gradients finite. <https://arxiv.org/abs/1801.03924>
+
+    Examples:
+        >>> import torch
+        >>> from vqprior.losses import PerceptualLoss
+        >>> loss = PerceptualLoss(torch.nn.Conv2d(3, 8, kernel_size=3))
+        >>> picture = torch.rand(1, 3, 16, 16)
+        >>> loss(picture, picture).item()
+        0.0
+        >>> bool(loss(1 - picture, picture) > 0)
+        True
+    """
+
+    def __init__(
+        self, features: nn.Module, *, layers: Sequence[str] | Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        if layers is not None and len(layers) == 0:
+            raise ValueError("`layers` must name at least one map, got none. Pass None for all.")
+        self.features = features.requires_grad_(requires_grad=False).eval()
+        self.layers: tuple[str | int, ...] | None = None if layers is None else tuple(layers)
+
+    def extra_repr(self) -> str:
+        """Shows the layers in ``repr``."""
+        return f"layers={self.layers}"
+
+    def train(self, mode: bool = True) -> "PerceptualLoss":  # noqa: FBT001, FBT002
+        """Leaves the network in evaluation mode."""
+        super().train(mode)
+        self.features.eval()
+        return self
+
+    def forward(self, reconstruction: Tensor, target: Tensor) -> Tensor:
+        """Returns the distance of two pictures of the same shape.
+
+        Raises:
+            ValueError: If the shapes differ, or the network has no map of a name in ``layers``.
+        """
+        check_shape("target", target, reconstruction.shape)
+        ours = self._maps(reconstruction)
+        with torch.no_grad():
+            theirs = self._maps(target)
+        distances = [
+            (_unit(a) - _unit(b)).square().sum(dim=1).mean()
+            for a, b in zip(ours, theirs, strict=True)
+        ]
+        return torch.stack(distances).sum()
+
+    def _maps(self, picture: Tensor) -> list[Tensor]:
+        """The maps to compare, in the order of ``layers``."""
+        out = self.features(picture)
+        maps: dict[str | int, Tensor]
+        if isinstance(out, Tensor):
+            maps = {0: out}
+        else:
+            maps = dict(out) if isinstance(out, Mapping) else dict(enumerate(out))
+        layers = list(maps) if self.layers is None else self.layers
+        for layer in layers:
+            if layer not in maps:
+                raise ValueError(f"`layers` must be among {list(maps)}, got {layer!r}.")
+        return [maps[layer] for layer in layers]
+
+    if TYPE_CHECKING:  # nn.Module.__call__ returns Any; callers deserve the real type.
+
+        def __call__(self, reconstruction: Tensor, target: Tensor) -> Tensor: ...
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Scales the features of each position to length 1."""
+    wide = features.to(torch.promote_types(features.dtype, torch.float32))
+    return wide * (wide.square().sum(dim=1, keepdim=True) + _EPS).rsqrt()

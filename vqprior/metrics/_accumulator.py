@@ -1,0 +1,66 @@
+"""What streaming metrics share: exact sums that survive casts, and means over pictures."""
+
+import abc
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vqprior._checks import check_shape
+from vqprior._distributed import all_reduce_sum_
+
+
+class Accumulator(nn.Module):
+    """Holds sums in buffers that keep their dtype, whatever the module is cast to."""
+
+    def reset(self) -> None:
+        """Forgets everything that was counted on this rank."""
+        for buffer in self.buffers():
+            buffer.zero_()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Accumulator":  # noqa: FBT001, FBT002
+        """Moves devices as asked, and keeps the sums as they are."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new.dtype != old.dtype:
+                self._buffers[name] = old.to(new.device)
+        return self
+
+
+class PictureMean(Accumulator, abc.ABC):
+    """The mean of a score over all pictures of all ranks."""
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    @abc.abstractmethod
+    def _scores(self, reconstruction: Tensor, target: Tensor) -> Tensor:
+        """Returns the score of each picture, ``(b,)``."""
+
+    @torch.no_grad()
+    def update(self, reconstruction: Tensor, target: Tensor) -> None:
+        """Counts the pictures of one batch; nothing is read back to the host.
+
+        Raises:
+            TypeError: If a picture is not floating point.
+            ValueError: If the two shapes differ, or are not what the score can compare.
+        """
+        check_shape("target", target, reconstruction.shape)
+        scores = self._scores(reconstruction, target)
+        self.total += scores.double().sum()
+        self.count += scores.numel()
+
+    def compute(self) -> float:
+        """Returns the mean over all pictures since ``reset``, NaN if there was none.
+
+        Every rank must call, and gets the same value; what each rank counted stays as it is.
+        """
+        total, count = all_reduce_sum_(torch.stack([self.total, self.count.double()])).tolist()
+        return total / count if count else float("nan")

@@ -1,0 +1,115 @@
+"""How much of a codebook is in use."""
+
+import dataclasses
+import math
+from typing import final
+
+import torch
+from torch import Tensor
+
+from vqprior._checks import check_at_least, check_integer
+from vqprior._distributed import all_reduce_sum_
+from vqprior.metrics._accumulator import Accumulator
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UsageSummary:
+    """How a codebook of ``k`` codes was used.
+
+    Attributes:
+        perplexity: ``2 ** entropy_bits``: the number of equally frequent codes that would carry
+            as much information, between 1 and ``k``; 0 without any token.
+        usage: Fraction of the codes that were chosen at least once, in ``[0, 1]``.
+        entropy_bits: Entropy of the code frequencies in bits, between 0 and ``log2(k)``: what
+            an ideal entropy coder spends on one index, 0 without any token.
+        dead_codes: Number of codes that were never chosen.
+        num_tokens: Number of indices counted.
+
+    Examples:
+        >>> import torch
+        >>> from vqprior.metrics import CodebookUsage
+        >>> meter = CodebookUsage(4)
+        >>> meter.update(torch.tensor([0, 1]))
+        >>> meter.compute()
+        UsageSummary(perplexity=2.0, usage=0.5, entropy_bits=1.0, dead_codes=2, num_tokens=2)
+    """
+
+    perplexity: float
+    usage: float
+    entropy_bits: float
+    dead_codes: int
+    num_tokens: int
+
+
+@final
+class CodebookUsage(Accumulator):
+    """Counts how often each code is chosen.
+
+    Counts are exact (int64), also after a cast of the module; ``update`` reads nothing back to
+    the host; ``compute`` adds up the counts of all ranks and changes nothing. Several codebooks
+    in the last dimension of the indices are counted together: for one of them alone, update
+    with ``indices[..., i]``.
+
+    Args:
+        codebook_size: Number of codes ``k``, at least 1.
+
+    Raises:
+        ValueError: If ``codebook_size`` is below 1.
+
+    Shape:
+        - ``indices``: any
+
+    Examples:
+        >>> import torch
+        >>> from vqprior.metrics import CodebookUsage
+        >>> meter = CodebookUsage(8)
+        >>> meter.update(torch.tensor([[0, 1], [0, -1]]))
+        >>> meter.update(torch.tensor([1]))
+        >>> summary = meter.compute()
+        >>> summary.perplexity, summary.usage, summary.num_tokens
+        (2.0, 0.25, 4)
+    """
+
+    counts: Tensor
+
+    def __init__(self, codebook_size: int) -> None:
+        super().__init__()
+        check_at_least("codebook_size", codebook_size, 1)
+        self.codebook_size = codebook_size
+        self.register_buffer("counts", torch.zeros(codebook_size, dtype=torch.int64))
+
+    def extra_repr(self) -> str:
+        """Shows the size in ``repr``."""
+        return f"{self.codebook_size}"
+
+    def update(self, indices: Tensor) -> None:
+        """Counts the indices, except those that are -1: masked or dropped.
+
+        Other values outside ``[0, codebook_size)`` are an error of ``scatter_add_``, which a GPU
+        reports late.
+
+        Raises:
+            TypeError: If ``indices`` is not an integer tensor.
+        """
+        check_integer("indices", indices)
+        flat = indices.reshape(-1).long()
+        # A -1 adds nothing to code 0; anything lower stays out of range.
+        self.counts.scatter_add_(0, flat + (flat == -1), (flat != -1).long())
+
+    def compute(self) -> UsageSummary:
+        """Returns the usage by all ranks since ``reset``.
+
+        Every rank must call, and gets the same summary; what each rank counted stays as it is.
+        """
+        counts = all_reduce_sum_(self.counts.clone()).double()
+        num_tokens = counts.sum()
+        frequency = counts / num_tokens.clamp_min(1)
+        entropy_bits = -torch.special.xlogy(frequency, frequency).sum() / math.log(2)
+        used = int((counts > 0).sum())
+        return UsageSummary(
+            perplexity=float(entropy_bits.exp2()) if used else 0.0,
+            usage=used / self.codebook_size,
+            entropy_bits=float(entropy_bits.abs()),
+            dead_codes=self.codebook_size - used,
+            num_tokens=int(num_tokens),
+        )
