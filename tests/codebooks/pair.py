@@ -1,0 +1,48 @@
+"""A quantizer of two codebooks, to show that rules keep them apart."""
+
+import dataclasses
+
+import torch
+
+from vqprior import Quantizer, VectorQuantizer
+
+
+class Pair(Quantizer):
+    """Each half of the features has its own quantizer, or both the same one."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second = first, second
+
+    dim = property(lambda self: self.first.dim + self.second.dim)
+    codebook_size = property(lambda self: self.first.codebook_size)
+    num_codebooks = property(lambda self: 2)
+    bits_per_token = property(lambda self: self.first.bits_per_token + self.second.bits_per_token)
+    codebooks = property(lambda self: self.first.codebooks + self.second.codebooks)
+
+    def forward(self, x, mask=None):
+        a = self.first(x[..., : self.first.dim], mask)
+        b = self.second(x[..., self.first.dim :], mask)
+        return dataclasses.replace(
+            a,
+            quantized=torch.cat([a.quantized, b.quantized], dim=-1),
+            indices=torch.stack([a.indices, b.indices], dim=-1),
+            loss=a.loss + b.loss,
+            selections=a.selections + b.selections,
+        )
+
+    def encode(self, x, mask=None):
+        return self(x, mask).indices
+
+    def decode(self, indices):
+        halves = (self.first.decode(indices[..., 0]), self.second.decode(indices[..., 1]))
+        return torch.cat(halves, dim=-1)
+
+
+def two_codebooks():
+    return Pair(VectorQuantizer(2, 6), VectorQuantizer(3, 9))
+
+
+def one_shared_codebook():
+    quantizer = VectorQuantizer(2, 6)
+    return Pair(quantizer, quantizer)

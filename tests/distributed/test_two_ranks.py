@@ -1,0 +1,341 @@
+"""Law 7: two ranks behave as one process with the joint batch.
+
+Each check is a generator. What stands before its ``yield`` runs before there is a process group,
+so every module is built there and the reference, one process with the joint batch, is computed
+there; what stands after it runs on both ranks. One spawn runs all checks.
+"""
+
+import dataclasses
+import datetime
+import traceback
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.testing import assert_close
+
+from tests.codebooks.pair import one_shared_codebook, two_codebooks
+from tests.contracts.factories import Mix, state
+from vqprior import (
+    ChannelFirst,
+    CodebookEMA,
+    CodebookRevival,
+    SelfUpdating,
+    TextureQuantizer,
+    VectorQuantizer,
+    _distributed,
+    initialize_,
+)
+from vqprior.losses import adaptive_weight
+from vqprior.metrics import CodebookUsage
+
+pytestmark = pytest.mark.distributed
+WORLD = 2
+CHECKS = {}
+
+
+def check(function):
+    CHECKS[function.__name__] = function
+    return function
+
+
+def exactly(actual, expected):
+    assert_close(actual, expected, rtol=0, atol=0)
+
+
+def same_on_all_ranks(tensor):
+    parts = _distributed.all_gather_stack(tensor)
+    exactly(parts[0], parts[1])
+
+
+def batches(dim):
+    """For each step, what each rank gets, ``(x, mask)``: unequal sizes, one rank without tokens.
+
+    Quarters: sums have no rounding, so the order of summation does not matter.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(n, *, counted=True):
+        x = torch.randint(-12, 13, (n, dim), generator=generator) / 4
+        mask = torch.rand(n, generator=generator) > 0.2
+        return x, mask & counted
+
+    return [
+        [draw(5), draw(12)],
+        [draw(9), draw(4)],
+        [draw(7, counted=False), draw(6)],
+        [draw(8), draw(0)],
+        [draw(0), draw(0)],
+        [draw(3, counted=False), draw(2, counted=False)],
+        [draw(20), draw(1)],
+    ]
+
+
+def joint(parts):
+    xs, masks = zip(*parts, strict=True)
+    return torch.cat(xs), torch.cat(masks)
+
+
+def seeded(make):
+    torch.manual_seed(3)
+    return make()
+
+
+def learn_as_one(make, rules_of):
+    """Trains one process before the yield and two ranks after it; both must end up equal."""
+    one, mine = seeded(make), seeded(make)
+    one_rules, my_rules = rules_of(one), rules_of(mine)
+    steps = batches(one.dim)
+    for parts in steps:
+        out = one(*joint(parts))
+        for rule in one_rules:
+            rule.step(out)
+    yield
+    for parts in steps:
+        out = mine(*parts[_distributed.rank()])
+        for rule in my_rules:
+            rule.step(out)
+        for codebook in mine.codebooks:
+            same_on_all_ranks(codebook.vectors().detach())
+    exactly(state(mine), state(one))
+    for my_rule, one_rule in zip(my_rules, one_rules, strict=True):
+        exactly(state(my_rule), state(one_rule))
+
+
+def ema(quantizer):
+    return CodebookEMA(quantizer, decay=0.5)
+
+
+def revival(quantizer):
+    return CodebookRevival(quantizer, patience=1.5, threshold=0.5)
+
+
+@check
+def ema_learns_as_one(rank):
+    yield from learn_as_one(lambda: VectorQuantizer(3, 8), lambda q: [ema(q)])
+
+
+@check
+def revival_learns_as_one(rank):
+    yield from learn_as_one(lambda: VectorQuantizer(3, 8), lambda q: [revival(q)])
+
+
+@check
+def both_rules_learn_as_one(rank):
+    yield from learn_as_one(lambda: VectorQuantizer(3, 8), lambda q: [ema(q), revival(q)])
+
+
+@check
+def several_codebooks_learn_as_one(rank):
+    yield from learn_as_one(two_codebooks, lambda q: [ema(q), revival(q)])
+
+
+@check
+def a_shared_codebook_learns_as_one_by_ema(rank):
+    yield from learn_as_one(one_shared_codebook, lambda q: [ema(q)])
+
+
+@check
+def wrappers_learn_as_one(rank):
+    def make():
+        return TextureQuantizer(ChannelFirst(VectorQuantizer(3, 8)), fuse=Mix())
+
+    one, mine = seeded(make), seeded(make)
+    rules = [[ema(q), revival(q)] for q in (one, mine)]
+    steps = batches(3)
+    for parts in steps:
+        x, mask = joint(parts)
+        out = one(x, torch.ones_like(x) / 4, mask)
+        for rule in rules[0]:
+            rule.step(out)
+    yield
+    for parts in steps:
+        x, mask = parts[rank]
+        out = mine(x, torch.ones_like(x) / 4, mask)
+        for rule in rules[1]:
+            rule.step(out)
+    exactly(state(mine), state(one))
+
+
+@check
+def self_updating_learns_as_one(rank):
+    def make():
+        quantizer = VectorQuantizer(3, 8)
+        return SelfUpdating(quantizer, ema(quantizer), revival(quantizer))
+
+    one, mine = seeded(make), seeded(make)
+    steps = batches(3)
+    for parts in steps:
+        one(*joint(parts))
+    yield
+    for parts in steps:
+        mine(*parts[rank])
+    exactly(state(mine), state(one))
+
+
+@check
+def revival_zeroes_moments_on_every_rank(rank):
+    quantizer = seeded(lambda: VectorQuantizer(3, 8))
+    optimizer = torch.optim.Adam(quantizer.parameters())
+    rule = CodebookRevival(quantizer, patience=0.1, threshold=0.5, optimizer=optimizer)
+    yield
+    x, _ = batches(3)[0][rank]
+    out = quantizer(100 + x)
+    quantizer.codebook.codes.grad = torch.ones(8, 3)
+    optimizer.step()
+    before = quantizer.codebook.codes.detach().clone()
+    rule.step(out)
+    moved = (quantizer.codebook.codes.detach() != before).any(dim=1)
+    assert moved.sum() == 7
+    moment = optimizer.state[quantizer.codebook.codes]["exp_avg"]
+    exactly(moment.any(dim=1), ~moved)
+    same_on_all_ranks(moment)
+
+
+@check
+def the_result_of_another_quantizer_raises_before_any_collective(rank):
+    quantizer = VectorQuantizer(3, 8)
+    rules = [ema(quantizer), revival(quantizer)]
+    yield
+    out = dataclasses.replace(quantizer(torch.randn(4, 3)), selections=())
+    for rule in rules:
+        with pytest.raises(ValueError, match="`out` must hold 1 selections"):
+            rule.step(out)
+
+
+@check
+def initialize_uses_the_joint_batch(rank):
+    quantizers = {method: VectorQuantizer(3, 4) for method in ("kmeans", "sample")}
+    expected = {}
+    steps = batches(3)[:4]
+    for method, quantizer in quantizers.items():
+        torch.manual_seed(11)
+        expected[method] = []
+        for parts in steps:
+            initialize_(quantizer, *joint(parts), method=method)
+            expected[method].append(quantizer.codebook.codes.detach().clone())
+    yield
+    for method, quantizer in quantizers.items():
+        torch.manual_seed(11 + rank)  # rank 0 decides
+        for parts, codes in zip(steps, expected[method], strict=True):
+            initialize_(quantizer, *parts[rank], method=method)
+            exactly(quantizer.codebook.codes.detach(), codes)
+
+
+@check
+def initialize_without_a_token_raises_on_every_rank(rank):
+    quantizer = VectorQuantizer(3, 4)
+    yield
+    x, mask = batches(3)[5][rank]
+    with pytest.raises(ValueError, match="`x` must hold at least one finite vector"):
+        initialize_(quantizer, x, mask)
+    dist.barrier()
+
+
+@check
+def ranks_are_counted(rank):
+    assert (_distributed.is_active(), _distributed.rank(), _distributed.world_size()) == (
+        False,
+        0,
+        1,
+    )
+    yield
+    assert (_distributed.is_active(), _distributed.rank(), _distributed.world_size()) == (
+        True,
+        rank,
+        WORLD,
+    )
+
+
+@check
+def collectives_do_what_they_say(rank):
+    yield
+    x = torch.arange(6.0).reshape(3, 2) * (rank + 1)
+    both = torch.stack([torch.arange(6.0).reshape(3, 2) * scale for scale in (1, 2)])
+    exactly(_distributed.all_gather_stack(x), both)
+    exactly(_distributed.all_gather_stack(x.T), both.mT)  # not contiguous
+    exactly(_distributed.all_gather_stack(torch.tensor(rank)), torch.tensor([0, 1]))
+    summed = x.clone()
+    assert _distributed.all_reduce_sum_(summed) is summed
+    exactly(summed, both.sum(dim=0))
+    copied = x.clone()
+    assert _distributed.broadcast_(copied) is copied
+    exactly(copied, both[0])
+    for sizes in [(3, 1), (0, 2), (2, 0), (0, 0), (3, 3)]:
+        expected = torch.cat([part[:size] for part, size in zip(both, sizes, strict=True)])
+        exactly(_distributed.gather_rows(x[: sizes[rank]]), expected)
+
+
+@check
+def codebook_usage_counts_all_ranks_without_changing_its_counts(rank):
+    meter, one = CodebookUsage(8), CodebookUsage(8)
+    parts = [torch.tensor([0, 1, 1, -1]), torch.tensor([5], dtype=torch.int32)]
+    for part in parts:
+        one.update(part)
+    expected = one.compute()
+    yield
+    meter.update(parts[rank])
+    for _ in range(2):
+        assert dataclasses.asdict(meter.compute()) == pytest.approx(dataclasses.asdict(expected))
+    meter.reset()
+    if rank == 0:
+        meter.update(torch.tensor([3]))
+    assert meter.compute().num_tokens == 1
+
+
+@check
+def adaptive_weight_is_the_same_on_all_ranks(rank):
+    parameter = torch.ones(3, requires_grad=True)
+    yield
+    reconstruction = (parameter * torch.tensor([1.0, 2.0, 3.0]) * (rank + 1)).sum()
+    adversarial = (parameter * torch.tensor([2.0, 0.0, 1.0]) * (2 * rank + 1)).sum()
+    weight = adaptive_weight(reconstruction, adversarial, parameter)
+    same_on_all_ranks(weight.detach())
+
+
+@check
+def modules_survive_the_end_of_the_group(rank):
+    """Checked by the worker's last lines: a rule that learned in a group goes on without one."""
+    yield
+
+
+def worker(rank, folder):
+    torch.set_num_threads(1)
+    running, reports = {}, {}
+    for name, function in CHECKS.items():
+        running[name] = function(rank)
+        next(running[name])
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=WORLD,
+        timeout=datetime.timedelta(seconds=30),
+    )
+    for name, steps in running.items():
+        try:
+            assert next(steps, "done") == "done"
+            reports[name] = ""
+        except BaseException:
+            reports[name] = traceback.format_exc()
+    dist.destroy_process_group()
+    try:
+        quantizer = VectorQuantizer(3, 8)
+        CodebookEMA(quantizer).step(quantizer(torch.randn(5, 3)))
+        assert not _distributed.is_active()
+    except BaseException:
+        reports["modules_survive_the_end_of_the_group"] = traceback.format_exc()
+    torch.save(reports, f"{folder}/{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(worker, args=(folder,), nprocs=WORLD)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_two_ranks(reports, name):
+    for rank, report in enumerate(reports):
+        assert not report[name], f"rank {rank}: {report[name]}"
