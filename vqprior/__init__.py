@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from vqprior import functional
+from vqprior import functional, losses, metrics, nn
 from vqprior._interfaces import Codebook, CodeSpace, Quantizer, QuantizerOutput, Rule, Selection
 from vqprior.codebooks._ema import CodebookEMA
 from vqprior.codebooks._initialize import initialize_
@@ -31,6 +31,9 @@ __all__ = [
     "VectorQuantizer",
     "functional",
     "initialize_",
+    "losses",
+    "metrics",
+    "nn",
 ]
 
 try:

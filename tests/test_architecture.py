@@ -1,0 +1,144 @@
+"""The rules of the house, executed. Edit LAYERS in the same change as ``docs/design.md``."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vqprior
+
+ROOT = Path(vqprior.__file__).parent
+# From the bottom up. Each may import itself and what its set names, nothing else: what is not
+# here yet is a decision to be made, not an oversight to be allowed.
+LAYERS = {
+    "_distributed": set(),
+    "_checks": set(),
+    "_interfaces": {"_checks"},
+    "functional": {"_checks", "_interfaces"},
+    "nn": {"_checks", "functional"},
+    "codebooks": {"_checks", "_distributed", "_interfaces", "functional"},
+    "interop": {"_checks", "_interfaces", "functional", "nn", "codebooks"},
+    "metrics": {"_checks", "_distributed", "_interfaces", "functional"},
+    "losses": {"_checks", "_distributed", "_interfaces", "functional", "nn", "metrics"},
+    "predictors": {"_checks", "_interfaces", "functional", "nn"},
+    # Wrappers and rules know interfaces only; a quantizer may name its default codebook.
+    "quantizers": {"_checks", "_interfaces", "functional", "codebooks._table"},
+}
+# Folders whose files may not import each other: what they share is an interface.
+INDEPENDENT = {"codebooks", "predictors", "quantizers"}
+# Folders that are public namespaces; the rest are shelves, public as ``vqprior.<Name>``.
+NAMESPACES = {"functional", "interop", "losses", "metrics", "nn"}
+EXTERNAL = {"torch", "einops", "numpy", "typing_extensions"}
+MAX_LINES = 300
+
+MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+every_module = pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+
+
+def imports(path):
+    """Absolute names imported anywhere in ``path``, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            if node.module == "vqprior":  # `from vqprior import x` names a module or a noun
+                yield from (f"vqprior.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def layer_of(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def test_layers_form_a_tower():
+    below = set()
+    for layer, allowed in LAYERS.items():
+        missing = {name.partition(".")[0] for name in allowed} - below
+        assert not missing, f"{layer} is listed before {missing}"
+        below.add(layer)
+
+
+def test_every_folder_is_a_layer():
+    found = {layer_of(path) for path in MODULES}
+    assert found <= LAYERS.keys(), f"no rule for {found - LAYERS.keys()}"
+
+
+@every_module
+def test_module_imports_only_what_its_layer_allows(path):
+    layer = layer_of(path)
+    for name in imports(path):
+        top, _, rest = name.partition(".")
+        if top != "vqprior":
+            assert top in EXTERNAL or top in sys.stdlib_module_names, f"undeclared: {name}"
+            continue
+        target = rest.partition(".")[0]
+        allowed = LAYERS[layer] | {layer}
+        assert target in allowed or rest in allowed, f"{layer} may not import {name}"
+        if target == layer and layer in INDEPENDENT:
+            pytest.fail(f"{path.name} imports its sibling {name}")
+
+
+@every_module
+def test_only_one_door_to_torch_distributed(path):
+    names = {name for name in imports(path) if name.startswith("torch.distributed")}
+    nodes = ast.walk(ast.parse(path.read_text()))
+    names |= {
+        f"line {node.lineno}"
+        for node in nodes
+        if isinstance(node, ast.Attribute)
+        and node.attr == "distributed"
+        and getattr(node.value, "id", "") == "torch"
+    }
+    assert not names or layer_of(path) == "_distributed", f"ask vqprior._distributed: {names}"
+
+
+@every_module
+def test_module_is_private_and_short(path):
+    assert path.name.startswith("_"), "implementation modules start with _"
+    lines = path.read_text().splitlines()
+    assert len(lines) <= MAX_LINES, f"{len(lines)} lines: a file is one idea"
+
+
+@pytest.mark.parametrize("folder", sorted({p.parent.name for p in MODULES} - {"vqprior"}))
+def test_a_folder_is_a_namespace_or_a_shelf(folder):
+    tree = ast.parse((ROOT / folder / "__init__.py").read_text())
+    documentation, *rest = tree.body
+    assert isinstance(documentation, ast.Expr)
+    kinds = {type(node) for node in rest}
+    if folder in NAMESPACES:
+        assert kinds == {ast.ImportFrom, ast.Assign}, "imports and __all__, no logic"
+    else:
+        assert not kinds, "a shelf exports nothing: its nouns are public as vqprior.<Name>"
+
+
+@every_module
+def test_the_library_does_not_know_its_applications(path):
+    """References may name a task; the library may not."""
+    text = re.sub(r"References:\n.*?(?=\n {4}\w+:|\"{3})", "", path.read_text(), flags=re.DOTALL)
+    found = re.findall(r"(?i).*super.?resol.*|.*\btvq.?(?:&|and).?rap\b.*", text)
+    assert not found, f"name what it does, not who uses it: {found}"
+
+
+def test_import_has_no_side_effects():
+    """Importing changes no environment variable, logger, warning filter, default or RNG."""
+    code = """
+import logging, os, random, sys, warnings
+import numpy, torch
+def state():
+    return (dict(os.environ), logging.root.handlers[:], warnings.filters[:], random.getstate(),
+            torch.get_default_dtype(), torch.get_num_threads(), torch.initial_seed(),
+            torch.get_rng_state().tolist(), numpy.random.get_state()[2], torch.is_grad_enabled(),
+            torch.cuda.is_initialized(), torch.get_float32_matmul_precision())
+before = state()
+import vqprior
+assert state() == before
+"""
+    # A minimal environment: this process has imported vqprior already.
+    inherited = {k: os.environ[k] for k in ("PATH", "PYTHONPATH", "SYSTEMROOT") if k in os.environ}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent, env=inherited)
