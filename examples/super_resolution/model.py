@@ -79,14 +79,14 @@ PRESETS = {
     "tiny": ModelConfig(),
     # For a GPU and half an hour.
     "small": ModelConfig(
-        width=80,
+        width=72,
         codebook_size=1024,
-        structure_blocks=6,
+        structure_blocks=5,
         texture_blocks=4,
-        decoder_blocks=8,
-        predictor_width=96,
+        decoder_blocks=10,
+        predictor_width=88,
         predictor_blocks=12,
-        head_blocks=4,
+        head_blocks=3,
     ),
 }
 

@@ -44,6 +44,7 @@ class TokenizerStage:
     def __init__(
         self, config: ModelConfig, make_objective: MakeObjective, *, code_dropout: float = 0.1
     ) -> None:
+        self.config = config
         self.trained = TextureTokenizer(config)
         self.objective = make_objective(self.trained.decoder.network[-2].weight)
         self.code_dropout = code_dropout if config.structure == "lowres" else 0.0
@@ -97,6 +98,7 @@ class PredictorStage:
     rules: tuple[Rule, ...] = ()
 
     def __init__(self, tokenizer: TextureTokenizer, predictor: CodePredictor | None = None) -> None:
+        self.config = tokenizer.config
         self.tokenizer = tokenizer.requires_grad_(requires_grad=False).eval()
         self.trained = CodePredictor(tokenizer.config) if predictor is None else predictor
 

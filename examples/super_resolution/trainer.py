@@ -111,7 +111,7 @@ class Trainer:
             self.stage.prepare(self._batch)
             self.average.update_parameters(self.stage.trained)
         started = time.monotonic() - self.seconds
-        usage = CodebookUsage(self.stage.trained.config.codebook_size).to(self.device)
+        usage = CodebookUsage(self.stage.config.codebook_size).to(self.device)
         sums: dict[str, Tensor] = {}
         with interrupt_between_steps() as interrupted, self._bar() as bar:
             while not self._is_finished() and not interrupted:

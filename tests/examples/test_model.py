@@ -5,8 +5,16 @@ import torch
 from model import PRESETS, CodePredictor, ModelConfig, SuperResolver, TextureTokenizer
 from torch.testing import assert_close
 
-LITTLE = {"width": 8, "codebook_size": 16, "structure_blocks": 1, "texture_blocks": 1,
-          "decoder_blocks": 1, "predictor_width": 8, "predictor_blocks": 1, "head_blocks": 1}  # fmt: skip
+LITTLE = {
+    "width": 8,
+    "codebook_size": 16,
+    "structure_blocks": 1,
+    "texture_blocks": 1,
+    "decoder_blocks": 1,
+    "predictor_width": 8,
+    "predictor_blocks": 1,
+    "head_blocks": 1,
+}
 CONFIGS = {
     "lowres": ModelConfig(structure="lowres", **LITTLE),
     "lowres-4": ModelConfig(structure="lowres", grid=4, **LITTLE),

@@ -43,7 +43,7 @@ def test_half_precision_files_are_read_as_float32(model, tmp_path):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(UserError, match="no such weights; expected a .safetensors file"):
+    with pytest.raises(UserError, match=r"no such weights; expected a \.safetensors file"):
         load_super_resolver(tmp_path / "none.safetensors")
 
 
