@@ -21,9 +21,9 @@ class AdversarialLoss(nn.Module):
 
     The discriminator is a submodule. Give its parameters to an optimizer of its own.
 
-    In distributed training, pass the discriminator wrapped in ``DistributedDataParallel``, with
-    ``broadcast_buffers=False``: ``discriminator_loss`` then averages gradients over the ranks,
-    and the generator's loss goes past the wrapper.
+    In distributed training, pass the discriminator wrapped in ``DistributedDataParallel``:
+    ``discriminator_loss`` then averages gradients over the ranks, and the generator's loss goes
+    past the wrapper.
 
     Args:
         discriminator: Any module from a picture to logits, large for real ones.
