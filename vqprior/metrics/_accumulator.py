@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from vqprior._checks import check_shape
+from vqprior._checks import check_floating, check_shape
 from vqprior._distributed import all_reduce_sum_
 
 
@@ -52,6 +52,8 @@ class PictureMean(Accumulator, abc.ABC):
             TypeError: If a picture is not floating point.
             ValueError: If the two shapes differ, or are not what the score can compare.
         """
+        check_floating("reconstruction", reconstruction)
+        check_floating("target", target)
         check_shape("target", target, reconstruction.shape)
         scores = self._scores(reconstruction, target)
         self.total += scores.double().sum()
