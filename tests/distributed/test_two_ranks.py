@@ -318,6 +318,7 @@ def worker(rank, folder):
             reports[name] = ""
         except BaseException:
             reports[name] = traceback.format_exc()
+        torch.save(reports, f"{folder}/{rank}.pt")  # a later check may abort the process
     dist.destroy_process_group()
     try:
         quantizer = VectorQuantizer(3, 8)
@@ -330,9 +331,15 @@ def worker(rank, folder):
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(worker, args=(folder,), nprocs=WORLD)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    """What each check left on each rank: nothing, or a traceback."""
+    folder, crash = tmp_path_factory.mktemp("ranks"), ""
+    try:
+        torch.multiprocessing.spawn(worker, args=(folder,), nprocs=WORLD)
+    except Exception:  # one failed check can put ranks out of step and abort the others
+        crash = traceback.format_exc()
+    unfinished = dict.fromkeys(CHECKS, f"did not finish: {crash}")
+    saved = [folder / f"{rank}.pt" for rank in range(WORLD)]
+    return [unfinished | (torch.load(file) if file.exists() else {}) for file in saved]
 
 
 @pytest.mark.parametrize("name", CHECKS)

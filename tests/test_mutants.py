@@ -1,0 +1,340 @@
+"""Planted faults: each breaks one line of the library, and the suite must notice.
+
+Coverage shows what ran, not what was checked. When a bug is fixed, its reversal joins the list.
+"""
+
+import dataclasses
+import multiprocessing
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parent.parent
+EXIT = 100  # added to the exit code of pytest, since 1 is that of any process that broke
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """In ``file``, ``old`` becomes ``new``; some test of ``tests``, narrowed by ``only``, fails."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+    only: str = ""
+
+
+FAULTS = {
+    "estimator-sign": Fault(
+        "functional/_estimators.py",
+        "codes.detach() + (x - x.detach())",
+        "codes.detach() - (x - x.detach())",
+        "functional/test_estimators.py",
+    ),
+    "estimator-rounds": Fault(
+        "functional/_estimators.py",
+        "codes.detach() + (x - x.detach())",
+        "x + (codes - x).detach()",
+        "functional/test_estimators.py",
+    ),
+    "search-ties-go-high": Fault(
+        "functional/_search.py",
+        "(value < best[:, place])",
+        "(value <= best[:, place])",
+        "functional/test_search.py",
+        "block_sizes and 1-3",
+    ),
+    "search-insertion-drops-an-equal": Fault(
+        "functional/_search.py",
+        "closer = closer | (value < best[:, place])",
+        "closer = value < best[:, place]",
+        "functional/test_search.py",
+        "block_sizes and 5-3",
+    ),
+    "search-without-shift": Fault(
+        "functional/_search.py",
+        "shift = codes.mean(dim=0)",
+        "shift = 0 * codes.mean(dim=0)",
+        "functional/test_search.py",
+        "offset",
+    ),
+    "search-in-low-precision": Fault(
+        "functional/_search.py",
+        "torch.promote_types(torch.promote_types(x.dtype, codes.dtype), torch.float32)",
+        "torch.promote_types(x.dtype, codes.dtype)",
+        "functional/test_search.py",
+        "low_precision",
+    ),
+    "search-forgets-the-cross-term-factor": Fault(
+        "functional/_search.py",
+        "alpha=-2.0",
+        "alpha=-1.0",
+        "functional/test_search.py",
+        "match_the_definition",
+    ),
+    "statistics-in-float16": Fault(
+        "functional/_statistics.py",
+        "dtype = torch.promote_types(x.dtype, torch.float32)",
+        "dtype = x.dtype",
+        "functional/test_statistics.py",
+    ),
+    "statistics-count-masked-tokens": Fault(
+        "functional/_statistics.py",
+        "rows = torch.where(counted, rows, 0.0)",
+        "rows = torch.where(counted, rows, rows)",
+        "functional/test_statistics.py",
+    ),
+    "statistics-by-one-hot": Fault(
+        "functional/_statistics.py",
+        "return totals.index_add_(0, flat_indices.clamp_min(0), rows)",
+        "return torch.eye(num_codes).to(rows)[flat_indices.clamp_min(0)].T @ rows",
+        "functional/test_statistics.py",
+    ),
+    "commitment-moves-codes": Fault(
+        "functional/_losses.py",
+        "_mean_square_error(s.inputs, s.codes.detach(), s.mask)",
+        "_mean_square_error(s.inputs, s.codes, s.mask)",
+        "functional/test_losses.py",
+    ),
+    "mean-of-nothing-is-nan": Fault(
+        "functional/_losses.py",
+        "(mask.sum() * difference.shape[-1]).clamp_min(1)",
+        "(mask.sum() * difference.shape[-1])",
+        "functional/test_losses.py",
+    ),
+    "cross-entropy-averages-over-ignored": Fault(
+        "functional/_losses.py",
+        "total / counted.sum().clamp_min(1)",
+        "total / max(counted.numel(), 1)",
+        "functional/test_losses.py",
+    ),
+    "selection-without-centering": Fault(
+        "functional/_select.py",
+        "probabilities * (grad - (probabilities * grad).sum(dim=-1, keepdim=True))",
+        "probabilities * grad",
+        "functional/test_select.py",
+    ),
+    "selection-without-temperature": Fault(
+        "functional/_select.py",
+        "_softmax_backward(probabilities, wanted) / ctx.temperature",
+        "_softmax_backward(probabilities, wanted)",
+        "functional/test_select.py",
+    ),
+    "reinmax-of-first-order": Fault(
+        "functional/_select.py",
+        "- _softmax_backward(start, grad) / 2",
+        "- _softmax_backward(start, grad)",
+        "functional/test_select.py",
+        "reinmax",
+    ),
+    "gumbel-noise-upside-down": Fault(
+        "functional/_select.py",
+        "perturbed = logits + _gumbel_noise",
+        "perturbed = logits - _gumbel_noise",
+        "functional/test_select.py",
+        "samples_follow",
+    ),
+    "kmeans-forgets-empty-clusters": Fault(
+        "functional/_kmeans.py",
+        "torch.where(useful.unsqueeze(1), x[worst[turn]], moved)",
+        "moved",
+        "functional/test_kmeans.py",
+    ),
+    "quantizer-ignores-the-mask": Fault(
+        "quantizers/_plain.py",
+        "counted = counted & mask",
+        "counted = counted | mask",
+        "contracts/test_mask.py",
+        "euclidean",
+    ),
+    "quantizer-lets-nan-in": Fault(
+        "quantizers/_plain.py",
+        "return torch.where(counted.unsqueeze(-1), x, 0.0), counted",
+        "return x, counted",
+        "contracts/test_mask.py",
+        "euclidean",
+    ),
+    "forward-changes-the-codebook": Fault(
+        "quantizers/_plain.py",
+        "vectors = self.codebook.vectors()\n",
+        "vectors = self.codebook.vectors()\n        vectors.data.mul_(0.999)\n",
+        "contracts/test_purity.py",
+        "euclidean",
+    ),
+    "channels-swapped-with-width": Fault(
+        "quantizers/_channel_first.py",
+        "return x.movedim(1, -1)",
+        "return x.transpose(1, -1)",
+        "quantizers/test_channel_first.py",
+    ),
+    "texture-without-structure": Fault(
+        "quantizers/_texture.py",
+        "quantized=structure + out.quantized",
+        "quantized=out.quantized",
+        "quantizers/test_texture.py",
+    ),
+    "texture-shows-nan-to-the-fuse": Fault(
+        "quantizers/_texture.py",
+        "texture = torch.where(usable, texture, 0.0)",
+        "texture = torch.where(usable, texture, texture)",
+        "quantizers/test_texture.py",
+    ),
+    "rules-step-in-eval": Fault(
+        "quantizers/_self_updating.py",
+        "if self.training:",
+        "if self.rules:",
+        "quantizers/test_self_updating.py",
+    ),
+    "decay-swapped": Fault(
+        "codebooks/_ema.py",
+        "mass = mass.lerp(sums, 1 - self.decay)",
+        "mass = mass.lerp(sums, self.decay)",
+        "codebooks/test_ema.py",
+        "textbook or by_hand",
+    ),
+    "unchosen-codes-drift": Fault(
+        "codebooks/_ema.py",
+        "codes.copy_(torch.where(chosen.unsqueeze(1), moved, codes))\n"
+        "        codebook.assign_(codes, chosen)",
+        "codes.copy_(moved)\n        codebook.assign_(codes, chosen | ~chosen)",
+        "codebooks/test_ema.py",
+        "textbook or by_hand",
+    ),
+    "rewritten-rows-keep-their-count": Fault(
+        "codebooks/_ema.py",
+        "torch.where(rewritten, 1.0, counts)",
+        "torch.where(rewritten, counts, counts)",
+        "codebooks/test_ema.py",
+        "rewritten",
+    ),
+    "statistics-follow-half": Fault(
+        "_interfaces.py",
+        "new.dtype != old.dtype",
+        "new.dtype == old.dtype",
+        "contracts/test_rules.py",
+        "keep_their_dtype and euclidean",
+    ),
+    "ema-of-one-rank": Fault(
+        "codebooks/_ema.py",
+        "_distributed.all_reduce_sum_(torch.cat([s.reshape(-1) for s in statistics]))",
+        "torch.cat([s.reshape(-1) for s in statistics])",
+        "distributed/test_two_ranks.py",
+        "ema",
+    ),
+    "revival-draws-from-every-rank": Fault(
+        "codebooks/_revival.py",
+        "per_rank[: _distributed.rank()].sum()",
+        "0 * per_rank[: _distributed.rank()].sum()",
+        "distributed/test_two_ranks.py",
+        "revival",
+    ),
+    "start-differs-between-ranks": Fault(
+        "codebooks/_initialize.py",
+        "_distributed.broadcast_(vectors)",
+        "vectors",
+        "distributed/test_two_ranks.py",
+        "initialize",
+    ),
+    "revival-never-ends": Fault(
+        "codebooks/_revival.py",
+        "dead = closes & rare & _is_new(candidates, errors, codebook)",
+        "dead = closes & rare",
+        "codebooks/test_revival.py",
+        "fewer_distinct",
+    ),
+    "revival-keeps-moments": Fault(
+        "codebooks/_revival.py",
+        "value.masked_fill_(where.unsqueeze(1), 0.0)",
+        "value.masked_fill_(where.unsqueeze(1), 0.5)",
+        "codebooks/test_revival.py",
+        "moments",
+    ),
+    "revival-window-stays-open": Fault(
+        "codebooks/_revival.py",
+        "uses.copy_(torch.where(closes, 0.0, uses))",
+        "uses.copy_(torch.where(closes, uses, uses))",
+        "codebooks/test_revival.py",
+        "window",
+    ),
+    "revival-waits-for-the-device": Fault(
+        "codebooks/_revival.py",
+        "closes = tokens >=",
+        "closes = tokens.new_tensor(tokens.item()) >=",
+        "contracts/test_compile.py",
+        "rules_wait and revival and euclidean",
+    ),
+    "start-forgets-modes": Fault(
+        "codebooks/_initialize.py",
+        "module.training = training",
+        "module.training = True",
+        "codebooks/test_initialize.py",
+        "mode",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("copy")
+    ignore = shutil.ignore_patterns("__pycache__", "examples", "benchmarks")
+    for part in ("vqprior", "tests"):
+        shutil.copytree(REPO / part, folder / part, ignore=ignore)
+    shutil.copy(REPO / "pyproject.toml", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Forks of a process that has imported torch: most of what a run of pytest waits for."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch.testing", "torch.export", "torch._dynamo"])
+    return context
+
+
+def run_pytest(folder, arguments):
+    """Runs in a process of its own, which must see the package and tests of ``folder`` alone."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "vqprior")]:
+        del sys.modules[name]
+    sys.path[:] = [
+        str(folder),
+        *(p for p in sys.path if Path(p).resolve() not in (REPO, Path.cwd())),
+    ]
+    sys.dont_write_bytecode = True  # it would outlive the fault
+    os.chdir(folder)
+    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    result = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *arguments])
+    sys.exit(EXIT + int(result))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_suite_notices(copy, processes, name):
+    fault = FAULTS[name]
+    path = copy / "vqprior" / fault.file
+    original = path.read_text()
+    assert original.count(fault.old) == 1, f"the line is gone: plant {name} somewhere else"
+    arguments = [f"tests/{fault.tests}", *(["-k", fault.only] if fault.only else [])]
+    path.write_text(original.replace(fault.old, fault.new))
+    try:
+        process = processes.Process(target=run_pytest, args=(copy, arguments))
+        process.start()
+        process.join()
+    finally:
+        path.write_text(original)
+    # Any other code, for an error at import or for no test at all, proves nothing.
+    assert process.exitcode == EXIT + pytest.ExitCode.TESTS_FAILED, (copy / "log.txt").read_text()[
+        -3000:
+    ]
+
+
+@pytest.mark.slow
+def test_without_a_fault_the_copy_passes(copy, processes):
+    process = processes.Process(target=run_pytest, args=(copy, ["tests/functional/test_losses.py"]))
+    process.start()
+    process.join()
+    assert process.exitcode == EXIT + pytest.ExitCode.OK, (copy / "log.txt").read_text()[-3000:]
