@@ -27,7 +27,7 @@ from vqprior import (
     initialize_,
 )
 from vqprior.losses import adaptive_weight
-from vqprior.metrics import CodebookUsage
+from vqprior.metrics import GMSD, PSNR, SSIM, CodebookUsage
 
 pytestmark = pytest.mark.distributed
 WORLD = 2
@@ -284,13 +284,36 @@ def codebook_usage_counts_all_ranks_without_changing_its_counts(rank):
 
 
 @check
+def picture_metrics_average_over_the_pictures_of_all_ranks(rank):
+    pictures, targets = torch.rand(5, 3, 16, 16), torch.rand(5, 3, 16, 16)
+    cases = []
+    for kind in (PSNR, SSIM, GMSD):
+        one = kind()
+        one.update(pictures, targets)
+        cases.append((one.compute(), kind(), kind()))
+    yield
+    pictures, targets = (_distributed.broadcast_(t) for t in (pictures, targets))
+    for _, uneven, lopsided in cases:
+        part = slice(0, 1) if rank == 0 else slice(1, 5)
+        uneven.update(pictures[part], targets[part])
+        if rank == 1:  # rank 0 has seen nothing, and takes part in the sum
+            lopsided.update(pictures, targets)
+        assert uneven.compute() == pytest.approx(lopsided.compute(), rel=1e-12)
+    expected = torch.tensor([value for value, _, _ in cases])  # those of rank 0's own pictures
+    actual = torch.tensor([uneven.compute() for _, uneven, _ in cases])
+    assert_close(actual, _distributed.broadcast_(expected))
+
+
+@check
 def adaptive_weight_is_the_same_on_all_ranks(rank):
     parameter = torch.ones(3, requires_grad=True)
     yield
     reconstruction = (parameter * torch.tensor([1.0, 2.0, 3.0]) * (rank + 1)).sum()
     adversarial = (parameter * torch.tensor([2.0, 0.0, 1.0]) * (2 * rank + 1)).sum()
-    weight = adaptive_weight(reconstruction, adversarial, parameter)
-    same_on_all_ranks(weight.detach())
+    weight = adaptive_weight(reconstruction, adversarial, parameter, eps=1e-8)
+    # Squared lengths of the gradients: 14 and 56, 5 and 45; averaged, 35 and 25.
+    assert_close(weight, torch.tensor(35**0.5 / 5))
+    same_on_all_ranks(weight)
 
 
 @check
