@@ -5,7 +5,6 @@ into one line and an exit status. A traceback on the screen therefore always mea
 """
 
 import argparse
-import errno
 import os
 import secrets
 import signal
@@ -72,12 +71,9 @@ def run(main: Callable[[], int | None]) -> int:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        _silence(sys.stdout.fileno())
+        _discard_stdout()
         return BROKEN_PIPE
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            with suppress(OSError):
-                _silence(sys.stdout.fileno())  # or Python reports it again while it shuts down
         return _fail(error, FAILURE)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -157,8 +153,8 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _silence(descriptor: int) -> None:
-    """Sends what is still buffered for ``descriptor`` nowhere."""
+def _discard_stdout() -> None:
+    """Sends what is still buffered nowhere, or Python may try again, and complain, as it ends."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, descriptor)
+    os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

@@ -16,7 +16,15 @@ from typing import NoReturn
 import numpy as np
 import torch
 from cli import UsageError, UserError, atomic_write, describe, is_out_of_memory
-from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, ImageOps
+from PIL import (
+    ExifTags,
+    Image,
+    ImageCms,
+    ImageDraw,
+    ImageFont,
+    ImageOps,
+    UnidentifiedImageError,
+)
 from torch import Tensor
 
 Image.init()
@@ -256,7 +264,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     with suppress(OSError):
         if path.stat().st_size == 0:
             return "is empty"
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return f"is not a picture that can be read ({', '.join(sorted(FORMATS))})"
     return f"is damaged: {describe(error)}"
 
@@ -264,8 +272,9 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 def _notes(image: Image.Image) -> tuple[str, ...]:
     """What is lost by reading ``image``, which is open but not loaded."""
     notes = []
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        notes.append(f"the first of {image.n_frames} frames is used")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # whose other frames belong to the same photo
+        notes.append(f"the first of {frames} frames is used")
     if image.mode[0] != "I" and any("16" in str(tile[3]) for tile in getattr(image, "tile", ())):
         notes.append("16-bit color is read as 8-bit")
     return tuple(notes)

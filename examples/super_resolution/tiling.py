@@ -23,17 +23,22 @@ Span = tuple[int, int]  # start and end, in low-resolution pixels
 
 
 class Enlarger(Protocol):
-    """What a model must have to be used here.
+    """What a model must have to be used here."""
 
-    Attributes:
-        scale: result pixels for each input pixel, along a side.
-        overlap: input pixels beyond which nothing influences a pixel of the result.
-        multiple: tiles that begin at multiples of this are treated as the whole picture is.
-    """
+    @property
+    def scale(self) -> int:
+        """Result pixels for each input pixel, along a side."""
+        ...
 
-    scale: int
-    overlap: int
-    multiple: int
+    @property
+    def overlap(self) -> int:
+        """Input pixels beyond which nothing influences a pixel of the result."""
+        ...
+
+    @property
+    def multiple(self) -> int:
+        """Tiles that begin at multiples of this are treated as the whole picture is."""
+        ...
 
     def __call__(self, lr: Tensor, /) -> Tensor:
         """Maps ``(b, 3, h, w)`` to ``(b, 3, scale * h, scale * w)``."""

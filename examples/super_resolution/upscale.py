@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -93,7 +94,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders or patterns")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="made if missing")
-    parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="FILE")
+    parser.add_argument(
+        "--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="FILE", help="written by train.py"
+    )
     parser.add_argument(
         "--tile",
         type=at_least(SMALLEST_TILE),
@@ -101,13 +104,20 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="input pixels a side that are enlarged at once; less needs less memory (%(default)s)",
     )
-    parser.add_argument("--format", choices=("png", "jpg", "webp"), default="png")
+    parser.add_argument(
+        "--format", choices=("png", "jpg", "webp"), default="png", help="of results (%(default)s)"
+    )
     parser.add_argument(
         "--compare", action="store_true", help="also write NAME_comparison.png, beside bicubic"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files in DIR")
-    parser.add_argument("--threads", type=at_least(1), metavar="N", help="of the processor")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    parser.add_argument("--threads", type=at_least(1), metavar="N", help="of the processor to use")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
+        help="where to compute; auto is a CUDA GPU if there is one (%(default)s)",
+    )
     return parser.parse_args(arguments)
 
 
@@ -177,7 +187,8 @@ def enlarge_file(model: Enlarger, job: Job, tile: int = DEFAULT_TILE) -> None:
         UserError: the picture cannot be read, is too small or too large, or the result cannot be
             written.
     """
-    photo = read_image(job.source, check_size=lambda *size: check_input_size(*size, model.scale))
+    check_size = partial(check_input_size, scale=model.scale)
+    photo = read_image(job.source, check_size=check_size)
     width, height = (side * model.scale for side in photo.size)
     check_output_size(job.result, width, height)
     _check_free_space(job.result.parent, width * height * 3)
@@ -193,7 +204,7 @@ def enlarge_file(model: Enlarger, job: Job, tile: int = DEFAULT_TILE) -> None:
         tqdm.write(f"{job.source} -> {job.comparison}")
 
 
-def check_input_size(width: int, height: int, scale: int = 4) -> None:
+def check_input_size(width: int, height: int, *, scale: int = 4) -> None:
     """Raises ``UserError`` for a picture that is too small, or whose result would be too large."""
     if min(width, height) < SMALLEST_SIDE:
         raise UserError(f"is {width}x{height}; {SMALLEST_SIDE}x{SMALLEST_SIDE} is the smallest")
@@ -247,8 +258,9 @@ def comparison(photo: Photo, result: Photo) -> Image.Image:
     small, large = preview(photo), preview(result)
     scale = large.width // small.width
     pictures = {"bicubic": enlarge(small, scale), "model": large}
-    box = find_detail(small, PANEL // ZOOM // scale)
-    box = tuple(side * scale for side in box)
+    sides = find_detail(small, PANEL // ZOOM // scale)
+    left, top, right, bottom = (side * scale for side in sides)
+    box = (left, top, right, bottom)
     if max(large.size) <= PANEL // 2:  # a detail of so little would show the same again
         whole = [(name, _enlarged(picture)) for name, picture in pictures.items()]
         return contact_sheet([whole])
@@ -311,7 +323,7 @@ def _enlarged(picture: Image.Image) -> Image.Image:
     return enlarge(picture, max(PANEL // 2 // max(picture.size), 1), NEAREST)
 
 
-def _shrunk(picture: Image.Image, box: tuple[int, ...]) -> Image.Image:
+def _shrunk(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
     """Made to fit its panel, with the place of the detail marked."""
     small = picture.copy()
     small.thumbnail((PANEL, PANEL), Image.Resampling.LANCZOS)

@@ -68,8 +68,9 @@ def script(body, tmp_path):
     return [sys.executable, str(path)]
 
 
-def test_a_reader_that_goes_away_is_no_error(tmp_path):
-    command = script("print('x\\n' * 100_000)", tmp_path)
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_goes_away_is_no_error(lines, tmp_path):
+    command = script(f"print('x\\n' * {lines})", tmp_path)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b""

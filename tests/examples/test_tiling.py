@@ -58,6 +58,7 @@ def test_tiles_that_disagree_meet_in_a_ramp_and_not_in_an_edge():
 def test_tiles_begin_where_the_model_wants_them_to(model):
     class Grid(StandIn):
         multiple = 8
+        overlap = 9
 
         def forward(self, lr):  # every block of 8 pixels becomes its mean
             self.calls.append(tuple(lr.shape))
