@@ -42,10 +42,10 @@ from images import (
     write_image,
 )
 from PIL import Image
-from tiling import DEFAULT_TILE, SMALLEST_TILE, Enlarger, upscale_tiled
+from tiling import DEFAULT_TILE, SMALLEST_TILE, Enlarger, device_of, upscale_tiled
 from torch import Tensor
 from tqdm import tqdm
-from upscale import BICUBIC, NEAREST, enlarge, find_detail
+from upscale import BICUBIC, NEAREST, enlarge, find_detail, pick_device
 from weights import DEFAULT_WEIGHTS, load_super_resolver
 
 from vqprior.metrics import CodebookUsage, gmsd, psnr, rgb_to_luma, ssim
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     loaders = pair_loaders(args.pairs) if args.pairs else photo_loaders(args.photos)
     _check_outputs(args.csv, args.picture)
-    model = load_super_resolver(args.weights)
+    model = load_super_resolver(args.weights).to(pick_device("auto"))
     failures: list[UserError] = []
     rows: list[list[tuple[str, Image.Image]]] = []
 
@@ -384,7 +384,7 @@ def _indices(model: PredictsCodes, lr: Tensor, tile: int) -> Iterator[Tensor]:
     """What the model chooses, part by part; at their borders it sees less than it could."""
     for strip in lr.split(tile, dim=1):
         for part in strip.split(tile, dim=2):
-            yield model.indices(part[None])
+            yield model.indices(part[None].to(device_of(model))).cpu()
 
 
 def _codes_line(evaluation: Evaluation) -> str:

@@ -120,7 +120,7 @@ def _enlarge(model: Enlarger, lr: Tensor, rows: Span, columns: Span) -> Tensor:
         _grow(span, model.overlap, side, model.multiple)
         for span, side in zip((rows, columns), lr.shape[1:], strict=True)
     )
-    seen = lr[None, :, top:bottom, left:right].to(_device(model))
+    seen = lr[None, :, top:bottom, left:right].to(device_of(model))
     try:
         enlarged = model(seen)[0]
     except (MemoryError, RuntimeError) as error:
@@ -153,7 +153,8 @@ def _pieces(strip: Tensor, width: int = 4096) -> list[tuple[int, Tensor]]:
     return [(i * width, part) for i, part in enumerate(strip.split(width, dim=2))]
 
 
-def _device(model: Enlarger) -> torch.device:
+def device_of(model: object) -> torch.device:
+    """Where the model's tensors are; the CPU if it has none."""
     tensors = chain(model.parameters(), model.buffers()) if isinstance(model, nn.Module) else ()
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
