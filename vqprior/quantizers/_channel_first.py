@@ -1,6 +1,5 @@
 """Quantizers on feature maps."""
 
-import dataclasses
 from typing import final
 
 from torch import Tensor
@@ -71,7 +70,14 @@ class ChannelFirst(Quantizer):
             ValueError: If dimension 1 of ``x`` is not ``dim``.
         """
         out = self.quantizer(self._features_last(x, mask), mask)
-        return dataclasses.replace(out, quantized=out.quantized.movedim(-1, 1))
+        # Spelled out: `dataclasses.replace` breaks the graph of torch 2.6.
+        return QuantizerOutput(
+            quantized=out.quantized.movedim(-1, 1),
+            indices=out.indices,
+            loss=out.loss,
+            terms=out.terms,
+            selections=out.selections,
+        )
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the indices ``(b, *spatial)`` or ``(b, *spatial, q)``."""

@@ -1,6 +1,5 @@
 """Quantization of what a side signal does not explain."""
 
-import dataclasses
 from typing import TYPE_CHECKING, Protocol, final
 
 import torch
@@ -97,7 +96,14 @@ class TextureQuantizer(CodeSpace):
                 if ``texture`` has not.
         """
         out = self.quantizer(self._fused(texture, structure), mask)
-        return dataclasses.replace(out, quantized=structure + out.quantized)
+        # Spelled out: `dataclasses.replace` breaks the graph of torch 2.6.
+        return QuantizerOutput(
+            quantized=structure + out.quantized,
+            indices=out.indices,
+            loss=out.loss,
+            terms=out.terms,
+            selections=out.selections,
+        )
 
     def encode(self, texture: Tensor, structure: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the indices of ``texture`` given ``structure``, without gradients."""
