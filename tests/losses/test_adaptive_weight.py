@@ -82,8 +82,8 @@ def test_ranks_average_squared_lengths(monkeypatch):
     other = torch.tensor([144.0, 36.0])
     monkeypatch.setattr(_adaptive_weight, "all_reduce_sum_", lambda squares: squares + other)
     w = weight((4,))
-    value = adaptive_weight(4 * w.sum(), 3 * w.sum(), w)  # squared lengths 64 and 36
-    expected = math.sqrt((144 + 64) / 2) / (math.sqrt((36 + 36) / 2) + 1e-4)
+    value = adaptive_weight(4 * w.sum(), 3 * w.sum(), w, eps=1.0)  # squared lengths 64 and 36
+    expected = math.sqrt((144 + 64) / 2) / (math.sqrt((36 + 36) / 2) + 1)
     assert_close(value, torch.tensor(expected))
 
 

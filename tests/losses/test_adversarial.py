@@ -97,12 +97,16 @@ def test_goes_past_the_wrapper_of_a_distributed_discriminator(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/r", rank=0, world_size=1)
     try:
         wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(plain.discriminator))
-        loss = AdversarialLoss(wrapped)
-        for _ in range(2):  # a wrapper that waits for gradients complains at the second call
+        loss, calls = AdversarialLoss(wrapped), []
+        wrapped.register_forward_pre_hook(lambda *_: calls.append(1))
+        for _ in range(2):
             assert_close(loss(fake), plain(fake))
             loss(fake).backward()
+            assert not calls
             loss.discriminator_loss(fake, real).backward()
             plain.discriminator_loss(fake, real).backward()
+            assert len(calls) == 2
+            calls.clear()
         for ours, theirs in zip(loss.parameters(), plain.parameters(), strict=True):
             assert_close(ours.grad, theirs.grad)
     finally:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from vqprior.nn import SwinLayer
@@ -32,7 +33,8 @@ def brute_force(layer, x):
                     logits[:, i, j] = -torch.inf
         joined[..., part] = logits.softmax(dim=-1) @ v[..., part]
     tokens = tokens + layer.proj(joined)
-    tokens = tokens + layer.mlp(layer.norm2(tokens))
+    hidden = F.gelu(layer.mlp[0](layer.norm2(tokens)))
+    tokens = tokens + layer.mlp[2](hidden)
     return tokens.transpose(1, 2).reshape(x.shape)
 
 

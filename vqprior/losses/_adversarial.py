@@ -64,7 +64,7 @@ class AdversarialLoss(nn.Module):
         """Returns the generator's loss, with a gradient to ``reconstruction`` only."""
         discriminator = self.discriminator
         if isinstance(discriminator, nn.parallel.DistributedDataParallel):
-            # The wrapper would wait for gradients of the parameters, and none will come.
+            # The wrapper would overwrite the buffers by those of rank 0.
             discriminator = discriminator.module
         state = {name: p.detach() for name, p in discriminator.named_parameters()}
         state.update((name, buffer.clone()) for name, buffer in discriminator.named_buffers())
