@@ -217,6 +217,27 @@ FAULTS = {
         "contracts/test_rules.py",
         "keep_their_dtype and euclidean",
     ),
+    "statistics-follow-float64": Fault(
+        "codebooks/_ema.py",
+        "torch.stack(parts).sum(dim=0).float()",
+        "torch.stack(parts).sum(dim=0)",
+        "contracts/test_rules.py",
+        "keep_their_dtype and euclidean",
+    ),
+    "strangers-train-each-other": Fault(
+        "quantizers/_self_updating.py",
+        "for codebook in rule.codebooks} != known:",
+        "for codebook in rule.codebooks} == set():",
+        "quantizers/test_self_updating.py",
+        "another",
+    ),
+    "lengths-of-tiny-codes-vanish": Fault(
+        "functional/_search.py",
+        "codes = torch.nn.functional.normalize(rows, dim=1)",
+        "codes = torch.nn.functional.normalize(codes, dim=1)",
+        "functional/test_search.py",
+        "common_scale",
+    ),
     "ema-of-one-rank": Fault(
         "codebooks/_ema.py",
         "_distributed.all_reduce_sum_(torch.cat([s.reshape(-1) for s in statistics]))",

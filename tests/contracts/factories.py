@@ -119,6 +119,11 @@ def quantizers_where(applies):
     return pytest.mark.parametrize("make", chosen.values(), ids=chosen.keys())
 
 
+# Some quantizers have no codebook that learns, some have several.
+every_learned_quantizer = quantizers_where(lambda quantizer: quantizer.codebooks)
+every_quantizer_of_one_codebook = quantizers_where(lambda quantizer: len(quantizer.codebooks) == 1)
+
+
 def has(quantizer, kind):
     return any(isinstance(module, kind) for module in quantizer.modules())
 

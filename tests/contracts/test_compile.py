@@ -4,11 +4,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.contracts.factories import draw, every_quantizer, every_rule
+from tests.contracts.factories import (
+    draw,
+    every_learned_quantizer,
+    every_quantizer,
+    every_rule,
+)
 from tests.contracts.observers import LargestTensor, NoHostSync, watching
 from vqprior.functional import _search
-
-pytestmark = every_quantizer
 
 
 def train_step(quantizer, x, mask=None):
@@ -17,6 +20,7 @@ def train_step(quantizer, x, mask=None):
     return out
 
 
+@every_quantizer
 def test_nothing_of_size_n_by_k_is_stored(make, monkeypatch):
     monkeypatch.setattr(_search, "_MAX_BLOCK_ENTRIES", 512)
     quantizer = make()
@@ -28,6 +32,7 @@ def test_nothing_of_size_n_by_k_is_stored(make, monkeypatch):
     assert largest.numel <= x.shape[0] * (quantizer.dim + 2)
 
 
+@every_learned_quantizer
 def test_the_observer_sees_inside_the_search(make):
     quantizer = make()
     x = draw(quantizer, (100,))
@@ -36,6 +41,7 @@ def test_the_observer_sees_inside_the_search(make):
     assert largest.numel >= 100 * max(quantizer.dim, min(c.num_codes for c in quantizer.codebooks))
 
 
+@every_quantizer
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_nothing_waits_for_the_device(make, training):
     quantizer = make().train(training)
@@ -45,6 +51,7 @@ def test_nothing_waits_for_the_device(make, training):
         quantizer.decode(quantizer.encode(x, mask))
 
 
+@every_learned_quantizer
 @every_rule
 def test_rules_wait_for_nothing_and_store_little(make, rule):
     quantizer = make().eval()
@@ -58,6 +65,7 @@ def test_rules_wait_for_nothing_and_store_little(make, rule):
     assert largest.numel <= 601 * (quantizer.dim + 1)
 
 
+@every_quantizer
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_compiles_in_one_graph(make, training):
     torch.compiler.reset()
@@ -73,9 +81,19 @@ def test_compiles_in_one_graph(make, training):
         assert_close(*(none if p.grad is None else p.grad for p in (ours, theirs)))
 
 
+@every_quantizer
 def test_exports_in_eval(make):
     quantizer = make().eval()
     x = draw(quantizer)
     exported = torch.export.export(quantizer, (x,)).module()
     assert_close(exported(x).quantized, quantizer(x).quantized, rtol=0, atol=0)
     assert_close(exported(x).selections[0].indices, quantizer(x).indices, rtol=0, atol=0)
+
+
+@every_quantizer
+def test_exports_with_a_free_batch_size(make):
+    quantizer = make().eval()
+    shapes = ({0: torch.export.Dim("batch", min=2)},)
+    program = torch.export.export(quantizer, (draw(quantizer),), dynamic_shapes=shapes)
+    x = draw(quantizer, (77,), seed=1)
+    assert_close(program.module()(x).indices, quantizer(x).indices, rtol=0, atol=0)

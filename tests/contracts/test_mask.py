@@ -7,13 +7,13 @@ from torch.testing import assert_close
 from tests.contracts.factories import (
     arrange,
     draw,
+    every_learned_quantizer,
     every_quantizer,
     every_rule,
     features_last,
     state,
 )
 
-pytestmark = every_quantizer
 MASK = torch.tensor([True, False, True, True, False, True, False, True] * 4)
 GARBAGE = {"nan": torch.nan, "inf": torch.inf, "-inf": -torch.inf, "huge": 1e38, "zero": 0.0}
 
@@ -38,6 +38,7 @@ def result(quantizer, x, mask):
     return out, x.grad, gradients
 
 
+@every_quantizer
 @pytest.mark.parametrize("value", GARBAGE.values(), ids=GARBAGE.keys())
 def test_what_masked_tokens_hold_does_not_matter(make, value):
     quantizer = make().eval()
@@ -55,6 +56,7 @@ def test_what_masked_tokens_hold_does_not_matter(make, value):
     assert not features_last(quantizer, grad)[~MASK].any()
 
 
+@every_quantizer
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=["nan", "inf", "-inf"])
 def test_a_token_with_one_non_finite_feature_is_masked(make, value):
     quantizer = make().eval()
@@ -68,6 +70,7 @@ def test_a_token_with_one_non_finite_feature_is_masked(make, value):
     exactly(quantizer.encode(arrange(quantizer, broken)), expected.indices)
 
 
+@every_quantizer
 def test_masked_tokens_come_out_as_decoded_nothing(make):
     quantizer = make().eval()
     out = quantizer(draw(quantizer), MASK)
@@ -79,6 +82,7 @@ def test_masked_tokens_come_out_as_decoded_nothing(make):
         assert not selection.codes[~MASK].any()
 
 
+@every_quantizer
 def test_loss_is_that_of_the_counted_tokens_alone(make):
     quantizer = make().eval()
     x = draw(quantizer)
@@ -88,6 +92,7 @@ def test_loss_is_that_of_the_counted_tokens_alone(make):
     exactly(masked.indices[MASK], alone.indices)
 
 
+@every_quantizer
 def test_an_all_true_mask_is_no_mask(make):
     quantizer = make().eval()
     x = draw(quantizer)
@@ -97,6 +102,7 @@ def test_an_all_true_mask_is_no_mask(make):
     exactly(with_mask.terms, without.terms)
 
 
+@every_quantizer
 @pytest.mark.parametrize("kind", ["all-masked", "empty", "all-nan"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_without_a_token_the_loss_is_0_and_gradients_are_finite(make, kind, training):
@@ -117,6 +123,7 @@ def test_without_a_token_the_loss_is_0_and_gradients_are_finite(make, kind, trai
     exactly(state(quantizer), before)  # rules inside do not move either
 
 
+@every_learned_quantizer
 @every_rule
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e38], ids=str)
 def test_rules_learn_from_counted_tokens_alone(make, rule, value):
@@ -133,6 +140,7 @@ def test_rules_learn_from_counted_tokens_alone(make, rule, value):
     exactly(states[0], states[1])
 
 
+@every_learned_quantizer
 @every_rule
 @pytest.mark.parametrize("kind", ["all-masked", "empty", "all-nan"])
 def test_rules_do_not_move_without_a_token(make, rule, kind):

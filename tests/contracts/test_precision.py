@@ -5,10 +5,14 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from tests.contracts.factories import draw, every_quantizer, features_last
+from tests.contracts.factories import (
+    draw,
+    every_quantizer_of_one_codebook,
+    features_last,
+)
 from vqprior import VectorQuantizer, initialize_
 
-pytestmark = every_quantizer
+pytestmark = every_quantizer_of_one_codebook
 OFFSETS_AND_SCALES = [(0.0, 1e-6), (0.0, 1.0), (0.0, 1e6), (1000.0, 1.0), (-1000.0, 0.1)]
 
 

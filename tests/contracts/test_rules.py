@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from tests.contracts.factories import draw, every_quantizer, every_rule, state
+from tests.contracts.factories import draw, every_learned_quantizer, every_rule, state
 from vqprior import Codebook
 
 
-@every_quantizer
+@every_learned_quantizer
 @every_rule
 def test_a_rule_refers_to_the_quantizer_without_owning_it(make, rule):
     quantizer = make()
@@ -23,7 +23,7 @@ def test_a_rule_refers_to_the_quantizer_without_owning_it(make, rule):
     assert [id(c) for c in learner.codebooks] == list(unique)
 
 
-@every_quantizer
+@every_learned_quantizer
 @every_rule
 def test_a_step_draws_no_global_random_number_and_builds_no_graph(make, rule):
     quantizer = make().eval()
@@ -38,7 +38,7 @@ def test_a_step_draws_no_global_random_number_and_builds_no_graph(make, rule):
 
 @every_rule
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
-@every_quantizer
+@every_learned_quantizer
 def test_statistics_keep_their_dtype(make, rule, dtype):
     quantizer = make().eval()
     both = nn.ModuleList([quantizer, rule(quantizer)]).to(dtype)
@@ -49,7 +49,7 @@ def test_statistics_keep_their_dtype(make, rule, dtype):
     assert all(codebook.vectors().dtype == dtype for codebook in quantizer.codebooks)
 
 
-@every_quantizer
+@every_learned_quantizer
 @every_rule
 def test_statistics_are_float32_whatever_the_default_dtype(make, rule):
     quantizer = make()
@@ -67,7 +67,7 @@ def innermost(quantizer):
     return quantizer
 
 
-@every_quantizer
+@every_learned_quantizer
 @every_rule
 def test_a_rule_may_be_built_inside_and_fed_from_outside(make, rule):
     outside, inside = make().eval(), make().eval()
@@ -78,7 +78,7 @@ def test_a_rule_may_be_built_inside_and_fed_from_outside(make, rule):
     assert_close(state(outside), state(inside), rtol=0, atol=0)
 
 
-@every_quantizer
+@every_learned_quantizer
 @every_rule
 def test_a_result_of_another_quantizer(make, rule):
     quantizer = make().eval()

@@ -9,10 +9,15 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from tests.contracts.factories import arrange, draw, every_quantizer, features_last, state
+from tests.contracts.factories import (
+    arrange,
+    draw,
+    every_learned_quantizer,
+    every_quantizer,
+    features_last,
+    state,
+)
 from vqprior import CodebookEMA, CodebookRevival, SelfUpdating
-
-pytestmark = every_quantizer
 
 
 class Training:
@@ -43,6 +48,7 @@ class Training:
         return loss.detach()
 
 
+@every_learned_quantizer
 @pytest.mark.parametrize("ema", [False, True], ids=["gradient", "ema"])
 def test_training_continues_bit_for_bit(make, ema):
     first = Training(make(), ema=ema)
@@ -63,6 +69,7 @@ def through_pickle(thing):
     return pickle.loads(pickle.dumps(thing))
 
 
+@every_learned_quantizer
 @pytest.mark.parametrize("clone", [through_pickle, copy.deepcopy])
 def test_a_copy_learns_by_itself(make, clone):
     """Rules that are copied with their quantizer act on the copy and leave the original."""
@@ -82,6 +89,7 @@ def test_a_copy_learns_by_itself(make, clone):
         assert [id(c) for c in rule.codebooks] == [id(c) for c in copied.codebooks]
 
 
+@every_learned_quantizer
 @pytest.mark.parametrize("clone", [through_pickle, copy.deepcopy])
 def test_a_copied_self_updating_quantizer_is_whole(make, clone):
     original = SelfUpdating(quantizer := make(), CodebookEMA(quantizer, decay=0.5))
@@ -92,6 +100,7 @@ def test_a_copied_self_updating_quantizer_is_whole(make, clone):
     assert (twin.codebooks[0].vectors() != original.codebooks[0].vectors()).any()
 
 
+@every_quantizer
 def test_the_repr_names_the_class(make):
     quantizer = make()
     assert type(quantizer).__name__ in repr(quantizer)
