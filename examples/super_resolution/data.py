@@ -7,11 +7,9 @@ import numpy as np
 import torch
 from cli import UserError
 from model import SCALE
-from PIL import Image, ImageOps
+from pairs import photo_loaders
 from torch import Tensor
 from tqdm import tqdm
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 class PhotoPairs:
@@ -33,11 +31,11 @@ class PhotoPairs:
     def __init__(self, folder: Path, *, crop: int, seed: int = 0) -> None:
         self.crop = crop
         self.seed = seed
-        paths = find_photos(folder)
-        pairs = [read_pair(path) for path in tqdm(paths, desc="reading photos", leave=False)]
-        self.pairs = [pair for pair in pairs if min(pair[0].shape[-2:]) >= crop]
+        loaders = tqdm(photo_loaders(folder), "reading photos", leave=False, disable=None)
+        pairs = [load() for load in loaders]
+        self.pairs = [pair for pair in pairs if min(pair.hr.shape[-2:]) >= crop]
         if not self.pairs:
-            largest = max(min(hr.shape[-2:]) for hr, _ in pairs)
+            largest = max(min(pair.hr.shape[-2:]) for pair in pairs)
             raise UserError(
                 f"{folder}: every photo is smaller than the crop of {crop} pixels (the largest "
                 f"short side is {largest}); pass a smaller --crop"
@@ -56,7 +54,7 @@ class PhotoPairs:
         return hr, lr
 
     def _crop(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        hr, lr = self.pairs[rng.integers(len(self.pairs))]
+        _, hr, lr = self.pairs[rng.integers(len(self.pairs))]
         small = self.crop // SCALE
         top = int(rng.integers(lr.shape[-2] - small + 1))
         left = int(rng.integers(lr.shape[-1] - small + 1))
@@ -69,39 +67,3 @@ class PhotoPairs:
             return part.flip(2) if flip else part
 
         return cut(hr, SCALE), cut(lr, 1)
-
-
-def find_photos(folder: Path) -> list[Path]:
-    """Returns the photos of a folder in the order of their names.
-
-    Raises:
-        UserError: If the folder is missing or holds none.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; --photos takes a folder of photos")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise UserError(f"{folder}: holds no photo ({', '.join(sorted(SUFFIXES))})")
-    return paths
-
-
-def read_pair(path: Path) -> tuple[Tensor, Tensor]:
-    """Reads a photo and reduces it 4 times: two uint8 tensors ``(3, h, w)``.
-
-    The photo loses the rows and columns beyond a multiple of 32.
-
-    Raises:
-        UserError: If the file is not a readable photo of at least 32 x 32 pixels.
-    """
-    try:
-        with Image.open(path) as image:
-            photo = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable picture ({error})") from None
-    width, height = (side // 32 * 32 for side in photo.size)
-    if not width or not height:
-        raise UserError(f"{path}: smaller than 32 x 32 pixels")
-    photo = photo.crop((0, 0, width, height))
-    small = photo.resize((width // SCALE, height // SCALE), Image.Resampling.BICUBIC)
-    hr, lr = (torch.from_numpy(np.array(p)).permute(2, 0, 1).contiguous() for p in (photo, small))
-    return hr, lr

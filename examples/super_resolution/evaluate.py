@@ -22,7 +22,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -32,27 +31,24 @@ from cli import UserError, at_least, atomic_write, ensure_writable_folder, run
 from images import (
     Photo,
     check_output_size,
-    collect_inputs,
-    contact_sheet,
     from_pillow,
-    preview,
-    read_image,
     to_float,
     to_pillow,
     write_image,
 )
+from model import SCALE
+from pairs import Pair, pair_loaders, photo_loaders
+from panels import NEAREST, contact_sheet, enlarge, find_detail
 from PIL import Image
 from tiling import DEFAULT_TILE, SMALLEST_TILE, Enlarger, device_of, upscale_tiled
 from torch import Tensor
 from tqdm import tqdm
-from upscale import BICUBIC, NEAREST, enlarge, find_detail, pick_device
+from upscale import pick_device
 from weights import DEFAULT_WEIGHTS, load_super_resolver
 
 from vqprior.metrics import CodebookUsage, gmsd, psnr, rgb_to_luma, ssim
 
-SCALE = 4
 BORDER = 4  # pixels that no measure looks at, as is usual in super-resolution
-SMALLEST_SIDE = 32  # of an original
 CROP = 64  # small pixels along the side of what the side-by-side picture shows
 ZOOM = 2  # enlargement there
 PICTURED = 6  # scenes there
@@ -70,14 +66,6 @@ class PredictsCodes(Enlarger, Protocol):
     def indices(self, lr: Tensor, /) -> Tensor:
         """Maps ``(b, 3, h, w)`` to the indices that the model chooses; -1 for none."""
         ...
-
-
-class Pair(NamedTuple):
-    """One scene, large and small: ``uint8`` levels ``(3, 4h, 4w)`` and ``(3, h, w)``."""
-
-    name: str
-    hr: Tensor
-    lr: Tensor
 
 
 class Scores(NamedTuple):
@@ -174,58 +162,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="small pixels a side that are enlarged at once (%(default)s)",
     )
     return parser.parse_args(arguments)
-
-
-def pair_loaders(folder: Path) -> list[Callable[[], Pair]]:
-    """Finds the pairs ``HR/NAME`` and ``LR/NAME``; each is read when its loader is called.
-
-    Raises:
-        UserError: a subfolder is missing or empty, or a picture has no partner.
-    """
-    large, small = (
-        {path.name: path for path in _pictures_in(folder / side)} for side in ("HR", "LR")
-    )
-    alone = [f"HR/{name}" for name in large.keys() - small.keys()]
-    alone += [f"LR/{name}" for name in small.keys() - large.keys()]
-    if alone:
-        raise UserError(f"{folder}: no partner of the same name for {', '.join(sorted(alone))}")
-    return [partial(read_pair, large[name], small[name]) for name in large]
-
-
-def photo_loaders(folder: Path) -> list[Callable[[], Pair]]:
-    """Finds large pictures, whose small version is made when their loader is called.
-
-    Raises:
-        UserError: the folder is missing or has no pictures.
-    """
-    return [partial(make_pair, path) for path in _pictures_in(folder)]
-
-
-def read_pair(hr_path: Path, lr_path: Path) -> Pair:
-    """Reads a scene from two files.
-
-    Raises:
-        UserError: a file cannot be read, or the large picture is not 4 times the small one.
-    """
-    hr, lr = (preview(read_image(path)) for path in (hr_path, lr_path))
-    if hr.size != (lr.width * SCALE, lr.height * SCALE):
-        raise UserError(
-            f"{hr_path}: is {hr.width}x{hr.height}, which is not {SCALE} times the "
-            f"{lr.width}x{lr.height} of {lr_path}"
-        )
-    return _checked(hr_path, hr, lr)
-
-
-def make_pair(path: Path) -> Pair:
-    """Reads a large picture, cuts it to multiples of 4, and makes the small one from it.
-
-    Raises:
-        UserError: the file cannot be read or is too small to measure anything.
-    """
-    hr = preview(read_image(path))
-    width, height = (side // SCALE for side in hr.size)
-    hr = hr.crop((0, 0, width * SCALE, height * SCALE))
-    return _checked(path, hr, hr.resize((max(width, 1), max(height, 1)), BICUBIC))
 
 
 def evaluate(
@@ -348,21 +284,6 @@ def _check_outputs(*files: Path | None) -> None:
             raise UserError(f"{file}: is a folder; a file is to be written here")
     if files[-1] is not None:
         check_output_size(files[-1], 1, 1)
-
-
-def _pictures_in(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    return collect_inputs([str(folder)])
-
-
-def _checked(path: Path, hr: Image.Image, lr: Image.Image) -> Pair:
-    if min(hr.size) < SMALLEST_SIDE:
-        raise UserError(
-            f"{path}: is {hr.width}x{hr.height}; {SMALLEST_SIDE}x{SMALLEST_SIDE} is the smallest "
-            "that can be measured"
-        )
-    return Pair(path.name, from_pillow(hr), from_pillow(lr))
 
 
 def _load(loaders: Sequence[Callable[[], Pair]], failures: list[UserError]) -> Iterator[Pair]:

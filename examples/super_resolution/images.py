@@ -7,7 +7,7 @@ network ignores (alpha, gray, 16 bits, color profile, EXIF), so that a result ca
 import glob
 import io
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +20,6 @@ from PIL import (
     ExifTags,
     Image,
     ImageCms,
-    ImageDraw,
-    ImageFont,
     ImageOps,
     UnidentifiedImageError,
 )
@@ -193,42 +191,6 @@ def to_float(values: Tensor) -> Tensor:
 def preview(photo: Photo) -> Image.Image:
     """The picture as it looks on white paper: 8-bit RGB, without alpha."""
     return _pillow_to_save(photo, "JPEG").convert("RGB")
-
-
-def contact_sheet(
-    rows: Sequence[Sequence[tuple[str, Image.Image]]], *, gap: int = 10, font_size: int = 18
-) -> Image.Image:
-    """Lays pictures out in rows, on white, each under its caption.
-
-    Args:
-        rows: pairs of caption and picture; captions too long for their picture are cut.
-        gap: white pixels around every picture.
-        font_size: height of the captions in pixels.
-    """
-    font = ImageFont.load_default(font_size)
-    band = font_size + gap
-    heights = [max(image.height for _, image in row) + band + gap for row in rows]
-    widths = [sum(image.width + gap for _, image in row) for row in rows]
-    canvas = Image.new("RGB", (max(widths) + gap, sum(heights)), "white")
-    draw = ImageDraw.Draw(canvas)
-    top = 0
-    for row, height in zip(rows, heights, strict=True):
-        left = gap
-        for caption, image in row:
-            text = _cut(caption, image.width, lambda text: draw.textlength(text, font))
-            draw.text((left, top + band - 5), text, "black", font, anchor="ls")
-            canvas.paste(image, (left, top + band))
-            left += image.width + gap
-        top += height
-    return canvas
-
-
-def _cut(text: str, width: int, length: Callable[[str], float]) -> str:
-    if length(text) <= width:
-        return text
-    while text and length(text + "...") > width:
-        text = text[:-1]
-    return text + "..." if text else ""
 
 
 def _expand(argument: str) -> list[Path]:

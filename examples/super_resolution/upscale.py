@@ -25,14 +25,12 @@ from images import (
     Photo,
     check_output_size,
     collect_inputs,
-    contact_sheet,
     from_pillow,
-    preview,
     read_image,
     to_pillow,
     write_image,
 )
-from PIL import Image, ImageDraw
+from panels import comparison, enlarge
 from tiling import DEFAULT_TILE, SMALLEST_TILE, Enlarger, upscale_tiled
 from torch import Tensor
 from torch.nn import functional as F
@@ -41,10 +39,6 @@ from weights import DEFAULT_WEIGHTS, load_super_resolver
 
 SMALLEST_SIDE = 8
 LARGEST_RESULT = 50_000_000  # pixels
-PANEL = 640  # longest side of a picture in a comparison
-ZOOM = 3  # enlargement of the detail in a comparison
-BICUBIC = Image.Resampling.BICUBIC
-NEAREST = Image.Resampling.NEAREST  # shows every pixel as a square, and adds nothing
 
 Identity = tuple[int, int]
 
@@ -253,41 +247,6 @@ def spread_color(rgb: Tensor, alpha: Tensor, reach: int = 8) -> Tensor:
     return torch.where((alpha == 0) & (near[3:] > 1e-6), color, rgb)
 
 
-def comparison(photo: Photo, result: Photo) -> Image.Image:
-    """A sheet with bicubic on the left and ``result`` on the right: all of it, and a detail."""
-    small, large = preview(photo), preview(result)
-    scale = large.width // small.width
-    pictures = {"bicubic": enlarge(small, scale), "model": large}
-    sides = find_detail(small, PANEL // ZOOM // scale)
-    left, top, right, bottom = (side * scale for side in sides)
-    box = (left, top, right, bottom)
-    if max(large.size) <= PANEL // 2:  # a detail of so little would show the same again
-        whole = [(name, _enlarged(picture)) for name, picture in pictures.items()]
-        return contact_sheet([whole])
-    whole = [(name, _shrunk(picture, box)) for name, picture in pictures.items()]
-    detail = [
-        (f"{name}, {ZOOM}x", enlarge(p.crop(box), ZOOM, NEAREST)) for name, p in pictures.items()
-    ]
-    return contact_sheet([whole, detail])
-
-
-def find_detail(picture: Image.Image, side: int) -> tuple[int, int, int, int]:
-    """The square (or what fits) with the most contrast: left, top, right, bottom."""
-    width, height = min(side, picture.width), min(side, picture.height)
-    gray = from_pillow(picture.convert("L")).float()
-    contrast = torch.zeros_like(gray)
-    contrast[:, 1:, 1:] = gray.diff(dim=1)[..., 1:].abs() + gray.diff(dim=2)[:, 1:].abs()
-    step = max(min(width, height) // 4, 1)
-    sums = F.avg_pool2d(contrast, (height, width), step)[0]
-    top, left = divmod(int(sums.argmax()), sums.shape[1])
-    return left * step, top * step, left * step + width, top * step + height
-
-
-def enlarge(picture: Image.Image, factor: int, filter_: Image.Resampling = BICUBIC) -> Image.Image:
-    """A picture ``factor`` times as large, without a model."""
-    return picture.resize((picture.width * factor, picture.height * factor), filter_)
-
-
 def _identity(path: Path) -> Identity | None:
     """What two names of one file have in common; ``None`` for what cannot be found."""
     with suppress(OSError):
@@ -317,22 +276,6 @@ def _check_free_space(folder: Path, needed: int) -> None:
             f"{folder}: only {usage.free / 1e6:.1f} MB are free on this disk, "
             f"and the result may need {needed / 1e6:.1f} MB"
         )
-
-
-def _enlarged(picture: Image.Image) -> Image.Image:
-    return enlarge(picture, max(PANEL // 2 // max(picture.size), 1), NEAREST)
-
-
-def _shrunk(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """Made to fit its panel, with the place of the detail marked."""
-    small = picture.copy()
-    small.thumbnail((PANEL, PANEL), Image.Resampling.LANCZOS)
-    factor = small.width / picture.width
-    left, top, right, bottom = (round(side * factor) for side in box)
-    draw = ImageDraw.Draw(small)
-    draw.rectangle((left - 2, top - 2, right + 2, bottom + 2), outline="black", width=3)
-    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="white")
-    return small
 
 
 if __name__ == "__main__":

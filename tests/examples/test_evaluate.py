@@ -9,16 +9,12 @@ import pytest
 import torch
 from cli import UserError, run
 from evaluate import (
-    Pair,
     Scores,
     detail_energy,
     format_table,
-    make_pair,
     measure,
-    pair_loaders,
-    photo_loaders,
-    read_pair,
 )
+from pairs import Pair, make_pair, pair_loaders, photo_loaders, read_pair
 from PIL import Image, ImageFilter
 
 from tests.examples.stand_in import StandIn

@@ -12,13 +12,13 @@ from images import (
     Photo,
     check_output_size,
     collect_inputs,
-    contact_sheet,
     preview,
     quantize,
     read_image,
     to_float,
     write_image,
 )
+from panels import contact_sheet
 from PIL import Image, ImageCms
 
 WIDTH, HEIGHT = 20, 12

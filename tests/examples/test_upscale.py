@@ -9,13 +9,12 @@ import torch
 import upscale
 from cli import UserError, run
 from images import Photo, read_image
+from panels import comparison, find_detail
 from PIL import Image
 from upscale import (
     Job,
     check_input_size,
-    comparison,
     enlarge_photo,
-    find_detail,
     pick_device,
     plan_jobs,
     spread_color,

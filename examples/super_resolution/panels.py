@@ -1,0 +1,100 @@
+"""Pictures beside each other, for people to compare."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from images import Photo, from_pillow, preview
+from PIL import Image, ImageDraw, ImageFont
+from torch.nn import functional as F
+
+PANEL = 640  # longest side of a picture in a comparison
+ZOOM = 3  # enlargement of the detail in a comparison
+BICUBIC = Image.Resampling.BICUBIC
+NEAREST = Image.Resampling.NEAREST  # shows every pixel as a square, and adds nothing
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[tuple[str, Image.Image]]], *, gap: int = 10, font_size: int = 18
+) -> Image.Image:
+    """Lays pictures out in rows, on white, each under its caption.
+
+    Args:
+        rows: pairs of caption and picture; captions too long for their picture are cut.
+        gap: white pixels around every picture.
+        font_size: height of the captions in pixels.
+    """
+    font = ImageFont.load_default(font_size)
+    band = font_size + gap
+    heights = [max(image.height for _, image in row) + band + gap for row in rows]
+    widths = [sum(image.width + gap for _, image in row) for row in rows]
+    canvas = Image.new("RGB", (max(widths) + gap, sum(heights)), "white")
+    draw = ImageDraw.Draw(canvas)
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        left = gap
+        for caption, image in row:
+            text = _cut(caption, image.width, lambda text: draw.textlength(text, font))
+            draw.text((left, top + band - 5), text, "black", font, anchor="ls")
+            canvas.paste(image, (left, top + band))
+            left += image.width + gap
+        top += height
+    return canvas
+
+
+def _cut(text: str, width: int, length: Callable[[str], float]) -> str:
+    if length(text) <= width:
+        return text
+    while text and length(text + "...") > width:
+        text = text[:-1]
+    return text + "..." if text else ""
+
+
+def comparison(photo: Photo, result: Photo) -> Image.Image:
+    """A sheet with bicubic on the left and ``result`` on the right: all of it, and a detail."""
+    small, large = preview(photo), preview(result)
+    scale = large.width // small.width
+    pictures = {"bicubic": enlarge(small, scale), "model": large}
+    sides = find_detail(small, PANEL // ZOOM // scale)
+    left, top, right, bottom = (side * scale for side in sides)
+    box = (left, top, right, bottom)
+    if max(large.size) <= PANEL // 2:  # a detail of so little would show the same again
+        whole = [(name, _enlarged(picture)) for name, picture in pictures.items()]
+        return contact_sheet([whole])
+    whole = [(name, _shrunk(picture, box)) for name, picture in pictures.items()]
+    detail = [
+        (f"{name}, {ZOOM}x", enlarge(p.crop(box), ZOOM, NEAREST)) for name, p in pictures.items()
+    ]
+    return contact_sheet([whole, detail])
+
+
+def find_detail(picture: Image.Image, side: int) -> tuple[int, int, int, int]:
+    """The square (or what fits) with the most contrast: left, top, right, bottom."""
+    width, height = min(side, picture.width), min(side, picture.height)
+    gray = from_pillow(picture.convert("L")).float()
+    contrast = torch.zeros_like(gray)
+    contrast[:, 1:, 1:] = gray.diff(dim=1)[..., 1:].abs() + gray.diff(dim=2)[:, 1:].abs()
+    step = max(min(width, height) // 4, 1)
+    sums = F.avg_pool2d(contrast, (height, width), step)[0]
+    top, left = divmod(int(sums.argmax()), sums.shape[1])
+    return left * step, top * step, left * step + width, top * step + height
+
+
+def enlarge(picture: Image.Image, factor: int, filter_: Image.Resampling = BICUBIC) -> Image.Image:
+    """A picture ``factor`` times as large, without a model."""
+    return picture.resize((picture.width * factor, picture.height * factor), filter_)
+
+
+def _enlarged(picture: Image.Image) -> Image.Image:
+    return enlarge(picture, max(PANEL // 2 // max(picture.size), 1), NEAREST)
+
+
+def _shrunk(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """Made to fit its panel, with the place of the detail marked."""
+    small = picture.copy()
+    small.thumbnail((PANEL, PANEL), Image.Resampling.LANCZOS)
+    factor = small.width / picture.width
+    left, top, right, bottom = (round(side * factor) for side in box)
+    draw = ImageDraw.Draw(small)
+    draw.rectangle((left - 2, top - 2, right + 2, bottom + 2), outline="black", width=3)
+    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="white")
+    return small
