@@ -143,9 +143,9 @@ class FilterBankLoss(nn.Module):
     """Distance of two pictures in the maps of a ``FilterBank``: sharp, well-placed texture is near.
 
     The mean over each map of ``5 difference^2`` up to differences of 0.1, and of
-    ``|difference| - 0.05`` above, averaged over the maps. A blur is punished for the contrast it lost, even where the exact texture cannot be known; texture
-    in the wrong place is punished for its place; noise too weak to be seen costs next to
-    nothing. Pictures that are equal give 0.
+    ``|difference| - 0.05`` above, averaged over the maps. A blur is punished for the contrast it
+    lost, even where the exact texture cannot be known; texture in the wrong place is punished for
+    its place; noise too weak to be seen costs next to nothing. Pictures that are equal give 0.
 
     The gradient goes to the reconstruction only, and is bounded everywhere, flat areas
     included.

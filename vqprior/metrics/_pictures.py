@@ -1,4 +1,4 @@
-"""What the super-resolution literature measures of a picture: its luma, without its border."""
+"""What papers on upscaling measure of a picture: its luma, without its border."""
 
 import abc
 
@@ -23,7 +23,7 @@ def rgb_to_luma(picture: Tensor) -> Tensor:
     """Returns the luma of ITU-R BT.601 in studio swing: black is 16/255, white is 235/255.
 
     ``Y = (65.481 R + 128.553 G + 24.966 B + 16) / 255``, which is what MATLAB's ``rgb2ycbcr``
-    gives before rounding, and what super-resolution papers call PSNR and SSIM "on the Y channel".
+    gives before rounding, and what PSNR and SSIM "on the Y channel" mean in papers on upscaling.
 
     Args:
         picture: Red, green and blue in ``[0, 1]``.

@@ -59,8 +59,8 @@ class PSNR(InnerMean):
         color: ``"rgb"`` compares the channels as they are, of any number; ``"y"`` compares the
             luma (``rgb_to_luma``) of three.
         data_range: Difference between white and black, greater than 0.
-        border: Number of pixels that are cut off each side first, at least 0. Super-resolution
-            papers cut as many as the scale factor.
+        border: Number of pixels that are cut off each side first, at least 0. Papers on upscaling
+            cut as many as the scale factor.
 
     Raises:
         ValueError: If an argument is outside its range.

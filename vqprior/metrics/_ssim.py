@@ -72,8 +72,7 @@ def _blur(planes: Tensor) -> Tensor:
     window = torch.exp(-axis.square() / (2 * _SIGMA**2))
     window = (window / window.sum()).reshape(1, 1, _WINDOW, 1)
     flat = planes.flatten(0, -3).unsqueeze(1)
-    with torch.autocast(planes.device.type, enabled=False):
-        blurred = F.conv2d(F.conv2d(flat, window), window.mT)
+    blurred = F.conv2d(F.conv2d(flat, window), window.mT)  # float64 is exempt from autocast
     return blurred.reshape(*planes.shape[:-2], *blurred.shape[-2:])
 
 
@@ -88,8 +87,8 @@ class SSIM(InnerMean):
         color: ``"rgb"`` compares the channels as they are, of any number; ``"y"`` compares the
             luma (``rgb_to_luma``) of three.
         data_range: Difference between white and black, greater than 0.
-        border: Number of pixels that are cut off each side first, at least 0. Super-resolution
-            papers cut as many as the scale factor.
+        border: Number of pixels that are cut off each side first, at least 0. Papers on upscaling
+            cut as many as the scale factor.
 
     Raises:
         ValueError: If an argument is outside its range.
