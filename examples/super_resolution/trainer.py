@@ -5,7 +5,7 @@ import dataclasses
 import io
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -18,7 +18,7 @@ from model import enlarge
 from PIL import Image
 from stages import PredictorStage, Step, TokenizerStage
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 from weights import save_model
 
@@ -83,7 +83,7 @@ class Trainer:
         trainable = [p for p in stage.trained.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(trainable, lr=settings.learning_rate, betas=(0.9, 0.99))
         self.average = AveragedModel(
-            stage.trained, multi_avg_fn=get_ema_multi_avg_fn(settings.averaging), use_buffers=True
+            stage.trained, avg_fn=moving_average(settings.averaging), use_buffers=True
         )
         self.critic_optimizer: torch.optim.Optimizer | None = None
         if adversary is not None:
@@ -283,6 +283,16 @@ def interrupt_between_steps() -> Iterator[list[bool]]:
         yield interrupted
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """An exponential moving average that at first forgets faster, so as not to keep the start."""
+
+    def average(old: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+        count = torch.as_tensor(count, device=old.device)
+        return old.lerp(new, 1 - ((1 + count) / (10 + count)).clamp_max(decay))
+
+    return average
 
 
 def mean_psnr(picture: Tensor, hr: Tensor) -> float:
