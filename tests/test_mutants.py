@@ -211,7 +211,7 @@ FAULTS = {
         "rewritten",
     ),
     "statistics-follow-half": Fault(
-        "_interfaces.py",
+        "_precision.py",
         "new.dtype != old.dtype",
         "new.dtype == old.dtype",
         "contracts/test_rules.py",

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from vqprior._precision import KeepsDtypes
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Selection:
@@ -174,7 +176,40 @@ class Quantizer(CodeSpace):
         def __call__(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput: ...
 
 
-class Rule(nn.Module, abc.ABC):
+class Wrapper(CodeSpace):
+    """What all wrappers share: sizes and codebooks are those of the wrapped quantizer."""
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    @property
+    def dim(self) -> int:
+        """That of the wrapped quantizer."""
+        return self.quantizer.dim
+
+    @property
+    def codebook_size(self) -> int:
+        """That of the wrapped quantizer."""
+        return self.quantizer.codebook_size
+
+    @property
+    def num_codebooks(self) -> int:
+        """That of the wrapped quantizer."""
+        return self.quantizer.num_codebooks
+
+    @property
+    def bits_per_token(self) -> float:
+        """That of the wrapped quantizer."""
+        return self.quantizer.bits_per_token
+
+    @property
+    def codebooks(self) -> tuple[Codebook, ...]:
+        """Those of the wrapped quantizer."""
+        return self.quantizer.codebooks
+
+
+class Rule(KeepsDtypes, abc.ABC):
     """How codebooks change other than by gradient: ``step(out)`` after a quantizer's call.
 
     A rule holds its statistics as float32 buffers, whatever the dtype of the module, so its
@@ -218,13 +253,3 @@ class Rule(nn.Module, abc.ABC):
         for owner, selection in zip(self._owner_of_selection, out.selections, strict=True):
             groups[owner].append(selection)
         return groups
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rule":  # noqa: FBT001, FBT002
-        """Moves devices as asked, and keeps the dtype of the statistics."""
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, old in before.items():
-            new = self._buffers[name]
-            if old is not None and new is not None and new.dtype != old.dtype:
-                self._buffers[name] = old.to(new.device)
-        return self

@@ -1,6 +1,5 @@
 """A perceptual distance without learned weights: oriented filters and local contrast."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, final
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqprior._checks import check_feature_map, check_interval, check_shape
+from vqprior._precision import KeepsDtypes
 
 _SIGMA = 0.8
 _RADIUS = 2  # 2.5 standard deviations
@@ -26,7 +26,7 @@ _OPPONENT = ((0.299, 0.587, 0.114), (0.5, -0.5, 0.0), (-0.25, -0.25, 0.5))
 
 
 @final
-class FilterBank(nn.Module):
+class FilterBank(KeepsDtypes):
     """Responses of fixed edge, bar and blob filters, relative to the contrast around them.
 
     The picture is split into luma and two opponent chroma channels. Each is filtered with
@@ -124,14 +124,6 @@ class FilterBank(nn.Module):
         relative = responses * (energy + _JUST_NOTICED**2).rsqrt().unsqueeze(2)
         strength = 0.5 * (energy / _JUST_NOTICED**2).log1p()
         return torch.cat([relative.flatten(1, 2), strength], dim=1)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FilterBank":  # noqa: FBT001, FBT002
-        """Moves devices as asked, and keeps float32: rounded filters would see flat areas."""
-        constants = {"filters": self.filters, "opponent": self.opponent}
-        super()._apply(fn, recurse)
-        for name, constant in constants.items():
-            self._buffers[name] = constant.to(getattr(self, name).device)
-        return self
 
     if TYPE_CHECKING:  # nn.Module.__call__ returns Any; callers deserve the real type.
 

@@ -1,32 +1,22 @@
 """What streaming metrics share: exact sums that survive casts, and means over pictures."""
 
 import abc
-from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqprior._checks import check_floating, check_shape
 from vqprior._distributed import all_reduce_sum_
+from vqprior._precision import KeepsDtypes
 
 
-class Accumulator(nn.Module):
+class Accumulator(KeepsDtypes):
     """Holds sums in buffers that keep their dtype, whatever the module is cast to."""
 
     def reset(self) -> None:
         """Forgets everything that was counted on this rank."""
         for buffer in self.buffers():
             buffer.zero_()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Accumulator":  # noqa: FBT001, FBT002
-        """Moves devices as asked, and keeps the sums as they are."""
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, old in before.items():
-            new = self._buffers[name]
-            if old is not None and new is not None and new.dtype != old.dtype:
-                self._buffers[name] = old.to(new.device)
-        return self
 
 
 class PictureMean(Accumulator, abc.ABC):

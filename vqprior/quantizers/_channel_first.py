@@ -5,11 +5,11 @@ from typing import final
 from torch import Tensor
 
 from vqprior._checks import check_mask
-from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
+from vqprior._interfaces import Quantizer, QuantizerOutput, Wrapper
 
 
 @final
-class ChannelFirst(Quantizer):
+class ChannelFirst(Wrapper, Quantizer):
     """Applies a quantizer to feature maps ``(b, d, *spatial)``, a token at each position.
 
     Selections, which rules and losses read, keep their features last.
@@ -33,35 +33,6 @@ class ChannelFirst(Quantizer):
         >>> out.quantized.shape, out.indices.shape
         (torch.Size([2, 64, 8, 8]), torch.Size([2, 8, 8]))
     """
-
-    def __init__(self, quantizer: Quantizer) -> None:
-        super().__init__()
-        self.quantizer = quantizer
-
-    @property
-    def dim(self) -> int:
-        """Number of features ``d``, the size of dimension 1."""
-        return self.quantizer.dim
-
-    @property
-    def codebook_size(self) -> int:
-        """That of the wrapped quantizer."""
-        return self.quantizer.codebook_size
-
-    @property
-    def num_codebooks(self) -> int:
-        """That of the wrapped quantizer."""
-        return self.quantizer.num_codebooks
-
-    @property
-    def bits_per_token(self) -> float:
-        """That of the wrapped quantizer."""
-        return self.quantizer.bits_per_token
-
-    @property
-    def codebooks(self) -> tuple[Codebook, ...]:
-        """Those of the wrapped quantizer."""
-        return self.quantizer.codebooks
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantizes ``x`` ``(b, d, *spatial)``; ``mask`` ``(b, *spatial)`` is True for real tokens.

@@ -4,11 +4,11 @@ from typing import cast, final
 
 from torch import Tensor, nn
 
-from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput, Rule
+from vqprior._interfaces import Quantizer, QuantizerOutput, Rule, Wrapper
 
 
 @final
-class SelfUpdating(Quantizer):
+class SelfUpdating(Wrapper, Quantizer):
     """Steps rules at the end of each forward in training mode, as batch norm does.
 
     For training loops that cannot be edited. Everywhere else an explicit ``rule.step(out)``
@@ -40,7 +40,7 @@ class SelfUpdating(Quantizer):
     """
 
     def __init__(self, quantizer: Quantizer, *rules: Rule) -> None:
-        super().__init__()
+        super().__init__(quantizer)
         known = {id(codebook) for codebook in quantizer.codebooks}
         for rule in rules:
             if {id(codebook) for codebook in rule.codebooks} != known:
@@ -49,33 +49,7 @@ class SelfUpdating(Quantizer):
                     f"{type(rule).__name__} of other codebooks. Build it on the quantizer that is "
                     "passed here."
                 )
-        self.quantizer = quantizer
         self.rules = nn.ModuleList(rules)
-
-    @property
-    def dim(self) -> int:
-        """That of the wrapped quantizer."""
-        return self.quantizer.dim
-
-    @property
-    def codebook_size(self) -> int:
-        """That of the wrapped quantizer."""
-        return self.quantizer.codebook_size
-
-    @property
-    def num_codebooks(self) -> int:
-        """That of the wrapped quantizer."""
-        return self.quantizer.num_codebooks
-
-    @property
-    def bits_per_token(self) -> float:
-        """That of the wrapped quantizer."""
-        return self.quantizer.bits_per_token
-
-    @property
-    def codebooks(self) -> tuple[Codebook, ...]:
-        """Those of the wrapped quantizer."""
-        return self.quantizer.codebooks
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantizes, then, in training mode, steps the rules; the result is from before."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vqprior._checks import check_floating, check_shape
-from vqprior._interfaces import Codebook, CodeSpace, Quantizer, QuantizerOutput
+from vqprior._interfaces import Quantizer, QuantizerOutput, Wrapper
 
 
 class Fuse(Protocol):
@@ -21,7 +21,7 @@ def _residual(structure: Tensor, texture: Tensor) -> Tensor:
 
 
 @final
-class TextureQuantizer(CodeSpace):
+class TextureQuantizer(Wrapper):
     """Codes only what a known structure does not explain of a texture.
 
     ``quantized = structure + quantizer(fuse(structure, texture)).quantized``: the codebook
@@ -56,34 +56,8 @@ class TextureQuantizer(CodeSpace):
     """
 
     def __init__(self, quantizer: Quantizer, *, fuse: Fuse | None = None) -> None:
-        super().__init__()
-        self.quantizer = quantizer
+        super().__init__(quantizer)
         self.fuse: Fuse | nn.Module = _residual if fuse is None else fuse
-
-    @property
-    def dim(self) -> int:
-        """That of the wrapped quantizer."""
-        return self.quantizer.dim
-
-    @property
-    def codebook_size(self) -> int:
-        """That of the wrapped quantizer."""
-        return self.quantizer.codebook_size
-
-    @property
-    def num_codebooks(self) -> int:
-        """That of the wrapped quantizer."""
-        return self.quantizer.num_codebooks
-
-    @property
-    def bits_per_token(self) -> float:
-        """That of the wrapped quantizer: the structure is not coded."""
-        return self.quantizer.bits_per_token
-
-    @property
-    def codebooks(self) -> tuple[Codebook, ...]:
-        """Those of the wrapped quantizer."""
-        return self.quantizer.codebooks
 
     def forward(
         self, texture: Tensor, structure: Tensor, mask: Tensor | None = None
