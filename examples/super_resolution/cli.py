@@ -7,6 +7,7 @@ into one line and an exit status. A traceback on the screen therefore always mea
 import argparse
 import os
 import secrets
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -141,6 +142,20 @@ def ensure_writable_folder(folder: Path) -> None:
         raise UserError(f"{folder}: cannot write to this folder: {reason}") from error
     finally:
         _remove(probe)
+
+
+def check_free_space(folder: Path, needed: int) -> None:
+    """Finds a disk that is too full, before there is work to lose.
+
+    Raises:
+        UserError: fewer than ``needed`` bytes are free; the message says how many are.
+    """
+    usage = shutil.disk_usage(folder)
+    if usage.total and usage.free < needed:  # some network drives say 0 of 0
+        raise UserError(
+            f"{folder}: only {usage.free / 1e6:.1f} MB are free on this disk, "
+            f"and the result may need {needed / 1e6:.1f} MB"
+        )
 
 
 def _fail(error: BaseException, status: int) -> int:

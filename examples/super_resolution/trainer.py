@@ -12,7 +12,7 @@ from types import FrameType
 
 import numpy as np
 import torch
-from cli import UserError, atomic_write
+from cli import UserError, atomic_write, check_free_space
 from data import PhotoPairs
 from model import enlarge
 from PIL import Image
@@ -105,8 +105,14 @@ class Trainer:
 
         Raises:
             KeyboardInterrupt: After Ctrl-C, once the step is finished and saved.
-            UserError: If the loss is no longer finite; the last checkpoint stays.
+            UserError: If the disk is too full for checkpoints, or the loss is no longer finite;
+                the last checkpoint stays.
         """
+        parameters = [*self.stage.trained.parameters(), *self.stage.trained.buffers()]
+        # A checkpoint holds the weights four times: themselves, their average and two moments.
+        # While it is replaced there are two of them; then come the weights that are the result.
+        weights = sum(p.numel() * p.element_size() for p in parameters)
+        check_free_space(self.settings.out, 10 * weights)
         if self.done == 0:
             self.stage.prepare(self._batch)
             self.average.update_parameters(self.stage.trained)

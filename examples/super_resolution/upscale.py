@@ -10,7 +10,6 @@ others are enlarged all the same, and the exit status is 1.
 
 import argparse
 import os
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from cli import UserError, at_least, describe, ensure_writable_folder, run
+from cli import UserError, at_least, check_free_space, describe, ensure_writable_folder, run
 from images import (
     Photo,
     check_output_size,
@@ -185,7 +184,7 @@ def enlarge_file(model: Enlarger, job: Job, tile: int = DEFAULT_TILE) -> None:
     photo = read_image(job.source, check_size=check_size)
     width, height = (side * model.scale for side in photo.size)
     check_output_size(job.result, width, height)
-    _check_free_space(job.result.parent, width * height * 3)
+    check_free_space(job.result.parent, width * height * 3)
     for note in photo.notes:
         tqdm.write(f"note: {job.source}: {note}", file=sys.stderr)
     result = enlarge_photo(model, photo, tile, deep=job.result.suffix == ".png")
@@ -267,15 +266,6 @@ def _keys(job: Job) -> set[str]:
 def _with_name(source: Path, error: BaseException) -> str:
     text = describe(error)
     return text if text.startswith(f"{source}: ") else f"{source}: {text}"
-
-
-def _check_free_space(folder: Path, needed: int) -> None:
-    usage = shutil.disk_usage(folder)
-    if usage.total and usage.free < needed:  # some network drives say 0 of 0
-        raise UserError(
-            f"{folder}: only {usage.free / 1e6:.1f} MB are free on this disk, "
-            f"and the result may need {needed / 1e6:.1f} MB"
-        )
 
 
 if __name__ == "__main__":

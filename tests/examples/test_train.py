@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -231,3 +232,9 @@ class TestWrongInput:
             train.main([*command("tokenizer", photos, tmp_path), *more])
         assert stopped.value.code == 2
         assert message in capsys.readouterr().err
+
+    def test_full_disk(self, photos, tmp_path, monkeypatch):
+        nearly_full = shutil.disk_usage(tmp_path)._replace(free=1000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: nearly_full)
+        with pytest.raises(UserError, match=r"only 0\.0 MB are free on this disk"):
+            train.main(command("tokenizer", photos, tmp_path, "--steps", "1"))
