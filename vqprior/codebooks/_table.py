@@ -11,6 +11,10 @@ from vqprior._checks import check_at_least, check_codes, check_shape
 from vqprior._interfaces import Codebook
 
 
+def _of_unit_length(codes: Tensor) -> Tensor:
+    return nn.init.normal_(codes, std=codes.shape[1] ** -0.5)
+
+
 @final
 class Table(Codebook):
     """A codebook whose codes are the rows of one parameter.
@@ -21,7 +25,8 @@ class Table(Codebook):
         num_codes: Number of codes.
         dim: Number of features of one code.
         init: Fills the ``(k, d)`` parameter in place, as the functions of ``torch.nn.init`` do.
-            The default draws from a standard normal distribution.
+            The default draws from a normal distribution of standard deviation ``1 / sqrt(d)``, so
+            that codes have a length of about 1.
 
     Raises:
         ValueError: If ``num_codes`` or ``dim`` is below 1.
@@ -49,7 +54,7 @@ class Table(Codebook):
         num_codes: int,
         dim: int,
         *,
-        init: Callable[[Tensor], object] = nn.init.normal_,
+        init: Callable[[Tensor], object] = _of_unit_length,
     ) -> None:
         super().__init__()
         check_at_least("num_codes", num_codes, 1)
