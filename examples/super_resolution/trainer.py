@@ -213,9 +213,14 @@ class Trainer:
 
     def _bar(self) -> tqdm:
         settings = self.settings
-        total = 60 * settings.minutes if settings.steps is None else settings.steps
-        unit = "s" if settings.steps is None else "step"
-        return tqdm(total=int(total), initial=self._progress(), desc=self.stage.name, unit=unit)
+        if settings.steps is not None:
+            return tqdm(total=settings.steps, initial=self.done, desc=self.stage.name, unit="step")
+        return tqdm(
+            total=int(60 * settings.minutes),
+            initial=self._progress(),
+            desc=self.stage.name,
+            bar_format="{l_bar}{bar}| {elapsed} < {remaining}{postfix}",
+        )
 
     @torch.no_grad()
     def _validate(self) -> tuple[Tensor, Tensor, Tensor]:

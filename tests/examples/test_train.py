@@ -130,6 +130,16 @@ def test_killed_at_a_random_moment_and_resumed(photos, tmp_path):
     assert_close(load_file(killed / "tokenizer.safetensors"), expected, rtol=0, atol=0)
 
 
+def test_minutes_end_the_training_and_count_over_resumes(photos, tmp_path):
+    train.main(command("tokenizer", photos, tmp_path, "--minutes", "0.01"))
+    first = torch.load(tmp_path / "tokenizer" / "checkpoint.pt", weights_only=True)
+    assert first["done"] >= 1
+    assert first["seconds"] >= 0.6
+    train.main(command("tokenizer", photos, tmp_path, "--minutes", "0.01", "--resume"))
+    again = torch.load(tmp_path / "tokenizer" / "checkpoint.pt", weights_only=True)
+    assert again["done"] == first["done"]
+
+
 def test_ctrl_c_finishes_the_step_and_saves(photos, tmp_path, monkeypatch):
     out = tmp_path / "out"
     step = train.Trainer._train_step
