@@ -19,10 +19,12 @@ LAYERS = {
     "_checks": set(),
     "_precision": set(),
     "_interfaces": {"_checks", "_precision"},
-    "functional": {"_checks", "_interfaces"},
+    "_wrapper": {"_interfaces"},
+    "_tokens": {"_checks", "_interfaces"},
+    "_stages": {"_interfaces", "_tokens"},
+    "functional": {"_checks", "_distributed", "_interfaces"},
     "nn": {"_checks", "functional"},
     "codebooks": {"_checks", "_distributed", "_interfaces", "functional"},
-    "interop": {"_checks", "_interfaces", "functional", "nn", "codebooks"},
     "metrics": {"_checks", "_distributed", "_precision", "_interfaces", "functional"},
     "losses": {
         "_checks",
@@ -34,8 +36,21 @@ LAYERS = {
         "metrics",
     },
     "predictors": {"_checks", "_interfaces", "functional", "nn"},
+    "_binary": {"_checks", "_interfaces", "_tokens", "functional"},
     # Wrappers and rules know interfaces only; a quantizer may name its default codebook.
-    "quantizers": {"_checks", "_interfaces", "functional", "codebooks._table"},
+    "quantizers": {
+        "_checks",
+        "_precision",
+        "_interfaces",
+        "_wrapper",
+        "_tokens",
+        "_stages",
+        "_binary",
+        "functional",
+        "codebooks._table",
+    },
+    # Readers of checkpoints return whole quantizers.
+    "interop": {"_checks", "_interfaces", "functional", "nn", "codebooks", "quantizers"},
 }
 # Folders whose files may not import each other: what they share is an interface.
 INDEPENDENT = {"codebooks", "predictors", "quantizers"}

@@ -4,7 +4,8 @@ Every check raises in the call that received the bad value, and every message ha
 parts: the argument, what it must be, what arrived, and, where there is one, the way out.
 """
 
-from collections.abc import Collection
+import itertools
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -57,6 +58,15 @@ def check_codes(name: str, codes: Tensor) -> None:
         )
 
 
+def check_logits(name: str, logits: Tensor) -> None:
+    """Raises unless ``logits`` is a floating-point tensor ``(..., k)`` with ``k >= 1``."""
+    check_floating(name, logits)
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        raise ValueError(
+            f"`{name}` must have shape (..., k) with k at least 1, got {tuple(logits.shape)}."
+        )
+
+
 def check_at_least(name: str, value: float, minimum: float) -> None:
     """Raises ``ValueError`` unless ``value >= minimum``."""
     if not value >= minimum:
@@ -73,6 +83,12 @@ def check_interval(name: str, value: float, low: float, high: float) -> None:
     """Raises ``ValueError`` unless ``low <= value < high``."""
     if not low <= value < high:
         raise ValueError(f"`{name}` must be in [{low}, {high}), got {value}.")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raises ``ValueError`` unless ``0 <= value <= 1``."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"`{name}` must be in [0, 1], got {value}.")
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
@@ -97,3 +113,17 @@ def check_feature_map(
             f"h and w at least {min_size}, got {tuple(tensor.shape)}. Maps and pictures have "
             "channels first."
         )
+
+
+def check_scales(scales: Sequence[int | tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Raises unless sizes have 1 to 3 dimensions and never shrink; ``p`` becomes ``(p, p)``."""
+    sizes = [(scale, scale) if isinstance(scale, int) else tuple(scale) for scale in scales]
+    ranks = {len(size) for size in sizes}
+    steps = (pair for two in itertools.pairwise(sizes) for pair in zip(*two, strict=False))
+    grows = all(before <= after for before, after in steps)
+    if not sizes or len(ranks) > 1 or not ranks <= {1, 2, 3} or not grows or min(sizes[0]) < 1:
+        raise ValueError(
+            "`scales` must hold sizes of 1 to 3 dimensions that never shrink, got "
+            f"{list(scales)}. For example (1, 2, 4)."
+        )
+    return sizes

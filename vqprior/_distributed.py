@@ -4,9 +4,11 @@ Without a process group each function is the identity of one process, so callers
 every rank reaches every collective.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def is_active() -> bool:
@@ -29,6 +31,25 @@ def all_reduce_sum_(tensor: Tensor) -> Tensor:
     if is_active():
         dist.all_reduce(tensor)
     return tensor
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Returns the sum of ``tensor`` over the ranks, differentiably.
+
+    Backward sums the gradients over the ranks: that of the sum of all ranks' losses. Every rank
+    must therefore go backward through the result, or none.
+    """
+    return _AllReduceSum.apply(tensor) if is_active() else tensor
+
+
+class _AllReduceSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:  # noqa: ANN401
+        return all_reduce_sum_(tensor.clone(memory_format=torch.contiguous_format))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
+        return all_reduce_sum(grad)
 
 
 def all_gather_stack(tensor: Tensor) -> Tensor:
@@ -56,3 +77,12 @@ def broadcast_(tensor: Tensor) -> Tensor:
     if is_active():
         dist.broadcast(tensor, src=0)
     return tensor
+
+
+def check_whole(codebook: nn.Module) -> None:
+    """Raises ``TypeError`` if a rank holds a part of the codebook only."""
+    if any(hasattr(parameter, "full_tensor") for parameter in codebook.parameters()):
+        raise TypeError(
+            "`codebook` must be whole on every rank to be written to, got a sharded parameter. "
+            "Leave it out: `fully_shard(model, ignored_params=set(codebook.parameters()))`."
+        )

@@ -6,6 +6,7 @@ Words: a *code* is a vector, an *index* the integer that names it. Letters: ``b`
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -102,6 +103,29 @@ class Codebook(nn.Module, abc.ABC):
         """
 
 
+class IndexEstimator(abc.ABC):
+    """A gradient through the choice itself, which reaches every code and not only the chosen one.
+
+    A quantizer that searches a codebook takes it in place of a ``GradientEstimator``.
+    """
+
+    @abc.abstractmethod
+    def select(
+        self,
+        x: Tensor,
+        codes: Tensor,
+        *,
+        metric: str,
+        indices: Tensor | None = None,
+        sample: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Chooses a code ``(k, d)`` for each vector ``(..., d)``: ``(vectors, indices)``.
+
+        ``indices`` are choices taken as made; otherwise ``sample`` says whether a random choice
+        is wanted where the estimator knows one.
+        """
+
+
 class CodeSpace(nn.Module, abc.ABC):
     """What a quantizer can express: the part of its interface that rules and meters need."""
 
@@ -112,23 +136,33 @@ class CodeSpace(nn.Module, abc.ABC):
 
     @property
     @abc.abstractmethod
-    def codebook_size(self) -> int:
-        """Number of codes ``k`` that one index can name."""
-
-    @property
-    @abc.abstractmethod
-    def num_codebooks(self) -> int:
-        """Number of indices ``q`` of one token."""
-
-    @property
-    @abc.abstractmethod
-    def bits_per_token(self) -> float:
-        """Bits that the indices of one token cost without entropy coding."""
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Number of codes that each of the ``q`` indices of a token can name."""
 
     @property
     @abc.abstractmethod
     def codebooks(self) -> tuple[Codebook, ...]:
         """The codebook behind each selection of a result; a shared one appears repeatedly."""
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes ``k`` that one index can name: the largest, where they differ."""
+        return max(self.codebook_sizes)
+
+    @property
+    def num_codebooks(self) -> int:
+        """Number of indices ``q`` of one token."""
+        return len(self.codebook_sizes)
+
+    @property
+    def bits_per_token(self) -> float:
+        """Bits that the indices of one token cost without entropy coding."""
+        return sum(math.log2(size) for size in self.codebook_sizes)
+
+    @property
+    def tokenwise(self) -> bool:
+        """Whether each token has indices of its own: ``(...)`` or ``(..., q)``."""
+        return True
 
 
 class Quantizer(CodeSpace):
@@ -171,42 +205,45 @@ class Quantizer(CodeSpace):
         synchronize the device.
         """
 
+    @abc.abstractmethod
+    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+        """Returns what ``forward`` returns had it chosen ``indices`` for ``x`` ``(..., d)``.
+
+        For choices made elsewhere: a beam search, a teacher, labels. -1 masks a token, as a
+        non-finite feature does.
+        """
+
+    def logits(
+        self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
+    ) -> Tensor:
+        """Returns how well each code fits: ``(..., d) -> (..., k)``, or ``(..., q, k)``.
+
+        Quantizers that choose one index after the other take ``indices`` as the choices made so
+        far (teacher forcing), and otherwise their own.
+
+        Raises:
+            TypeError: If the quantizer has no explicit codebook.
+        """
+        raise TypeError(_no_codebook(self, "logits"))
+
+    def nearest(self, x: Tensor, num_nearest: int) -> Tensor:
+        """Returns the best choices, best first, without gradients: ``(..., d) -> (..., m)``.
+
+        Raises:
+            TypeError: If the quantizer has not exactly one explicit codebook.
+        """
+        raise TypeError(_no_codebook(self, "nearest"))
+
     if TYPE_CHECKING:  # nn.Module.__call__ returns Any; callers deserve the real type.
 
         def __call__(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput: ...
 
 
-class Wrapper(CodeSpace):
-    """What all wrappers share: sizes and codebooks are those of the wrapped quantizer."""
-
-    def __init__(self, quantizer: Quantizer) -> None:
-        super().__init__()
-        self.quantizer = quantizer
-
-    @property
-    def dim(self) -> int:
-        """That of the wrapped quantizer."""
-        return self.quantizer.dim
-
-    @property
-    def codebook_size(self) -> int:
-        """That of the wrapped quantizer."""
-        return self.quantizer.codebook_size
-
-    @property
-    def num_codebooks(self) -> int:
-        """That of the wrapped quantizer."""
-        return self.quantizer.num_codebooks
-
-    @property
-    def bits_per_token(self) -> float:
-        """That of the wrapped quantizer."""
-        return self.quantizer.bits_per_token
-
-    @property
-    def codebooks(self) -> tuple[Codebook, ...]:
-        """Those of the wrapped quantizer."""
-        return self.quantizer.codebooks
+def _no_codebook(quantizer: Quantizer, method: str) -> str:
+    return (
+        f"`quantizer` must have one explicit codebook for `{method}`, got "
+        f"{type(quantizer).__name__}. Use a `VectorQuantizer`, or a wrapper of one."
+    )
 
 
 class Rule(KeepsDtypes, abc.ABC):
@@ -228,6 +265,10 @@ class Rule(KeepsDtypes, abc.ABC):
                 f"`quantizer` must have a codebook that can learn, got {type(quantizer).__name__} "
                 "without one. Train it without rules."
             )
+        for codebook in unique.values():
+            vectors = codebook.vectors().detach()
+            nowhere = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
+            codebook.assign_(vectors, nowhere)  # raises now if the codes cannot be set
         # In a tuple, so that the codebooks do not become submodules of the rule.
         self._codebooks: tuple[Codebook, ...] = tuple(unique.values())
         self._owner_of_selection = [list(unique).index(id(c)) for c in quantizer.codebooks]

@@ -15,9 +15,7 @@ class Pair(Quantizer):
         self.first, self.second = first, second
 
     dim = property(lambda self: self.first.dim + self.second.dim)
-    codebook_size = property(lambda self: self.first.codebook_size)
-    num_codebooks = property(lambda self: 2)
-    bits_per_token = property(lambda self: self.first.bits_per_token + self.second.bits_per_token)
+    codebook_sizes = property(lambda self: self.first.codebook_sizes + self.second.codebook_sizes)
     codebooks = property(lambda self: self.first.codebooks + self.second.codebooks)
 
     def forward(self, x, mask=None):
@@ -37,6 +35,9 @@ class Pair(Quantizer):
     def decode(self, indices):
         halves = (self.first.decode(indices[..., 0]), self.second.decode(indices[..., 1]))
         return torch.cat(halves, dim=-1)
+
+    def assign(self, x, indices):
+        raise NotImplementedError
 
 
 def two_codebooks():

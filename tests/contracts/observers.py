@@ -1,13 +1,13 @@
 """Modes that watch every operator of a call, the body of the search included."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vqprior.functional import _search
+from vqprior.functional import _index_backpropagation, _search
 
 # Operators that wait for a value of the device, or whose result's size depends on one.
 _SYNCHRONIZING = {
@@ -53,5 +53,12 @@ class NoHostSync(TorchDispatchMode):
 @contextmanager
 def watching(mode):
     """Runs the search as plain operators, since a mode does not see inside a custom one."""
-    with mock.patch.object(_search, "_nearest_codes", _search._nearest_codes._init_fn), mode:
-        yield mode
+    with ExitStack() as stack:
+        for module, name in [
+            (_search, "_nearest_codes"),
+            (_index_backpropagation, "_sample"),
+            (_index_backpropagation, "_select_backward"),
+        ]:
+            operator = getattr(module, name)
+            stack.enter_context(mock.patch.object(module, name, operator._init_fn))
+        yield stack.enter_context(mode)

@@ -8,11 +8,11 @@ from torch.testing import assert_close
 from tests.contracts.factories import (
     draw,
     every_quantizer_of_one_codebook,
+    every_quantizer_of_one_table,
     features_last,
 )
 from vqprior import VectorQuantizer, initialize_
 
-pytestmark = every_quantizer_of_one_codebook
 OFFSETS_AND_SCALES = [(0.0, 1e-6), (0.0, 1.0), (0.0, 1e6), (1000.0, 1.0), (-1000.0, 0.1)]
 
 
@@ -43,6 +43,7 @@ def with_codes_near(quantizer, x):
     return quantizer
 
 
+@every_quantizer_of_one_table
 @pytest.mark.parametrize(("offset", "scale"), OFFSETS_AND_SCALES)
 def test_indices_are_those_of_the_float64_minimum(make, offset, scale):
     quantizer = make().eval()
@@ -50,6 +51,7 @@ def test_indices_are_those_of_the_float64_minimum(make, offset, scale):
     check_against_float64(with_codes_near(quantizer, x), x)
 
 
+@every_quantizer_of_one_table
 @pytest.mark.parametrize("low", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 def test_half_precision_modules_and_inputs_are_searched_in_float32(make, low, offset):
@@ -59,6 +61,7 @@ def test_half_precision_modules_and_inputs_are_searched_in_float32(make, low, of
     assert quantizer(x).loss.dtype == torch.float32
 
 
+@every_quantizer_of_one_codebook
 @pytest.mark.parametrize("low", [torch.float16, torch.bfloat16], ids=str)
 def test_autocast_changes_no_index_and_no_loss(make, low):
     quantizer = make().eval()
@@ -73,6 +76,7 @@ def test_autocast_changes_no_index_and_no_loss(make, low):
     assert_close(out.quantized, expected.quantized, rtol=0, atol=0)
 
 
+@every_quantizer_of_one_codebook
 def test_the_loss_does_not_overflow_in_half_precision(make):
     quantizer = make().eval().half()
     x = draw(quantizer, (200,), scale=1000.0).half()
@@ -84,6 +88,7 @@ def test_the_loss_does_not_overflow_in_half_precision(make):
         assert_close(out.terms["commitment"].double(), 0.25 * exact, rtol=1e-5, atol=0.0)
 
 
+@every_quantizer_of_one_table
 def test_ties_go_to_the_lowest_index(make):
     quantizer = make().eval()
     (codebook,) = quantizer.codebooks
@@ -94,6 +99,7 @@ def test_ties_go_to_the_lowest_index(make):
     assert (indices % 2 == 0).all()
 
 
+@every_quantizer_of_one_table
 def test_double_precision_is_kept(make):
     quantizer = make().eval().double()
     (codebook,) = quantizer.codebooks

@@ -56,11 +56,14 @@ def test_training_continues_bit_for_bit(make, ema):
     file = io.BytesIO()
     torch.save([part.state_dict() for part in first.parts()], file)
     file.seek(0)
-    torch.manual_seed(1)
+    rng = torch.get_rng_state()  # dropout and sampling draw from it, as those of torch do
     second = Training(make(), ema=ema)
     for part, saved in zip(second.parts(), torch.load(file, weights_only=True), strict=True):
         part.load_state_dict(saved)
-    assert_close(second.run(range(2, 5)), first.run(range(2, 5)), rtol=0, atol=0)
+    torch.set_rng_state(rng)
+    expected = first.run(range(2, 5))
+    torch.set_rng_state(rng)
+    assert_close(second.run(range(2, 5)), expected, rtol=0, atol=0)
     for ours, theirs in zip(second.parts()[:3], first.parts()[:3], strict=True):
         assert_close(state(ours), state(theirs), rtol=0, atol=0)
 
@@ -86,7 +89,7 @@ def test_a_copy_learns_by_itself(make, clone):
     for codebook, mine in zip(copied.codebooks, quantizer.codebooks, strict=True):
         assert (codebook.vectors() != mine.vectors()).any()
     for rule in rules:
-        assert [id(c) for c in rule.codebooks] == [id(c) for c in copied.codebooks]
+        assert [id(c) for c in rule.codebooks] == list(dict.fromkeys(map(id, copied.codebooks)))
 
 
 @every_learned_quantizer

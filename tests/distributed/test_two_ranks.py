@@ -26,6 +26,7 @@ from vqprior import (
     _distributed,
     initialize_,
 )
+from vqprior.functional import bit_entropy_loss, entropy_loss
 from vqprior.losses import adaptive_weight
 from vqprior.metrics import GMSD, PSNR, SSIM, CodebookUsage
 
@@ -314,6 +315,48 @@ def adaptive_weight_is_the_same_on_all_ranks(rank):
     # Squared lengths of the gradients: 14 and 56, 5 and 45; averaged, 35 and 25.
     assert_close(weight, torch.tensor(35**0.5 / 5))
     same_on_all_ranks(weight)
+
+
+@check
+def all_reduce_sum_adds_up_values_and_gradients(rank):
+    yield
+    x = torch.arange(6.0).reshape(3, 2).T.requires_grad_()  # not contiguous
+    total = _distributed.all_reduce_sum((rank + 1) * x)
+    exactly(total, 3 * x.detach())
+    exactly(x.detach(), torch.arange(6.0).reshape(3, 2).T)
+    # The losses of the ranks are 1 and 10 times the sum of squares of the total.
+    (gradient,) = torch.autograd.grad((10**rank * total.square()).sum(), x)
+    exactly(gradient, (rank + 1) * 11 * 2 * total.detach())
+    assert not _distributed.all_reduce_sum(x.detach()).requires_grad
+
+
+def entropies():
+    for function in (entropy_loss, bit_entropy_loss):
+        for weights in ((1.0, 0.0), (0.0, 1.0), (0.7, 1.3)):
+            options = dict(zip(("sample_weight", "batch_weight"), weights, strict=True))
+            yield lambda x, mask, f=function, o=options: f(x, mask=mask, across_ranks=True, **o)
+
+
+@check
+def entropies_are_those_of_the_joint_batch(rank):
+    """With gradients averaged over ranks, as distributed training does."""
+    torch.manual_seed(5)
+    weight = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    steps = [[(x.double(), mask) for x, mask in parts] for parts in batches(3)]
+    expected = []
+    for parts in steps:
+        x, mask = joint(parts)
+        losses = [entropy(x @ weight, mask) for entropy in entropies()]
+        expected.append([(e.detach(), torch.autograd.grad(e, weight)[0]) for e in losses])
+    yield
+    for parts, values in zip(steps, expected, strict=True):
+        x, mask = parts[rank]
+        for entropy, (value, gradient) in zip(entropies(), values, strict=True):
+            loss = entropy(x @ weight, mask)
+            assert_close(loss.detach(), value)
+            same_on_all_ranks(loss.detach())
+            (mine,) = torch.autograd.grad(loss, weight)
+            assert_close(_distributed.all_reduce_sum_(mine) / WORLD, gradient)
 
 
 @check

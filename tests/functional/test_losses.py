@@ -1,21 +1,21 @@
 """Losses against their formulas and against torch."""
 
 import dataclasses
-import re
 
 import pytest
 import torch
-from torch.nn import functional as F
 from torch.testing import assert_close
 
+from tests.contracts.observers import NoHostSync
 from vqprior import Selection, VectorQuantizer
 from vqprior.functional import (
-    code_cross_entropy,
     codebook_loss,
     commitment_loss,
+    joint_loss,
     masked_mean_square,
 )
 
+LOSSES = [commitment_loss, codebook_loss, joint_loss]
 MASK = torch.tensor([True, True, False, True])
 
 
@@ -46,7 +46,7 @@ def test_codebook_loss_has_the_same_value_and_moves_the_codes_alone():
     assert chosen.inputs.grad is None
 
 
-@pytest.mark.parametrize("loss", [commitment_loss, codebook_loss])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_codebooks_add_up(loss):
     out = VectorQuantizer(3, 8)(torch.randn(4, 3))
     chosen = selection()
@@ -55,7 +55,7 @@ def test_codebooks_add_up(loss):
     assert_close(loss(dataclasses.replace(out, selections=())), torch.zeros(()))
 
 
-@pytest.mark.parametrize("loss", [commitment_loss, codebook_loss])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_low_precision_is_averaged_in_float32(loss):
     """In float16 the square of 300 overflows."""
     ones = torch.ones(1000, 2, dtype=torch.float16)
@@ -64,7 +64,7 @@ def test_low_precision_is_averaged_in_float32(loss):
     assert_close(loss(chosen), torch.tensor(90000.0), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("loss", [commitment_loss, codebook_loss])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_double_precision_is_kept(loss):
     assert loss(selection(torch.float64)).dtype == torch.float64
 
@@ -88,89 +88,33 @@ def test_masked_mean_square_rejects_wrong_masks():
         masked_mean_square(torch.ones(4, 3), torch.ones(4, 3) > 0)
 
 
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("leading", [(7,), (2, 3), ()])
-def test_cross_entropy_is_that_of_torch(leading, label_smoothing):
-    logits, indices = torch.randn(*leading, 5), torch.randint(0, 5, leading)
-    expected = F.cross_entropy(
-        logits.reshape(-1, 5), indices.reshape(-1), label_smoothing=label_smoothing
-    )
-    assert_close(code_cross_entropy(logits, indices, label_smoothing=label_smoothing), expected)
-
-
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, 0.0])
-def test_cross_entropy_leaves_minus_one_out(label_smoothing, value):
-    logits, indices = torch.randn(6, 5), torch.tensor([0, -1, 4, 2, -1, 1])
-    counted = indices >= 0
-    expected = code_cross_entropy(
-        logits[counted], indices[counted], label_smoothing=label_smoothing
-    )
-    logits[~counted] = value
-    logits.requires_grad_()
-    loss = code_cross_entropy(logits, indices, label_smoothing=label_smoothing)
-    assert_close(loss, expected)
+def test_joint_loss_moves_both_sides():
+    chosen = selection(torch.float64)
+    loss = joint_loss(chosen)
+    assert_close(loss, (chosen.inputs - chosen.codes)[MASK].square().mean())
     loss.backward()
-    assert not logits.grad[~counted].any()
-    assert logits.grad[counted].isfinite().all()
+    expected = 2 * (chosen.inputs - chosen.codes).detach() / 9 * MASK.unsqueeze(1)
+    assert_close(chosen.inputs.grad, expected)
+    assert_close(chosen.codes.grad, -expected)
 
 
-@pytest.mark.parametrize("n", [0, 3])
-def test_cross_entropy_without_a_token_is_0(n):
-    logits = torch.randn(n, 5, requires_grad=True)
-    loss = code_cross_entropy(logits, torch.full((n,), -1))
-    assert_close(loss, torch.zeros(()))
-    loss.backward()
-    assert not logits.grad.any()
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("n", [0, 4])
+def test_without_a_token_losses_are_0(loss, n):
+    inputs = torch.full((n, 3), torch.nan, requires_grad=True)
+    codes = torch.zeros(n, 3, requires_grad=True)
+    mask = torch.zeros(n) > 0
+    value = loss(Selection(inputs=inputs, codes=codes, indices=mask.long() - 1, mask=mask))
+    assert_close(value, torch.zeros(()))
+    value.backward()
+    assert not any(t.grad.any() for t in (inputs, codes) if t.grad is not None)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32], ids=str)
-def test_cross_entropy_takes_any_integer_dtype(dtype):
-    logits, indices = torch.randn(6, 5), torch.tensor([0, -1, 4, 2, -1, 1])
-    expected = code_cross_entropy(logits, indices)
-    assert_close(code_cross_entropy(logits, indices.to(dtype)), expected, rtol=0, atol=0)
-
-
-def test_cross_entropy_of_low_precision_is_float32():
-    logits = torch.randn(6, 5).bfloat16()
-    indices = torch.arange(6) % 5
-    loss = code_cross_entropy(logits, indices)
-    assert_close(loss, F.cross_entropy(logits.float(), indices))
-
-
-@pytest.mark.parametrize(
-    ("logits", "indices", "options", "error", "message"),
-    [
-        (
-            torch.zeros(2, 3).long(),
-            torch.zeros(2).long(),
-            {},
-            TypeError,
-            "`logits` must be a floating-point tensor, got torch.int64.",
-        ),
-        (
-            torch.zeros(2, 3),
-            torch.zeros(2),
-            {},
-            TypeError,
-            "`indices` must be an integer tensor, got torch.float32.",
-        ),
-        (
-            torch.zeros(2, 3),
-            torch.zeros(3).long(),
-            {},
-            ValueError,
-            "`indices` must have shape (2,), got (3,).",
-        ),
-        (
-            torch.zeros(2, 3),
-            torch.zeros(2).long(),
-            {"label_smoothing": 1.0},
-            ValueError,
-            "`label_smoothing` must be in [0.0, 1.0), got 1.0.",
-        ),
-    ],
-)
-def test_cross_entropy_rejects_wrong_arguments(logits, indices, options, error, message):
-    with pytest.raises(error, match=f"^{re.escape(message)}$"):
-        code_cross_entropy(logits, indices, **options)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_compile_in_one_graph(loss):
+    torch.compiler.reset()
+    chosen = selection()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    with NoHostSync():
+        expected = loss(chosen)
+    assert_close(compiled(chosen), expected)

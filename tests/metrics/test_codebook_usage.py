@@ -23,6 +23,7 @@ def by_hand(indices, size):
         "entropy_bits": float(entropy),
         "dead_codes": size - len(counts),
         "num_tokens": total,
+        "skipped_tokens": len(indices) - total,
     }
 
 
@@ -52,10 +53,12 @@ def test_shape_does_not_matter():
 
 def test_computing_twice_gives_the_same_and_reset_forgets():
     meter = CodebookUsage(4)
-    meter.update(torch.tensor([0, 3, 3]))
+    meter.update(torch.tensor([0, 3, 3, -1]))
     assert meter.compute() == meter.compute()
     meter.reset()
-    nothing = UsageSummary(perplexity=0.0, usage=0.0, entropy_bits=0.0, dead_codes=4, num_tokens=0)
+    nothing = UsageSummary(
+        perplexity=0.0, usage=0.0, entropy_bits=0.0, dead_codes=4, num_tokens=0, skipped_tokens=0
+    )
     assert meter.compute() == nothing
     assert math.copysign(1, meter.compute().entropy_bits) == 1  # not -0.0
 
@@ -63,23 +66,26 @@ def test_computing_twice_gives_the_same_and_reset_forgets():
 def test_counts_stay_exact_after_casts_and_in_checkpoints():
     meter = CodebookUsage(3).half()
     meter.update(torch.ones(2049, dtype=torch.int64))  # 2049 is no float16
+    meter.update(torch.full((2051,), -1))
     fresh = CodebookUsage(3)
     fresh.load_state_dict(copy.deepcopy(meter.state_dict()), strict=True)
-    fresh.bfloat16().update(torch.tensor([1]))
-    assert fresh.compute().num_tokens == 2050
-    assert fresh.counts.dtype == torch.int64
+    fresh.bfloat16().update(torch.tensor([1, -1]))
+    summary = fresh.compute()
+    assert (summary.num_tokens, summary.skipped_tokens) == (2050, 2052)
+    assert {buffer.dtype for buffer in fresh.buffers()} == {torch.int64}
 
 
 def test_ranks_are_added_without_changing_the_local_counts(monkeypatch):
-    """Two ranks: ours, and one that chose code 2 twice."""
-    other = torch.tensor([0, 0, 2])
+    """Two ranks: ours, and one that chose code 2 twice and skipped three tokens."""
+    other = torch.tensor([0, 0, 2, 3])
     monkeypatch.setattr(_codebook_usage, "all_reduce_sum_", lambda counts: counts.add_(other))
     meter = CodebookUsage(3)
-    meter.update(torch.tensor([0, 1]))
+    meter.update(torch.tensor([0, -1, 1]))
     for _ in range(2):
         summary = meter.compute()
         assert (summary.num_tokens, summary.dead_codes, summary.entropy_bits) == (4, 0, 1.5)
-    assert meter.counts.tolist() == [1, 1, 0]
+        assert summary.skipped_tokens == 4
+    assert (meter.counts.tolist(), meter.skipped.tolist()) == ([1, 1, 0], 1)
 
 
 @pytest.mark.parametrize("index", [7, -2])

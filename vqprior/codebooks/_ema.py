@@ -67,6 +67,7 @@ class CodebookEMA(Rule):
             codes = codebook.vectors().detach().to(torch.float32, copy=True)
             self.register_buffer(f"counts_{number}", torch.ones_like(codes[:, 0]))
             self.register_buffer(f"codes_{number}", codes)
+            self.register_buffer(f"written_{number}", codes.clone())
 
     def extra_repr(self) -> str:
         """Shows the options in ``repr``."""
@@ -77,11 +78,13 @@ class CodebookEMA(Rule):
         """Updates the codebooks from one result of the quantizer.
 
         Raises:
+            TypeError: If a codebook is sharded over ranks.
             ValueError: If ``out`` does not come from the rule's quantizer.
         """
         groups = self._selections_by_codebook(out)
         statistics = []
         for codebook, selections in zip(self._codebooks, groups, strict=True):
+            _distributed.check_whole(codebook)
             parts = [code_statistics(s.inputs, s.indices, codebook.num_codes) for s in selections]
             statistics.append(torch.stack(parts).sum(dim=0).float())
         fused = _distributed.all_reduce_sum_(torch.cat([s.reshape(-1) for s in statistics]))
@@ -93,10 +96,11 @@ class CodebookEMA(Rule):
         codebook = self._codebooks[number]
         counts: Tensor = self.get_buffer(f"counts_{number}")
         codes: Tensor = self.get_buffer(f"codes_{number}")
+        written: Tensor = self.get_buffer(f"written_{number}")
         current = codebook.vectors()
         # Compared in the narrower of the two dtypes: only there were they ever equal.
-        kept = codes.to(current.dtype).to(codes.dtype)
-        rewritten = (kept != current.to(codes.dtype)).any(dim=1)
+        kept = written.to(current.dtype).to(written.dtype)
+        rewritten = (kept != current.to(written.dtype)).any(dim=1)
         codes.copy_(torch.where(rewritten.unsqueeze(1), current, codes))
         counts.copy_(torch.where(rewritten, 1.0, counts))
 
@@ -111,6 +115,8 @@ class CodebookEMA(Rule):
         moved = mass / torch.where(chosen, self._smooth(counts), 1.0).unsqueeze(1)
         codes.copy_(torch.where(chosen.unsqueeze(1), moved, codes))
         codebook.assign_(codes, chosen)
+        # Not always what was assigned: a normalized codebook keeps the direction alone.
+        written.copy_(codebook.vectors())
 
     def _smooth(self, counts: Tensor) -> Tensor:
         total = counts.sum()

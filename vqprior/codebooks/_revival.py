@@ -9,6 +9,7 @@ from vqprior import _distributed
 from vqprior._checks import check_at_least, check_interval, check_positive
 from vqprior._interfaces import Codebook, CodeSpace, QuantizerOutput, Rule, Selection
 from vqprior.functional import code_statistics
+from vqprior.functional._random import counter_uniform
 
 
 @final
@@ -93,6 +94,7 @@ class CodebookRevival(Rule):
         """Counts one result of the quantizer and revives codes where a window closes.
 
         Raises:
+            TypeError: If a codebook is sharded over ranks.
             ValueError: If ``out`` does not come from the rule's quantizer.
         """
         for number, selections in enumerate(self._selections_by_codebook(out)):
@@ -100,6 +102,7 @@ class CodebookRevival(Rule):
 
     def _step_codebook(self, number: int, selections: list[Selection]) -> None:
         codebook = self._codebooks[number]
+        _distributed.check_whole(codebook)
         uses: Tensor = self.get_buffer(f"uses_{number}")
         tokens: Tensor = self.get_buffer(f"tokens_{number}")
         steps: Tensor = self.get_buffer(f"steps_{number}")
@@ -133,14 +136,18 @@ def _draw_candidates(selections: list[Selection], chance: Tensor) -> tuple[Tenso
     mask = torch.cat([s.mask.reshape(-1) for s in selections])
     indices = torch.cat([s.indices.reshape(-1) for s in selections])
 
-    local = mask.sum()
+    local = torch.stack([s.mask.sum() for s in selections])
     per_rank = _distributed.all_gather_stack(local)
-    before = per_rank[: _distributed.rank()].sum()
-    turn = (chance * per_rank.sum()).long() - before
-    mine = (turn >= 0) & (turn < local)
+    joint = per_rank.sum(dim=0)
+    # Selections follow each other, and the ranks within each: the order of the joint batch.
+    before = joint.cumsum(0) - joint + per_rank[: _distributed.rank()].sum(dim=0)
+    turn = (chance * joint.sum()).long().unsqueeze(1) - before
+    own = (turn >= 0) & (turn < local)
+    turn = torch.where(own, turn + local.cumsum(0) - local, 0).sum(dim=1)
+    mine = own.any(dim=1)
     # The t-th counted token is the first place where the running count reaches t + 1. One row
     # is appended so that an empty batch can be indexed too.
-    place = torch.searchsorted(mask.cumsum(0), turn.clamp_min(0) + 1).clamp_max(mask.shape[0])
+    place = torch.searchsorted(mask.cumsum(0), turn + 1).clamp_max(mask.shape[0])
     tokens = torch.cat([inputs, inputs.new_zeros(1, inputs.shape[1])])[place]
     errors = torch.cat([(inputs - codes).square().sum(dim=1), inputs.new_zeros(1)])[place]
 
@@ -171,19 +178,6 @@ def _reset_moments(optimizer: torch.optim.Optimizer, codebook: Codebook, where: 
 
 
 def _uniform(seed: int, step: Tensor, count: int) -> Tensor:
-    """Returns ``count`` numbers in ``[0, 1)`` that depend on ``seed`` and ``step`` alone.
-
-    The SplitMix64 hash (Steele, Lea and Flood, OOPSLA 2014) of a counter, in int64 arithmetic
-    that wraps around: it needs no generator whose state would live on the host.
-    """
+    """Returns ``count`` numbers in ``[0, 1)`` that depend on ``seed`` and ``step`` alone."""
     counter = torch.arange(1, count + 1, device=step.device) + step * count
-    x = (counter + (seed << 32)) * -7046029254386353131
-    x = (x ^ _shift_right(x, 30)) * -4658895280553007687
-    x = (x ^ _shift_right(x, 27)) * -7723592293110705685
-    x = x ^ _shift_right(x, 31)
-    return _shift_right(x, 11).double() / 2**53
-
-
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift: int64 shifts of torch copy the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return counter_uniform(counter + (seed << 32))

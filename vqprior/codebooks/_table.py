@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from vqprior import _distributed
 from vqprior._checks import check_at_least, check_codes, check_shape
 from vqprior._interfaces import Codebook
 
@@ -91,7 +92,13 @@ class Table(Codebook):
 
     @torch.no_grad()
     def assign_(self, vectors: Tensor, where: Tensor) -> None:
-        """Overwrites the rows ``where`` (``(k,)``, bool) is True by those of ``vectors``."""
+        """Overwrites the rows ``where`` (``(k,)``, bool) is True by those of ``vectors``.
+
+        Raises:
+            TypeError: If the parameter is sharded over ranks.
+            ValueError: On a wrong shape.
+        """
+        _distributed.check_whole(self)
         check_shape("vectors", vectors, self.codes.shape)
         check_shape("where", where, self.codes.shape[:1])
         new = vectors.to(self.codes.dtype)

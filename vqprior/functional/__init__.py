@@ -1,25 +1,47 @@
 """Stateless maths: tensors in, tensors out, no parameters and no buffers."""
 
-from vqprior.functional._estimators import straight_through
+from vqprior.functional._cross_entropy import code_cross_entropy, distance_cross_entropy
+from vqprior.functional._entropy import bit_entropy_loss, entropy_loss, kl_to_uniform
+from vqprior.functional._estimators import rotation_trick, straight_through
+from vqprior.functional._gram import gram_loss, orthogonality_loss
+from vqprior.functional._index_algebra import join_indices, split_indices
+from vqprior.functional._index_backpropagation import IndexBackpropagation
 from vqprior.functional._kmeans import kmeans
 from vqprior.functional._losses import (
-    code_cross_entropy,
     codebook_loss,
     commitment_loss,
+    joint_loss,
     masked_mean_square,
 )
+from vqprior.functional._packing import index_bits, pack_indices, unpack_indices
+from vqprior.functional._sampling import sample_indices
 from vqprior.functional._search import nearest_codes
 from vqprior.functional._select import select_codes
 from vqprior.functional._statistics import code_statistics
 
 __all__ = [
+    "IndexBackpropagation",
+    "bit_entropy_loss",
     "code_cross_entropy",
     "code_statistics",
     "codebook_loss",
     "commitment_loss",
+    "distance_cross_entropy",
+    "entropy_loss",
+    "gram_loss",
+    "index_bits",
+    "join_indices",
+    "joint_loss",
+    "kl_to_uniform",
     "kmeans",
     "masked_mean_square",
     "nearest_codes",
+    "orthogonality_loss",
+    "pack_indices",
+    "rotation_trick",
+    "sample_indices",
     "select_codes",
+    "split_indices",
     "straight_through",
+    "unpack_indices",
 ]

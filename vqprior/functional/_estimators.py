@@ -1,8 +1,9 @@
 """Gradient estimators: functions ``(x, codes) -> codes`` that define the backward pass."""
 
+import torch
 from torch import Tensor
 
-from vqprior._checks import check_shape
+from vqprior._checks import check_floating, check_positive, check_shape
 
 
 def straight_through(x: Tensor, codes: Tensor) -> Tensor:
@@ -38,3 +39,89 @@ def straight_through(x: Tensor, codes: Tensor) -> Tensor:
     """
     check_shape("codes", codes, x.shape)
     return codes.detach() + (x - x.detach())
+
+
+def rotation_trick(x: Tensor, codes: Tensor, *, max_gain: float | None = None) -> Tensor:
+    """Returns ``codes``, with the gradient of rotating and rescaling ``x`` onto them.
+
+    The value is ``codes`` bit for bit. With ``u`` and ``q`` the unit vectors of ``x`` and of
+    its code and ``w`` that of ``u + q``, the gradient with respect to ``x`` is that of
+    ``gain * (x - 2 w <w, x> + 2 q <u, x>)`` with ``gain = |code| / |x|``, where ``u``, ``q``,
+    ``w`` and ``gain`` are constants. Computed in float32 or wider.
+
+    The gradient is finite for every finite ``x``, whatever its length. Nothing is rotated where
+    ``x`` and its code are opposite, where every rotation is as good as another, or where one of
+    them is zero; the gain is 1 where ``x`` is zero, which makes it the straight-through
+    gradient there. The gain never exceeds the square root of the largest number of the dtype of
+    ``x`` (256 in float16, 1.8e19 in bfloat16 and float32).
+
+    Args:
+        x: Vectors before quantization, finite.
+        codes: Their codes; no gradient flows to them.
+        max_gain: Upper bound of the gain, greater than 0. A vector much shorter than its code
+            multiplies its gradient by the ratio of the lengths: 1 forbids any amplification.
+
+    Returns:
+        A tensor equal to ``codes`` whose gradient flows to ``x``, rotated and rescaled.
+
+    Raises:
+        TypeError: If ``x`` or ``codes`` is not floating point.
+        ValueError: If the shapes differ or ``max_gain`` is not greater than 0.
+
+    Shape:
+        - ``x``, ``codes``, returns: ``(..., d)``
+
+    References:
+        Fifty et al., *Restructuring Vector Quantization with the Rotation Trick*, ICLR 2025,
+        algorithm 1; the limits of the gain and the cases without a rotation are additions.
+        <https://arxiv.org/abs/2410.06424>
+
+    Examples:
+        >>> import torch
+        >>> from vqprior.functional import rotation_trick
+        >>> x = torch.tensor([2.0, 0.0], requires_grad=True)
+        >>> y = rotation_trick(x, torch.tensor([0.0, 1.0]))  # a quarter turn, half the length
+        >>> y.backward(torch.tensor([0.0, 1.0]))
+        >>> x.grad.round(decimals=3)
+        tensor([0.5000, 0.0000])
+
+        As the estimator of a quantizer, without amplification:
+
+        >>> import functools
+        >>> from vqprior import VectorQuantizer
+        >>> estimator = functools.partial(rotation_trick, max_gain=1.0)
+        >>> vq = VectorQuantizer(dim=4, codebook_size=16, estimator=estimator)
+    """
+    check_floating("x", x)
+    check_floating("codes", codes)
+    check_shape("codes", codes, x.shape)
+    if max_gain is not None:
+        check_positive("max_gain", max_gain)
+    dtype = torch.promote_types(torch.promote_types(x.dtype, codes.dtype), torch.float32)
+    u, x_peak, x_length = _unit(x.detach().to(dtype))
+    q, code_peak, code_length = _unit(codes.detach().to(dtype))
+    between = u + q
+    length = torch.linalg.vector_norm(between, dim=-1, keepdim=True)
+    # Below this length, the direction of the sum is rounding.
+    turns = (length > torch.finfo(dtype).eps ** 0.5) & (x_peak > 0)
+    w = torch.where(turns, between / length, 0.0)
+    q = torch.where(turns, q, 0.0)
+    # A larger gain would take gradients out of the range of `x.dtype`.
+    bound = torch.finfo(x.dtype).max ** 0.5
+    bound = bound if max_gain is None else min(bound, max_gain)
+    gain = code_peak / x_peak * (code_length / x_length)
+    gain = torch.where(x_peak > 0, gain, 1.0).clamp_max(bound)
+    # The rotation acts on zeros that carry the gradient of `x`: its value cannot overflow.
+    carrier = gain * (x - x.detach()).to(dtype)
+    along_w = (w * carrier).sum(dim=-1, keepdim=True)
+    along_u = (u * carrier).sum(dim=-1, keepdim=True)
+    return codes.detach() + (carrier - 2 * w * along_w + 2 * q * along_u).to(x.dtype)
+
+
+def _unit(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit vectors, and two factors of the lengths, whose product may overflow; 0 stays 0."""
+    peak = vectors.abs().amax(dim=-1, keepdim=True)
+    scaled = vectors / torch.where(peak > 0, peak, 1.0)
+    length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    length = torch.where(peak > 0, length, 1.0)
+    return scaled / length, peak, length

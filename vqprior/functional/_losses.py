@@ -2,15 +2,8 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from vqprior._checks import (
-    check_floating,
-    check_integer,
-    check_interval,
-    check_mask,
-    check_shape,
-)
+from vqprior._checks import check_mask
 from vqprior._interfaces import QuantizerOutput, Selection
 
 
@@ -75,9 +68,7 @@ def commitment_loss(out: QuantizerOutput | Selection) -> Tensor:
         >>> torch.equal(0.25 * commitment_loss(out), out.terms["commitment"])
         True
     """
-    return _total(
-        [_mean_square_error(s.inputs, s.codes.detach(), s.mask) for s in _selections(out)]
-    )
+    return total([_mean_square_error(s.inputs, s.codes.detach(), s.mask) for s in selections(out)])
 
 
 def codebook_loss(out: QuantizerOutput | Selection) -> Tensor:
@@ -107,53 +98,35 @@ def codebook_loss(out: QuantizerOutput | Selection) -> Tensor:
         >>> torch.equal(codebook_loss(out), out.terms["codebook"])
         True
     """
-    return _total(
-        [_mean_square_error(s.inputs.detach(), s.codes, s.mask) for s in _selections(out)]
-    )
+    return total([_mean_square_error(s.inputs.detach(), s.codes, s.mask) for s in selections(out)])
 
 
-def code_cross_entropy(logits: Tensor, indices: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of predicted logits against true indices: code-level supervision.
+def joint_loss(out: QuantizerOutput | Selection) -> Tensor:
+    """Pulls inputs and chosen codes toward each other at equal rates: mean of ``(x - code)^2``.
+
+    Its gradient is the sum of those of ``commitment_loss`` and ``codebook_loss``. The mean runs
+    over counted tokens and features; several codebooks add up.
 
     Args:
-        logits: Unnormalized log-probabilities of the codes.
-        indices: True indices; tokens with -1 are left out.
-        label_smoothing: Share of the target spread evenly over all codes, in ``[0, 1)``.
+        out: A quantizer's result, or one selection of it.
 
     Returns:
-        The mean over counted tokens in nats, in float32 or wider; 0 where no token counts.
-
-    Raises:
-        TypeError: If ``logits`` is not floating point or ``indices`` not an integer tensor.
-        ValueError: If the shapes do not fit or ``label_smoothing`` is out of range.
+        An unweighted scalar in float32 or wider, 0 where no token counts.
 
     Shape:
-        - ``logits``: ``(..., k)``
-        - ``indices``: ``(...)``
         - returns: ``()``
 
     Examples:
         >>> import torch
-        >>> from vqprior.functional import code_cross_entropy
-        >>> logits = torch.tensor([[0.0, 0.0], [9.0, 9.0], [float("nan"), 0.0]])
-        >>> code_cross_entropy(logits, torch.tensor([0, 1, -1]))
-        tensor(0.6931)
+        >>> from vqprior import VectorQuantizer
+        >>> from vqprior.functional import joint_loss
+        >>> x = torch.randn(8, 4, requires_grad=True)
+        >>> vq = VectorQuantizer(dim=4, codebook_size=16)
+        >>> joint_loss(vq(x)).backward()
+        >>> torch.allclose(x.grad.sum(dim=0), -vq.codebook.codes.grad.sum(dim=0))
+        True
     """
-    check_floating("logits", logits)
-    check_integer("indices", indices)
-    check_shape("indices", indices, logits.shape[:-1])
-    check_interval("label_smoothing", label_smoothing, 0.0, 1.0)
-    counted = indices >= 0
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    wide = torch.where(counted.unsqueeze(-1), wide, 0.0)
-    total = F.cross_entropy(
-        wide.reshape(-1, wide.shape[-1]),
-        indices.reshape(-1).long(),
-        ignore_index=-1,
-        reduction="sum",
-        label_smoothing=label_smoothing,
-    )
-    return total / counted.sum().clamp_min(1)
+    return total([_mean_square_error(s.inputs, s.codes, s.mask) for s in selections(out)])
 
 
 def _mean_square_error(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
@@ -161,9 +134,11 @@ def _mean_square_error(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
     return masked_mean_square(a.to(dtype) - b.to(dtype), mask)
 
 
-def _total(losses: list[Tensor]) -> Tensor:
+def total(losses: list[Tensor]) -> Tensor:
+    """The sum of the losses of several codebooks, 0 for none."""
     return torch.stack(losses).sum() if losses else torch.zeros(())
 
 
-def _selections(out: QuantizerOutput | Selection) -> tuple[Selection, ...]:
+def selections(out: QuantizerOutput | Selection) -> tuple[Selection, ...]:
+    """The selections of a result, or the one that was given."""
     return (out,) if isinstance(out, Selection) else out.selections

@@ -11,6 +11,7 @@ from vqprior._checks import (
     check_floating,
     check_positive,
 )
+from vqprior.functional._random import to_gumbel
 
 _ESTIMATORS = ("straight_through", "soft", "gumbel", "reinmax")
 
@@ -96,7 +97,7 @@ def select_codes(
             mean = probabilities @ codes.to(probabilities.dtype)
         return mean.to(codes.dtype), logits.argmax(dim=-1)
     if estimator in ("gumbel", "reinmax"):
-        perturbed = logits + _gumbel_noise(logits, generator)
+        perturbed = logits + gumbel_noise(logits, generator)
         indices = perturbed.argmax(dim=-1)
         logits = perturbed if estimator == "gumbel" else logits
     else:
@@ -104,10 +105,10 @@ def select_codes(
     return _Select.apply(logits, codes, indices, temperature, estimator == "reinmax"), indices
 
 
-def _gumbel_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+def gumbel_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard Gumbel noise: the arg-max of logits plus it is a sample of their softmax."""
     uniform = torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=generator)
-    tiny = torch.finfo(like.dtype).tiny
-    return -(-uniform.clamp_min(tiny).log()).clamp_min(tiny).log()
+    return to_gumbel(uniform)
 
 
 class _Select(torch.autograd.Function):

@@ -24,14 +24,16 @@ class UsageSummary:
             an ideal entropy coder spends on one index, 0 without any token.
         dead_codes: Number of codes that were never chosen.
         num_tokens: Number of indices counted.
+        skipped_tokens: Number of indices that were -1: masked, not finite or dropped.
 
     Examples:
         >>> import torch
         >>> from vqprior.metrics import CodebookUsage
         >>> meter = CodebookUsage(4)
-        >>> meter.update(torch.tensor([0, 1]))
+        >>> meter.update(torch.tensor([0, 1, -1]))
         >>> meter.compute()
-        UsageSummary(perplexity=2.0, usage=0.5, entropy_bits=1.0, dead_codes=2, num_tokens=2)
+        UsageSummary(perplexity=2.0, usage=0.5, entropy_bits=1.0, dead_codes=2, num_tokens=2,
+                     skipped_tokens=1)
     """
 
     perplexity: float
@@ -39,11 +41,12 @@ class UsageSummary:
     entropy_bits: float
     dead_codes: int
     num_tokens: int
+    skipped_tokens: int
 
 
 @final
 class CodebookUsage(Accumulator):
-    """Counts how often each code is chosen.
+    """Counts how often each code is chosen, and how many tokens chose none.
 
     Counts are exact (int64), also after a cast of the module; ``update`` reads nothing back to
     the host; ``compute`` adds up the counts of all ranks and changes nothing. Several codebooks
@@ -66,24 +69,26 @@ class CodebookUsage(Accumulator):
         >>> meter.update(torch.tensor([[0, 1], [0, -1]]))
         >>> meter.update(torch.tensor([1]))
         >>> summary = meter.compute()
-        >>> summary.perplexity, summary.usage, summary.num_tokens
-        (2.0, 0.25, 4)
+        >>> summary.perplexity, summary.usage, summary.num_tokens, summary.skipped_tokens
+        (2.0, 0.25, 4, 1)
     """
 
     counts: Tensor
+    skipped: Tensor
 
     def __init__(self, codebook_size: int) -> None:
         super().__init__()
         check_at_least("codebook_size", codebook_size, 1)
         self.codebook_size = codebook_size
         self.register_buffer("counts", torch.zeros(codebook_size, dtype=torch.int64))
+        self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))
 
     def extra_repr(self) -> str:
         """Shows the size in ``repr``."""
         return f"{self.codebook_size}"
 
     def update(self, indices: Tensor) -> None:
-        """Counts the indices, except those that are -1: masked or dropped.
+        """Counts the indices; those that are -1, masked or dropped, are counted as skipped.
 
         Other values outside ``[0, codebook_size)`` are an error of ``scatter_add_``, which a GPU
         reports late.
@@ -93,15 +98,18 @@ class CodebookUsage(Accumulator):
         """
         check_integer("indices", indices)
         flat = indices.reshape(-1).long()
+        skipped = flat == -1
         # A -1 adds nothing to code 0; anything lower stays out of range.
-        self.counts.scatter_add_(0, flat + (flat == -1), (flat != -1).long())
+        self.counts.scatter_add_(0, flat + skipped, (~skipped).long())
+        self.skipped += skipped.sum()
 
     def compute(self) -> UsageSummary:
         """Returns the usage by all ranks since ``reset``.
 
         Every rank must call, and gets the same summary; what each rank counted stays as it is.
         """
-        counts = all_reduce_sum_(self.counts.clone()).double()
+        joint = all_reduce_sum_(torch.cat([self.counts, self.skipped.reshape(1)]))
+        counts = joint[:-1].double()
         num_tokens = counts.sum()
         frequency = counts / num_tokens.clamp_min(1)
         entropy_bits = -torch.special.xlogy(frequency, frequency).sum() / math.log(2)
@@ -112,4 +120,5 @@ class CodebookUsage(Accumulator):
             entropy_bits=float(entropy_bits.abs()),
             dead_codes=self.codebook_size - used,
             num_tokens=int(num_tokens),
+            skipped_tokens=int(joint[-1]),
         )

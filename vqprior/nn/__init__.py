@@ -1,16 +1,20 @@
-"""Network blocks that vector-quantized models need, on feature maps ``(b, c, h, w)``."""
+"""Network blocks that vector-quantized models need."""
 
 from vqprior.nn._discriminator import PatchDiscriminator
+from vqprior.nn._l2_norm import L2Norm
 from vqprior.nn._normalization import ChannelNorm, group_norm
 from vqprior.nn._resampling import Downsample, Upsample
 from vqprior.nn._residual_block import ResidualBlock
+from vqprior.nn._scale_refinement import ScaleRefinement
 from vqprior.nn._swin import SwinLayer
 
 __all__ = [
     "ChannelNorm",
     "Downsample",
+    "L2Norm",
     "PatchDiscriminator",
     "ResidualBlock",
+    "ScaleRefinement",
     "SwinLayer",
     "Upsample",
     "group_norm",

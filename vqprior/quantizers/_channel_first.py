@@ -5,7 +5,9 @@ from typing import final
 from torch import Tensor
 
 from vqprior._checks import check_mask
-from vqprior._interfaces import Quantizer, QuantizerOutput, Wrapper
+from vqprior._interfaces import Quantizer, QuantizerOutput
+from vqprior._tokens import with_quantized
+from vqprior._wrapper import Wrapper
 
 
 @final
@@ -41,14 +43,7 @@ class ChannelFirst(Wrapper, Quantizer):
             ValueError: If dimension 1 of ``x`` is not ``dim``.
         """
         out = self.quantizer(self._features_last(x, mask), mask)
-        # Spelled out: `dataclasses.replace` breaks the graph of torch 2.6.
-        return QuantizerOutput(
-            quantized=out.quantized.movedim(-1, 1),
-            indices=out.indices,
-            loss=out.loss,
-            terms=out.terms,
-            selections=out.selections,
-        )
+        return with_quantized(out, out.quantized.movedim(-1, 1))
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the indices ``(b, *spatial)`` or ``(b, *spatial, q)``."""
@@ -67,6 +62,36 @@ class ChannelFirst(Wrapper, Quantizer):
                 "vector, call the wrapped quantizer."
             )
         return codes.movedim(-1, 1)
+
+    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+        """Returns the result for indices chosen elsewhere.
+
+        Raises:
+            ValueError: If dimension 1 of ``x`` is not ``dim``.
+        """
+        out = self.quantizer.assign(self._features_last(x, None), indices)
+        return with_quantized(out, out.quantized.movedim(-1, 1))
+
+    def logits(
+        self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
+    ) -> Tensor:
+        """Returns how well each code fits at each position: ``(b, *spatial, [q,] k)``.
+
+        Raises:
+            TypeError: If the quantizer has no explicit codebook.
+            ValueError: If dimension 1 of ``x`` is not ``dim``.
+        """
+        x = self._features_last(x, None)
+        return self.quantizer.logits(x, temperature=temperature, indices=indices)
+
+    def nearest(self, x: Tensor, num_nearest: int) -> Tensor:
+        """Returns the indices of the nearest codes ``(b, *spatial, m)``, nearest first.
+
+        Raises:
+            TypeError: If the quantizer has not exactly one explicit codebook.
+            ValueError: If dimension 1 of ``x`` is not ``dim``.
+        """
+        return self.quantizer.nearest(self._features_last(x, None), num_nearest)
 
     def _features_last(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if x.ndim < 2 or x.shape[1] != self.dim:

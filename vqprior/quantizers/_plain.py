@@ -1,6 +1,5 @@
 """The plain vector quantizer: the nearest code of one codebook."""
 
-import math
 from typing import final
 
 import torch
@@ -13,18 +12,20 @@ from vqprior._checks import (
     check_floating,
     check_integer,
     check_last_dim,
-    check_mask,
     check_positive,
 )
 from vqprior._interfaces import (
     Codebook,
     GradientEstimator,
+    IndexEstimator,
     Quantizer,
     QuantizerOutput,
     Selection,
 )
+from vqprior._tokens import admit, admit_assigned, result
 from vqprior.codebooks._table import Table
 from vqprior.functional import codebook_loss, commitment_loss, nearest_codes, straight_through
+from vqprior.functional._scores import score_codes
 
 
 @final
@@ -40,7 +41,9 @@ class VectorQuantizer(Quantizer):
         codebook: Where codes come from; by default a ``Table`` with its default start.
         metric: ``"euclidean"``, ``"cosine"`` (compares directions, returns the code as it is)
             or ``"dot"``.
-        estimator: ``(x, codes) -> codes``, which defines the gradient of the result.
+        estimator: ``(x, codes) -> codes``, which defines the gradient of the result, or an
+            ``IndexEstimator`` such as ``functional.IndexBackpropagation``, whose gradient
+            reaches all codes.
         commitment_weight: Weight of ``commitment_loss``, at least 0.
         codebook_weight: Weight of ``codebook_loss``, at least 0. Published code that follows
             the original VQGAN release has a commitment weight of 1 and a codebook weight of
@@ -78,7 +81,7 @@ class VectorQuantizer(Quantizer):
         *,
         codebook: Codebook | None = None,
         metric: str = "euclidean",
-        estimator: GradientEstimator = straight_through,
+        estimator: GradientEstimator | IndexEstimator = straight_through,
         commitment_weight: float = 0.25,
         codebook_weight: float = 1.0,
     ) -> None:
@@ -106,19 +109,9 @@ class VectorQuantizer(Quantizer):
         return self.codebook.dim
 
     @property
-    def codebook_size(self) -> int:
-        """Number of codes ``k``."""
-        return self.codebook.num_codes
-
-    @property
-    def num_codebooks(self) -> int:
-        """One index for each vector."""
-        return 1
-
-    @property
-    def bits_per_token(self) -> float:
-        """``log2`` of the number of codes."""
-        return math.log2(self.codebook_size)
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """One codebook."""
+        return (self.codebook.num_codes,)
 
     @property
     def codebooks(self) -> tuple[Codebook, ...]:
@@ -140,26 +133,13 @@ class VectorQuantizer(Quantizer):
             ValueError: If the last dimension of ``x`` is not ``dim``, or ``mask`` has another
                 shape than the tokens.
         """
-        x, counted = self._admit(x, mask)
-        vectors = self.codebook.vectors()
-        nearest = nearest_codes(x, vectors, metric=self.metric)
-        codes = torch.where(counted.unsqueeze(-1), F.embedding(nearest, vectors), 0.0)
-        quantized = self.estimator(x, codes.to(x.dtype))
-        indices = torch.where(counted, nearest, -1)
-        selection = Selection(inputs=x, codes=codes, indices=indices, mask=counted)
-        terms = self._terms(selection)
-        return QuantizerOutput(
-            quantized=torch.where(counted.unsqueeze(-1), quantized, 0.0),
-            indices=indices,
-            loss=sum(terms.values(), torch.zeros((), dtype=torch.float32, device=x.device)),
-            terms=terms,
-            selections=(selection,),
-        )
+        x, counted = admit(x, mask, self.dim)
+        return self._result(x, counted, None)
 
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the index of the nearest code of each vector: ``(..., d) -> (...)``."""
-        x, counted = self._admit(x, mask)
+        x, counted = admit(x, mask, self.dim)
         nearest = nearest_codes(x, self.codebook.vectors(), metric=self.metric)
         return torch.where(counted, nearest, -1)
 
@@ -173,39 +153,66 @@ class VectorQuantizer(Quantizer):
         codes = F.embedding(indices.long().clamp_min(0), self.codebook.vectors())
         return torch.where((indices >= 0).unsqueeze(-1), codes, 0.0)
 
-    def logits(self, x: Tensor, *, temperature: float = 1.0) -> Tensor:
+    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+        """Returns the result for indices ``(...)`` chosen elsewhere.
+
+        Raises:
+            TypeError: If ``x`` is not floating point or ``indices`` not an integer tensor.
+            ValueError: On a wrong shape.
+        """
+        x, counted = admit_assigned(x, indices, self.dim, 1)
+        return self._result(x, counted, indices.long().clamp_min(0))
+
+    def logits(
+        self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
+    ) -> Tensor:
         """Returns how well each code fits each vector: ``(..., d) -> (..., k)``.
 
         Minus the squared distance, the cosine, or the dot product, divided by ``temperature``;
         float32 or wider, up to a constant for each vector. For index prediction and soft
-        assignment; stores ``n`` x ``k`` numbers.
+        assignment; stores ``n`` x ``k`` numbers. ``indices`` change nothing: there is one choice.
 
         Raises:
+            TypeError: If ``x`` is not floating point.
             ValueError: If ``temperature`` is not greater than 0, or on a wrong shape.
         """
         check_floating("x", x)
         check_last_dim("x", x, self.dim)
         check_positive("temperature", temperature)
         dtype = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
-            wide, codes = x.to(dtype), self.codebook.vectors().to(dtype)
-            if self.metric == "cosine":
-                wide, codes = F.normalize(wide, dim=-1), F.normalize(codes, dim=-1)
-            if self.metric != "euclidean":
-                return wide @ codes.T / temperature
-            center = codes.mean(dim=0).detach()
-            wide, codes = wide - center, codes - center
-            return (2 * wide @ codes.T - codes.square().sum(dim=1)) / temperature
+        vectors = self.codebook.vectors().to(dtype)
+        return score_codes(x.to(dtype), vectors, self.metric) / temperature
 
-    def _admit(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Checks the input; returns it with zeros where it does not count, and where it does."""
-        check_floating("x", x)
-        check_last_dim("x", x, self.dim)
-        counted = x.isfinite().all(dim=-1)
-        if mask is not None:
-            check_mask(mask, x.shape[:-1])
-            counted = counted & mask
-        return torch.where(counted.unsqueeze(-1), x, 0.0), counted
+    @torch.no_grad()
+    def nearest(self, x: Tensor, num_nearest: int) -> Tensor:
+        """Returns the indices of the nearest codes, nearest first: ``(..., d) -> (..., m)``.
+
+        Raises:
+            TypeError: If ``x`` is not floating point.
+            ValueError: On a wrong shape, or if ``num_nearest`` is not between 1 and ``k``.
+        """
+        vectors = self.codebook.vectors()
+        found = nearest_codes(x, vectors, metric=self.metric, num_nearest=num_nearest)
+        return found if num_nearest > 1 else found.unsqueeze(-1)
+
+    def _result(self, x: Tensor, counted: Tensor, chosen: Tensor | None) -> QuantizerOutput:
+        """Looks up the codes that were chosen, or the nearest, and defines their gradient."""
+        vectors = self.codebook.vectors()
+        if isinstance(self.estimator, IndexEstimator):
+            selected, chosen = self.estimator.select(
+                x, vectors, metric=self.metric, indices=chosen, sample=self.training
+            )
+            quantized = selected.to(x.dtype)
+            codes = torch.where(counted.unsqueeze(-1), F.embedding(chosen, vectors), 0.0)
+        else:
+            if chosen is None:
+                chosen = nearest_codes(x, vectors, metric=self.metric)
+            codes = torch.where(counted.unsqueeze(-1), F.embedding(chosen, vectors), 0.0)
+            quantized = self.estimator(x, codes.to(x.dtype))
+        indices = torch.where(counted, chosen, -1)
+        selection = Selection(inputs=x, codes=codes, indices=indices, mask=counted)
+        quantized = torch.where(counted.unsqueeze(-1), quantized, 0.0)
+        return result(quantized, indices, self._terms(selection), (selection,))
 
     def _terms(self, selection: Selection) -> dict[str, Tensor]:
         terms = {}
@@ -214,4 +221,4 @@ class VectorQuantizer(Quantizer):
         learns = any(parameter.requires_grad for parameter in self.codebook.parameters())
         if self.codebook_weight > 0 and learns:
             terms["codebook"] = self.codebook_weight * codebook_loss(selection)
-        return {name: term.float() for name, term in terms.items()}
+        return terms

@@ -4,7 +4,8 @@ from typing import cast, final
 
 from torch import Tensor, nn
 
-from vqprior._interfaces import Quantizer, QuantizerOutput, Rule, Wrapper
+from vqprior._interfaces import Quantizer, QuantizerOutput, Rule
+from vqprior._wrapper import Wrapper
 
 
 @final
@@ -66,3 +67,17 @@ class SelfUpdating(Wrapper, Quantizer):
     def decode(self, indices: Tensor) -> Tensor:
         """Returns the codes named by ``indices``."""
         return self.quantizer.decode(indices)
+
+    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+        """Returns the result for indices chosen elsewhere; steps nothing."""
+        return self.quantizer.assign(x, indices)
+
+    def logits(
+        self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
+    ) -> Tensor:
+        """Returns how well each code fits; steps nothing."""
+        return self.quantizer.logits(x, temperature=temperature, indices=indices)
+
+    def nearest(self, x: Tensor, num_nearest: int) -> Tensor:
+        """Returns the indices of the nearest codes; steps nothing."""
+        return self.quantizer.nearest(x, num_nearest)

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from vqprior._checks import check_floating, check_shape
-from vqprior._interfaces import Quantizer, QuantizerOutput, Wrapper
+from vqprior._interfaces import Quantizer, QuantizerOutput
+from vqprior._tokens import with_quantized
+from vqprior._wrapper import Wrapper
 
 
 class Fuse(Protocol):
@@ -70,18 +72,32 @@ class TextureQuantizer(Wrapper):
                 if ``texture`` has not.
         """
         out = self.quantizer(self._fused(texture, structure), mask)
-        # Spelled out: `dataclasses.replace` breaks the graph of torch 2.6.
-        return QuantizerOutput(
-            quantized=structure + out.quantized,
-            indices=out.indices,
-            loss=out.loss,
-            terms=out.terms,
-            selections=out.selections,
-        )
+        return with_quantized(out, structure + out.quantized)
 
     def encode(self, texture: Tensor, structure: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the indices of ``texture`` given ``structure``, without gradients."""
         return self.quantizer.encode(self._fused(texture, structure), mask)
+
+    def assign(self, texture: Tensor, structure: Tensor, indices: Tensor) -> QuantizerOutput:
+        """Returns the result for indices chosen elsewhere."""
+        out = self.quantizer.assign(self._fused(texture, structure), indices)
+        return with_quantized(out, structure + out.quantized)
+
+    def logits(
+        self,
+        texture: Tensor,
+        structure: Tensor,
+        *,
+        temperature: float = 1.0,
+        indices: Tensor | None = None,
+    ) -> Tensor:
+        """Returns how well each code fits ``texture`` given ``structure``.
+
+        Raises:
+            TypeError: If the quantizer has no explicit codebook.
+        """
+        fused = self._fused(texture, structure)
+        return self.quantizer.logits(fused, temperature=temperature, indices=indices)
 
     def decode(self, indices: Tensor, structure: Tensor) -> Tensor:
         """Returns ``structure`` plus the codes named by ``indices``; -1 adds nothing."""

@@ -1,0 +1,208 @@
+"""`Grouped`: separate quantizers on shares of the features."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from vqprior import (
+    FSQ,
+    ChannelFirst,
+    CodebookEMA,
+    Grouped,
+    MultiScale,
+    Residual,
+    TextureQuantizer,
+    VectorQuantizer,
+)
+
+
+def exactly(actual, expected):
+    assert_close(actual, expected, rtol=0, atol=0)
+
+
+def mixed():
+    """Shares of 3, 1 and 2 features with 1, 1 and 2 indices."""
+    pair = Residual([VectorQuantizer(2, 16), VectorQuantizer(2, 7)])
+    return Grouped([VectorQuantizer(3, 5), FSQ([4]), pair])
+
+
+def test_equals_separate_quantizers():
+    grouped = mixed()
+    x, mask = torch.randn(4, 6, 6), torch.rand(4, 6) > 0.3
+    out = grouped(x, mask)
+    first, second, third = [
+        group(part, mask)
+        for group, part in zip(grouped.groups, (x[..., :3], x[..., 3:4], x[..., 4:]), strict=True)
+    ]
+    exactly(out.quantized, torch.cat([first.quantized, second.quantized, third.quantized], dim=-1))
+    exactly(out.indices[..., 0], first.indices)
+    exactly(out.indices[..., 1], second.indices)
+    exactly(out.indices[..., 2:], third.indices)
+    for name in ("commitment", "codebook"):
+        exactly(out.terms[name], first.terms[name] + third.terms[name])
+    expected = (*first.selections, *second.selections, *third.selections)
+    for ours, theirs in zip(out.selections, expected, strict=True):
+        exactly(vars(ours), vars(theirs))
+    exactly(grouped.encode(x, mask), out.indices)
+    exactly(grouped.decode(out.indices), out.quantized)
+
+
+def test_sizes_are_those_of_all_groups():
+    grouped = mixed()
+    assert grouped.dim == 6
+    assert grouped.codebook_sizes == (5, 4, 16, 7)
+    assert (grouped.num_codebooks, grouped.codebook_size) == (4, 16)
+    assert 2**grouped.bits_per_token == pytest.approx(5 * 4 * 16 * 7)
+    assert len(grouped.codebooks) == 3
+
+
+def test_each_share_has_the_gradient_of_its_own_quantizer():
+    grouped = mixed()
+    x = torch.randn(7, 6, requires_grad=True)
+    weight = torch.randn(7, 6)
+    (actual,) = torch.autograd.grad((weight * grouped(x).quantized).sum(), x)
+    fsq = grouped.groups[1](x[:, 3:4]).quantized
+    (middle,) = torch.autograd.grad((weight[:, 3:4] * fsq).sum(), x)
+    expected = weight.clone()
+    expected[:, 3] = middle[:, 3]
+    assert_close(actual, expected)
+    assert (middle[:, 3] != weight[:, 3]).all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("feature", [0, 3, 5])
+def test_a_feature_that_is_not_finite_leaves_the_whole_token_out(value, feature):
+    grouped, x = mixed(), torch.randn(6, 6)
+    x[2, feature] = value
+    others = torch.arange(6) != 2
+    out, alone = grouped(x), grouped(x[others])
+    assert (out.indices[2] == -1).all()
+    assert not out.quantized[2].any()
+    exactly(out.indices[others], alone.indices)
+    assert_close(out.terms, alone.terms)
+    exactly(grouped.encode(x), out.indices)
+    assert all(not selection.mask[2] for selection in out.selections)
+    given = torch.zeros(6, 4, dtype=torch.int64)
+    assigned = grouped.assign(x, given)
+    assert (assigned.indices[2] == -1).all()
+    assert_close(assigned.terms, grouped.assign(x[others], given[others]).terms)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64], ids=str)
+def test_assign_returns_what_forward_returned(dtype):
+    grouped, x = mixed(), torch.randn(8, 6)
+    x[0, 0] = torch.nan
+    out = grouped(x)
+    again = grouped.assign(x, out.indices.clamp_min(0).to(dtype))
+    exactly(again.quantized, out.quantized)
+    exactly(again.indices, out.indices)
+    exactly(again.terms, out.terms)
+
+
+def test_a_single_missing_index_masks_its_group_alone():
+    grouped = Grouped([VectorQuantizer(2, 4), VectorQuantizer(2, 4)])
+    x = torch.randn(2, 4)
+    out = grouped.assign(x, torch.tensor([[1, -1], [-1, 3]]))
+    first, second = (group.codebook.codes.detach() for group in grouped.groups)
+    nothing = torch.zeros(2)
+    expected = torch.stack([torch.cat([first[1], nothing]), torch.cat([nothing, second[3]])])
+    exactly(out.quantized, expected)
+    exactly(grouped.decode(out.indices), expected)
+    errors = [(x[0, :2] - first[1]).square().mean(), (x[1, 2:] - second[3]).square().mean()]
+    assert_close(out.terms["commitment"], 0.25 * sum(errors))
+
+
+def test_logits_are_those_of_the_groups_padded():
+    residual = Residual([VectorQuantizer(2, 9), VectorQuantizer(2, 7)])
+    grouped = Grouped([VectorQuantizer(3, 5), residual])
+    x, given = torch.randn(4, 5), torch.randint(5, (4, 3))
+    logits = grouped.logits(x, temperature=0.5, indices=given)
+    assert logits.shape == (4, 3, 9)
+    first = grouped.groups[0].logits(x[:, :3], temperature=0.5)
+    rest = residual.logits(x[:, 3:], temperature=0.5, indices=given[:, 1:])
+    exactly(logits[:, 0, :5], first)
+    exactly(logits[:, 1:], rest)
+    assert (logits[:, 0, 5:] == -torch.inf).all()
+    exactly(grouped.logits(x).argmax(dim=-1), grouped.encode(x))
+
+
+def test_a_group_of_one_is_the_quantizer():
+    quantizer = VectorQuantizer(4, 16)
+    grouped, x = Grouped([quantizer]), torch.randn(5, 4)
+    exactly(grouped(x).indices, quantizer(x).indices)
+    exactly(grouped.logits(x), quantizer.logits(x))
+    assert grouped(x).indices.shape == (5,)
+
+
+def test_a_shared_codebook_is_stored_once_and_learns_from_all_groups():
+    shared = VectorQuantizer(2, 8)
+    grouped, twin = Grouped([shared] * 3), VectorQuantizer(2, 8)
+    twin.load_state_dict(shared.state_dict())
+    assert list(grouped.state_dict()) == ["groups.unique.0.codebook.codes"]
+    x = torch.randn(40, 6)
+    CodebookEMA(grouped).step(grouped(x))
+    CodebookEMA(twin).step(twin(torch.cat(x.split(2, dim=1))))
+    assert_close(shared.codebook.codes, twin.codebook.codes)
+
+
+VQ = VectorQuantizer(4, 16)
+
+
+@pytest.mark.parametrize(
+    ("quantizers", "error", "message"),
+    [
+        ([], ValueError, "`quantizers` must hold at least one quantizer, got none."),
+        (
+            [VQ, nn.Identity()],
+            TypeError,
+            "`quantizers` must hold quantizers, got Identity. A texture quantizer goes outside.",
+        ),
+        (
+            [TextureQuantizer(VQ)],
+            TypeError,
+            "`quantizers` must hold quantizers, got TextureQuantizer. A texture quantizer goes "
+            "outside.",
+        ),
+        (
+            [ChannelFirst(MultiScale(VQ, (1, 2)))],
+            ValueError,
+            "`quantizers` must have indices for each token, got ChannelFirst. Put this wrapper "
+            "inside it.",
+        ),
+    ],
+)
+def test_wrong_arguments(quantizers, error, message):
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        Grouped(quantizers)
+
+
+@pytest.mark.parametrize("call", ["decode", "assign", "logits"])
+def test_indices_of_another_number_of_codebooks(call):
+    grouped, indices = mixed(), torch.zeros(3, 2, dtype=torch.int64)
+    calls = {
+        "decode": lambda: grouped.decode(indices),
+        "assign": lambda: grouped.assign(torch.zeros(3, 6), indices),
+        "logits": lambda: grouped.logits(torch.zeros(3, 6), indices=indices),
+    }
+    message = (
+        r"^`indices` must have shape \(\.\.\., 4\), an index for each codebook, got \(3, 2\)\. "
+        r"Fill up with -1 what is not known\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        calls[call]()
+
+
+def test_other_wrong_calls():
+    grouped = Grouped([VectorQuantizer(2, 4), FSQ([3, 3])])
+    for call in (grouped, grouped.encode, grouped.logits):
+        with pytest.raises(ValueError, match=r"^`x` must have shape \(\.\.\., 4\), got \(2, 5\)\."):
+            call(torch.zeros(2, 5))
+        with pytest.raises(TypeError, match=r"^`x` must be a floating-point tensor, got torch\.in"):
+            call(torch.zeros(2, 4, dtype=torch.int64))
+    with pytest.raises(TypeError, match=r"explicit codebook for `logits`, got FSQ\."):
+        grouped.logits(torch.zeros(2, 4))
+    with pytest.raises(TypeError, match=r"explicit codebook for `nearest`, got Grouped\."):
+        grouped.nearest(torch.zeros(2, 4), 1)

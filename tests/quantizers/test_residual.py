@@ -1,0 +1,544 @@
+"""`Residual`: a hand-written loop, one outer gradient, beam search, dropout, prefixes."""
+
+import itertools
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from tests.contracts.factories import state
+from vqprior import (
+    FSQ,
+    LFQ,
+    ChannelFirst,
+    CodebookEMA,
+    CodebookRevival,
+    Grouped,
+    MultiScale,
+    Projected,
+    Residual,
+    Table,
+    TextureQuantizer,
+    VectorQuantizer,
+)
+from vqprior.functional import rotation_trick
+
+
+def exactly(actual, expected):
+    assert_close(actual, expected, rtol=0, atol=0)
+
+
+def made_of(rows, **options):
+    table = Table.from_vectors(torch.tensor(rows))
+    return VectorQuantizer(table.dim, table.num_codes, codebook=table, **options)
+
+
+def plain(count, k=16, d=4, **options):
+    return Residual([VectorQuantizer(d, k) for _ in range(count)], **options)
+
+
+def loop(quantizers, x):
+    """Each stage on what is left, with nothing but the stages: results and the sum of codes."""
+    total, outs = torch.zeros_like(x), []
+    for quantizer in quantizers:
+        outs.append(quantizer(x - total))
+        total = total + outs[-1].quantized.detach()
+    return outs, total
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_equals_a_hand_written_loop(count):
+    residual = plain(count)
+    x = torch.randn(3, 7, 4)
+    outs, total = loop(residual.stages, x)
+    out = residual(x)
+    exactly(out.quantized, total)
+    indices = torch.stack([each.indices for each in outs], dim=-1)
+    exactly(out.indices, indices.squeeze(-1) if count == 1 else indices)
+    assert sorted(out.terms) == ["codebook", "commitment"]
+    for name, term in out.terms.items():
+        exactly(term, sum(each.terms[name] for each in outs))
+    for ours, each in zip(out.selections, outs, strict=True):
+        exactly(vars(ours), vars(each.selections[0]))
+
+
+def test_the_commitment_gradients_are_those_of_the_loop_and_none_vanishes():
+    residual, x = plain(4), torch.randn(30, 4, requires_grad=True)
+    losses = [out.terms["commitment"] for out in loop(residual.stages, x)[0]]
+    expected = [torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in losses]
+    parts = [s.inputs - s.codes.detach() for s in residual(x).selections]
+    losses = [0.25 * part.square().mean() for part in parts]
+    actual = [torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in losses]
+    assert_close(actual, expected)
+    assert all((gradient != 0).all() for gradient in actual)
+    (whole,) = torch.autograd.grad(residual(x).terms["commitment"], x)
+    assert_close(whole, sum(expected))
+
+
+def test_the_commitment_of_a_stage_is_the_error_of_the_sum_so_far():
+    """The detached remainder makes the two ways of writing the loss the same."""
+    residual, x = plain(4), torch.randn(30, 4)
+    out = residual(x)
+    codes = [stage.decode(part) for stage, part in zip(residual.stages, out.indices.T, strict=True)]
+    sums = torch.stack(codes).cumsum(dim=0)
+    expected = 0.25 * (x - sums).square().mean(dim=(1, 2)).sum()
+    assert_close(out.terms["commitment"], expected)
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_the_gradient_of_quantized_is_the_identity(count):
+    """Exactly, whatever the number of stages: not that number times the identity."""
+    x = torch.randn(5, 4, requires_grad=True)
+    weight = torch.randn(5, 4)
+    exactly(torch.autograd.grad((weight * plain(count)(x).quantized).sum(), x)[0], weight)
+
+
+def test_another_estimator_sees_the_input_and_the_sum():
+    x, weight = torch.randn(5, 4, requires_grad=True), torch.randn(5, 4)
+    residual = plain(3, estimator=rotation_trick)
+    out = residual(x)
+    (expected,) = torch.autograd.grad((weight * rotation_trick(x, out.quantized)).sum(), x)
+    assert_close(torch.autograd.grad((weight * out.quantized).sum(), x)[0], expected)
+
+
+def test_modules_of_a_stage_learn_from_the_result():
+    """As if the sum had been written out with the lowered remainders as constants."""
+    first = Projected(VectorQuantizer(2, 16), nn.Linear(4, 2), nn.Linear(2, 4))
+    second = Projected(VectorQuantizer(3, 16), nn.Linear(4, 3), nn.Linear(3, 4))
+    residual = Residual([first, second])
+    x, weight = torch.randn(9, 4, requires_grad=True), torch.randn(9, 4)
+    parameters = [
+        p for stage in (first, second) for p in (*stage.down.parameters(), *stage.up.parameters())
+    ]
+    out = residual(x)
+    actual = torch.autograd.grad((weight * out.quantized).sum(), [x, *parameters])
+
+    expected = [weight]  # of x: the outer estimator and nothing else
+    rest = x.detach()
+    for stage, indices in zip((first, second), out.indices.T, strict=True):
+        codes = stage.quantizer.codebook.codes.detach()[indices]
+        lowered = rest @ stage.down.weight.detach().T + stage.down.bias.detach()
+        assert_close(
+            torch.cdist(lowered, stage.quantizer.codebook.codes.detach()).argmin(1), indices
+        )
+        inner = weight @ stage.up.weight.detach()  # what reaches the codes, and straight through
+        expected += [inner.T @ rest, inner.sum(dim=0), weight.T @ codes, weight.sum(dim=0)]
+        rest = rest - (codes @ stage.up.weight.detach().T + stage.up.bias.detach())
+    assert_close(actual, tuple(expected))
+
+
+def test_a_frozen_stage_adds_no_gradient_of_its_own():
+    frozen = plain(3).requires_grad_(requires_grad=False)
+    x = torch.randn(5, 4, requires_grad=True)
+    out = frozen(x)
+    assert sorted(out.terms) == ["commitment"]
+    exactly(torch.autograd.grad(out.quantized.sum(), x)[0], torch.ones(5, 4))
+    with torch.no_grad():
+        assert not frozen(x).quantized.requires_grad
+
+
+def brute_force(residual, x):
+    """The best sum of one code from each stage, over all combinations, in float64."""
+    tables = [stage.codebook.codes.detach().double() for stage in residual.stages]
+    choices = list(itertools.product(*[range(len(table)) for table in tables]))
+    sums = torch.stack(
+        [sum(table[i] for table, i in zip(tables, choice, strict=True)) for choice in choices]
+    )
+    errors = torch.cdist(x.double(), sums)
+    return torch.tensor(choices)[errors.argmin(dim=1)], errors.amin(dim=1)
+
+
+@pytest.mark.parametrize(("k", "q"), [(3, 3), (4, 2), (2, 4), (5, 3)])
+def test_a_wide_beam_is_an_exhaustive_search(k, q):
+    residual = plain(q, k=k, d=2, beam_size=k ** (q - 1))
+    x = torch.randn(200, 2)
+    choices, errors = brute_force(residual, x)
+    out = residual(x)
+    found = (x - out.quantized).norm(dim=1).double()
+    assert_close(found, errors, rtol=1e-4, atol=1e-5)  # a square root of float32 rounding
+    assert (out.indices == choices).all(dim=1).float().mean() > 0.98
+    exactly(residual.encode(x), out.indices)
+
+
+def test_a_wider_beam_errs_less_on_average():
+    greedy = plain(4, k=8)
+    x = torch.randn(2000, 4)
+    errors = []
+    for beam_size in (1, 2, 4, 16):
+        searching = Residual(list(greedy.stages), beam_size=beam_size)
+        errors.append((x - searching(x).quantized).square().mean().item())
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.9 * errors[0]
+
+
+def test_a_beam_of_a_hand_made_case():
+    """The greedy first choice, 0, leaves 4 for a code of 3; 5 and -1 hit exactly."""
+    stages = [made_of([[0.0], [9.0], [5.0]]), made_of([[3.0], [-1.0]])]
+    x = torch.tensor([[4.0], [2.4]])
+    assert Residual(stages).encode(x).tolist() == [[2, 1], [0, 0]]
+    assert Residual(stages, beam_size=2).encode(x).tolist() == [[2, 1], [0, 0]]
+    stages = [made_of([[0.0], [3.0]]), made_of([[0.5], [-1.9]])]
+    x = torch.tensor([[1.2]])  # 0 is nearer, but leaves 1.2 - 0.5; 3 leaves 0.1
+    assert Residual(stages).encode(x).tolist() == [[0, 0]]
+    assert Residual(stages, beam_size=2).encode(x).tolist() == [[1, 1]]
+
+
+def test_ties_of_the_beam_go_to_the_lowest_indices():
+    stages = [made_of([[0.0], [1.0], [0.0]]), made_of([[1.0], [0.0], [1.0]])]
+    # A sum of 1 in six ways: (0, 0), (0, 2), (1, 1), (2, 0), (2, 2); of 0 in two.
+    for beam_size in (2, 3, 9):
+        residual = Residual(stages, beam_size=beam_size)
+        assert residual.encode(torch.tensor([[0.0]])).tolist() == [[0, 1]]
+    assert Residual(stages, beam_size=9).encode(torch.tensor([[1.0]])).tolist() == [[1, 1]]
+    doubled = [made_of([[1.0, 0.0], [1.0, 0.0], [0.0, 3.0]]) for _ in range(3)]
+    indices = Residual(doubled, beam_size=4).encode(torch.randn(100, 2) + 1)
+    assert not (indices == 1).any()
+
+
+@pytest.mark.parametrize("beam_size", [2, 50])
+def test_a_beam_wider_than_a_codebook_of_few_codes(beam_size):
+    residual = Residual([made_of([[0.0]]), made_of([[1.0], [-1.0]])], beam_size=beam_size)
+    assert residual(torch.tensor([[0.7], [-0.2]])).indices.tolist() == [[0, 0], [0, 1]]
+
+
+def test_a_beam_of_one_is_the_greedy_search():
+    greedy = plain(3)
+    x, mask = torch.randn(50, 4), torch.rand(50) > 0.3
+    found = torch.stack(greedy._search_beam(torch.where(mask[:, None], x, 0.0), mask), dim=-1)
+    exactly(found, greedy.encode(x, mask))
+
+
+def test_the_beam_has_the_losses_and_gradients_of_its_choice():
+    residual = plain(3, beam_size=4)
+    x = torch.randn(20, 4, requires_grad=True)
+    out = residual(x)
+    expected = Residual(list(residual.stages)).assign(x, out.indices)
+    exactly(out.quantized, expected.quantized)
+    exactly(out.terms, expected.terms)
+    both = [x, *residual.parameters()]
+    exactly(torch.autograd.grad(out.loss, both), torch.autograd.grad(expected.loss, both))
+
+
+def lengths(indices):
+    """How many stages each sample kept, which must be a prefix of them, for all its tokens."""
+    kept = (indices >= 0).flatten(1, -2)
+    assert (kept == kept[:, :1]).all()
+    kept = kept[:, 0]
+    length = kept.sum(dim=-1)
+    exactly(kept, torch.arange(kept.shape[1]) < length[:, None])
+    return length
+
+
+@pytest.mark.parametrize("dropout", [0.3, 1.0])
+@pytest.mark.parametrize("beam_size", [1, 2])
+def test_dropout_keeps_prefixes_of_uniform_length(dropout, beam_size):
+    residual = plain(4, k=4, d=2, dropout=dropout, beam_size=beam_size).train()
+    n = 4000
+    length = lengths(residual(torch.randn(n, 3, 2)).indices)
+    assert length.min() == 1
+    for kept in range(1, 5):
+        probability = dropout / 4 + (1 - dropout) * (kept == 4)
+        frequency = (length == kept).float().mean().item()
+        assert abs(frequency - probability) < 4 * (probability * (1 - probability) / n) ** 0.5
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_dropped_stages_contribute_nothing(beam_size):
+    residual = plain(4, dropout=0.9, beam_size=beam_size).train()
+    x = torch.randn(40, 3, 4)
+    out = residual(x)
+    exactly(residual.decode(out.indices), out.quantized)
+    for number, selection in enumerate(out.selections):
+        kept = out.indices[..., number] >= 0
+        assert 0 < kept.sum() < 120 or number == 0
+        exactly(selection.mask, kept)
+        exactly(selection.indices, out.indices[..., number])
+    means = [
+        (s.inputs[s.mask] - s.codes[s.mask]).square().mean() for s in out.selections
+    ]  # of the samples that kept the stage alone
+    assert_close(out.terms["commitment"], 0.25 * sum(means))
+    full = residual.eval()(x).indices
+    assert full.min() >= 0
+    if beam_size == 1:
+        exactly(out.indices, torch.where(out.indices >= 0, full, -1))
+
+
+def test_a_dropped_stage_has_no_gradient():
+    residual = plain(2, dropout=1.0).train()
+    while True:
+        out = residual(torch.randn(1, 5, 4))
+        if (out.indices[..., 1] == -1).all():
+            break
+    out.loss.backward()
+    assert residual.stages[0].codebook.codes.grad.any()
+    assert not residual.stages[1].codebook.codes.grad.any()
+
+
+def test_dropout_follows_the_global_generator_and_eval_ignores_it():
+    residual, x = plain(4, dropout=0.8), torch.randn(50, 4)
+    torch.manual_seed(3)
+    first = residual.train()(x).indices
+    torch.manual_seed(3)
+    exactly(residual(x).indices, first)
+    assert (residual(x).indices != first).any()
+    residual.eval()
+    exactly(residual(x).indices, residual.encode(x))
+    assert residual.encode(x).min() >= 0
+    exactly(residual.train().encode(x), residual.eval().encode(x))
+
+
+def test_a_single_vector_is_one_sample():
+    residual = plain(3, dropout=1.0).train()
+    seen = {tuple((residual(torch.randn(4)).indices >= 0).tolist()) for _ in range(60)}
+    assert seen == {(True, False, False), (True, True, False), (True, True, True)}
+
+
+def test_masked_tokens_have_no_index_in_any_stage():
+    residual = plain(3)
+    x, mask = torch.randn(20, 4), torch.rand(20) > 0.4
+    x[3, 1] = torch.nan
+    out, counted = residual(x, mask), mask & (torch.arange(20) != 3)
+    exactly(out.indices >= 0, counted[:, None].expand(20, 3))
+    alone = residual(x[counted])
+    exactly(out.quantized[counted], alone.quantized)
+    assert not out.quantized[~counted].any()
+    assert_close(out.terms, alone.terms)
+
+
+def test_a_shared_codebook_is_stored_once_and_takes_one_step_for_all_uses():
+    shared = VectorQuantizer(4, 16)
+    residual = Residual([shared] * 3)
+    assert list(residual.state_dict()) == ["stages.unique.0.codebook.codes"]
+    assert residual.codebooks == (shared.codebook,) * 3
+    twin = VectorQuantizer(4, 16)
+    twin.load_state_dict(shared.state_dict())
+    x = torch.randn(50, 4)
+    out, ema, reference = residual(x), CodebookEMA(residual), CodebookEMA(twin)
+    inputs = torch.cat([s.inputs for s in out.selections])
+    together = twin(inputs)
+    exactly(together.indices, out.indices.T.reshape(-1))
+    ema.step(out)
+    reference.step(together)
+    assert_close(shared.codebook.codes, twin.codebook.codes)
+    assert_close(ema.counts_0, reference.counts_0)
+
+
+def test_stages_of_different_sizes_and_kinds():
+    residual = Residual([VectorQuantizer(4, 16), Grouped([VectorQuantizer(2, 8)] * 2), LFQ(4)])
+    assert residual.codebook_sizes == (16, 8, 8, 16)
+    assert (residual.codebook_size, residual.num_codebooks, residual.dim) == (16, 4, 4)
+    assert residual.bits_per_token == 14.0
+    out = residual(torch.randn(6, 4))
+    assert out.indices.shape == (6, 4)
+    assert len(out.selections) == len(residual.codebooks) == 3
+    uneven = Residual([VectorQuantizer(4, 16), VectorQuantizer(4, 5)])
+    logits = uneven.logits(torch.randn(6, 4))
+    assert logits.shape == (6, 2, 16)
+    assert (logits[:, 1, 5:] == -torch.inf).all()
+    assert logits[:, 1, :5].isfinite().all()
+    assert logits[:, 0].isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_teacher_forced_logits_equal_a_hand_written_loop(temperature):
+    residual, x = plain(3), torch.randn(20, 4)
+    given = torch.randint(16, (20, 3))
+    given[:5, 1] = -1  # nothing is subtracted
+    rest, expected = x, []
+    for stage, indices in zip(residual.stages, given.T, strict=True):
+        expected.append(stage.logits(rest, temperature=temperature))
+        rest = rest - torch.where(indices[:, None] >= 0, stage.codebook.codes[indices], 0.0)
+    logits = residual.logits(x, temperature=temperature, indices=given)
+    assert_close(logits, torch.stack(expected, dim=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_logits_rank_the_choices_of_the_stages_first(dtype):
+    residual, x = plain(3, k=64), torch.randn(500, 4).to(dtype)
+    logits = residual.logits(x)
+    # Two ways to compute a distance can disagree where two codes are as near.
+    assert (logits.argmax(dim=-1) == residual.encode(x)).float().mean() > 0.999
+    exactly(residual.logits(x, indices=residual.encode(x)), logits)
+
+
+def test_gradients_of_logits_reach_the_input_and_the_stage_that_is_asked():
+    residual, x = plain(2), torch.randn(9, 4, requires_grad=True)
+    first, second = (stage.codebook.codes for stage in residual.stages)
+    loss = residual.logits(x)[:, 1].softmax(dim=-1)[:, 0].sum()
+    of_x, of_first, of_second = torch.autograd.grad(loss, [x, first, second])
+    assert of_x.any()
+    assert of_second.any()
+    assert not of_first.any()  # what an earlier stage chose is a constant
+
+
+def test_prefixes_decode_to_partial_sums():
+    residual = plain(4)
+    indices = residual.encode(torch.randn(9, 4))
+    total = torch.zeros(9, 4)
+    for number, stage in enumerate(residual.stages):
+        total = total + stage.codebook.codes[indices[:, number]]
+        coarse = torch.where(torch.arange(4) <= number, indices, -1)
+        exactly(residual.decode(coarse), total)
+
+
+def test_assign_returns_what_forward_returned():
+    residual = plain(3)
+    x, mask = torch.randn(12, 4, requires_grad=True), torch.rand(12) > 0.3
+    out = residual(x, mask)
+    again = residual.assign(x, out.indices)
+    exactly(again.quantized, out.quantized)
+    exactly(again.indices, out.indices)
+    exactly(again.terms, out.terms)
+
+
+def test_assign_takes_partial_choices_and_leaves_out_what_is_not_finite():
+    residual, x = plain(2), torch.randn(3, 4)
+    x[2, 0] = torch.nan
+    given = torch.tensor([[1, -1], [-1, 5], [3, 4]])
+    out = residual.assign(x, given)
+    assert out.indices.tolist() == [[1, -1], [-1, 5], [-1, -1]]
+    first, second = (stage.codebook.codes.detach() for stage in residual.stages)
+    exactly(out.quantized, torch.stack([first[1], second[5], torch.zeros(4)]))
+    errors = [(x[0] - first[1]).square().mean(), (x[1] - second[5]).square().mean()]
+    assert_close(out.terms["commitment"], 0.25 * sum(errors))
+
+
+def test_finer_stages_of_residual_fsq_lower_the_error():
+    class Gain(nn.Module):
+        def __init__(self, gain):
+            super().__init__()
+            self.gain = gain
+
+        def forward(self, x):
+            return self.gain * x
+
+    stages = [Projected(FSQ([5, 5], symmetric=True), Gain(4.0**i), Gain(4.0**-i)) for i in range(4)]
+    x = 2 * torch.rand(500, 2) - 1
+    errors = [
+        (x - Residual(stages[:count])(x).quantized).square().mean().item() for count in range(1, 5)
+    ]
+    assert all(finer < coarser for coarser, finer in itertools.pairwise(errors))
+
+
+def test_rules_keep_the_stages_apart():
+    residual = plain(3)
+    ema = CodebookEMA(residual, decay=0.5)
+    twins = [VectorQuantizer(4, 16) for _ in range(3)]
+    for twin, stage in zip(twins, residual.stages, strict=True):
+        twin.load_state_dict(stage.state_dict())
+    rules = [CodebookEMA(twin, decay=0.5) for twin in twins]
+    x = torch.randn(60, 4)
+    for rule, out in zip(rules, loop(twins, x)[0], strict=True):
+        rule.step(out)
+    ema.step(residual(x))
+    for stage, twin in zip(residual.stages, twins, strict=True):
+        assert_close(state(stage), state(twin))
+
+
+def test_revival_counts_dropped_stages_as_unused():
+    residual = plain(2, dropout=1.0).train()
+    revival = CodebookRevival(residual, patience=1000.0)
+    out = residual(torch.randn(200, 4))
+    revival.step(out)
+    assert revival.tokens_0 == 200
+    assert revival.tokens_1 == (out.indices[:, 1] >= 0).sum() < 200
+
+
+def test_repr_shows_options():
+    assert repr(plain(1, dropout=0.5)).splitlines()[1] == "  dropout=0.5, beam_size=1"
+
+
+vq, wide = VectorQuantizer(4, 16), VectorQuantizer(5, 16)
+
+
+@pytest.mark.parametrize(
+    ("quantizers", "options", "error", "message"),
+    [
+        ([], {}, ValueError, "`quantizers` must hold at least one quantizer, got none."),
+        (
+            [vq, wide],
+            {},
+            ValueError,
+            "`quantizers` must have one `dim`, got [4, 5]. Wrap those that search in another space "
+            "in `Projected`.",
+        ),
+        (
+            [vq, nn.Linear(4, 4)],
+            {},
+            TypeError,
+            "`quantizers` must hold quantizers, got Linear. A texture quantizer goes outside.",
+        ),
+        (
+            [TextureQuantizer(vq)],
+            {},
+            TypeError,
+            "`quantizers` must hold quantizers, got TextureQuantizer. A texture quantizer goes "
+            "outside.",
+        ),
+        (
+            [MultiScale(vq, (1, 2))],
+            {},
+            ValueError,
+            "`quantizers` must have indices for each token, got MultiScale. Put this wrapper "
+            "inside it.",
+        ),
+        (
+            [ChannelFirst(MultiScale(vq, (1, 2)))],
+            {},
+            ValueError,
+            "`quantizers` must have indices for each token, got ChannelFirst. Put this wrapper "
+            "inside it.",
+        ),
+        ([vq], {"dropout": 1.1}, ValueError, "`dropout` must be in [0, 1], got 1.1."),
+        ([vq], {"beam_size": 0}, ValueError, "`beam_size` must be at least 1, got 0."),
+        (
+            [vq, FSQ([3] * 4)],
+            {"beam_size": 2},
+            TypeError,
+            "`quantizer` must have one explicit codebook for `nearest`, got FSQ. Use a "
+            "`VectorQuantizer`, or a wrapper of one.",
+        ),
+    ],
+)
+def test_wrong_arguments(quantizers, options, error, message):
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        Residual(quantizers, **options)
+
+
+@pytest.mark.parametrize("call", ["decode", "assign", "logits"])
+@pytest.mark.parametrize("shape", [(3, 5), (3,), ()])
+def test_indices_of_another_number_of_codebooks(call, shape):
+    residual, indices = plain(4), torch.zeros(shape, dtype=torch.int64)
+    message = (
+        f"`indices` must have shape (..., 4), an index for each codebook, got {shape}. Fill up "
+        "with -1 what is not known."
+    )
+    calls = {
+        "decode": lambda: residual.decode(indices),
+        "assign": lambda: residual.assign(torch.zeros(3, 4), indices),
+        "logits": lambda: residual.logits(torch.zeros(3, 4), indices=indices),
+    }
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        calls[call]()
+
+
+def test_other_wrong_calls():
+    residual = plain(2)
+    with pytest.raises(ValueError, match=r"^`indices` must have shape \(3, 2\), got \(5, 2\)\.$"):
+        residual.assign(torch.zeros(3, 4), torch.zeros(5, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"^`temperature` must be greater than 0, got 0\.0\.$"):
+        residual.logits(torch.zeros(3, 4), temperature=0.0)
+    with pytest.raises(ValueError, match=r"^`x` must have shape \(\.\.\., 4\), got \(3, 5\)\."):
+        residual.logits(torch.zeros(3, 5))
+    with pytest.raises(TypeError, match=r"^`x` must be a floating-point tensor, got torch\.int64"):
+        residual.logits(torch.zeros(3, 4, dtype=torch.int64))
+    message = (
+        r"^`quantizer` must have one explicit codebook for `logits`, got LFQ\. Use a "
+        r"`VectorQuantizer`, or a wrapper of one\.$"
+    )
+    with pytest.raises(TypeError, match=message):
+        Residual([vq, LFQ(4)]).logits(torch.zeros(3, 4))
+    with pytest.raises(TypeError, match=r"codebook for `nearest`, got Residual\."):
+        residual.nearest(torch.zeros(3, 4), 2)

@@ -1,0 +1,136 @@
+"""What every quantizer does with its tokens: admit them, and put a result together."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from vqprior._checks import check_floating, check_integer, check_last_dim, check_mask, check_shape
+from vqprior._interfaces import QuantizerOutput, Selection
+
+
+def admit(x: Tensor, mask: Tensor | None, dim: int) -> tuple[Tensor, Tensor]:
+    """Checks the input; returns it with zeros where it does not count, and where it does."""
+    check_floating("x", x)
+    check_last_dim("x", x, dim)
+    counted = x.isfinite().all(dim=-1)
+    if mask is not None:
+        check_mask(mask, x.shape[:-1])
+        counted = counted & mask
+    return torch.where(counted.unsqueeze(-1), x, 0.0), counted
+
+
+def admit_assigned(
+    x: Tensor, indices: Tensor, dim: int, num_codebooks: int
+) -> tuple[Tensor, Tensor]:
+    """As ``admit``, for tokens whose ``indices`` were chosen elsewhere."""
+    check_floating("x", x)
+    check_last_dim("x", x, dim)
+    check_indices(indices, num_codebooks)
+    per_token = x.shape[:-1] if num_codebooks == 1 else (*x.shape[:-1], num_codebooks)
+    check_shape("indices", indices, per_token)
+    return admit(x, is_named(indices, num_codebooks), dim)
+
+
+def check_indices(indices: Tensor, num_codebooks: int) -> None:
+    """Raises unless ``indices`` are integers ``(...)``, or ``(..., q)`` for ``q`` codebooks."""
+    check_integer("indices", indices)
+    if num_codebooks > 1 and (indices.ndim == 0 or indices.shape[-1] != num_codebooks):
+        raise ValueError(
+            f"`indices` must have shape (..., {num_codebooks}), an index for each codebook, got "
+            f"{tuple(indices.shape)}. Fill up with -1 what is not known."
+        )
+
+
+def is_named(indices: Tensor, num_codebooks: int) -> Tensor:
+    """Which tokens have at least one index that names a code: ``(...)``."""
+    named = indices >= 0
+    return named if num_codebooks == 1 else named.any(dim=-1)
+
+
+def leave_out(indices: Tensor, counted: Tensor, num_codebooks: int) -> Tensor:
+    """``indices`` with -1 for tokens that do not count, as ``int64``."""
+    kept = counted if num_codebooks == 1 else counted.unsqueeze(-1)
+    return torch.where(kept, indices.long(), -1)
+
+
+def code_dtype(module: nn.Module) -> torch.dtype:
+    """The dtype in which a module adds up codes: float32, or wider if its tensors are."""
+    dtype = torch.float32
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def result(
+    quantized: Tensor,
+    indices: Tensor,
+    terms: dict[str, Tensor],
+    selections: Iterable[Selection] = (),
+) -> QuantizerOutput:
+    """Puts a result together; the loss is the sum of the terms."""
+    terms = {name: term.float() for name, term in terms.items()}
+    zero = torch.zeros((), dtype=torch.float32, device=quantized.device)
+    return QuantizerOutput(
+        quantized=quantized,
+        indices=indices,
+        loss=sum(terms.values(), zero),
+        terms=terms,
+        selections=tuple(selections),
+    )
+
+
+def with_quantized(out: QuantizerOutput, quantized: Tensor) -> QuantizerOutput:
+    """Returns ``out`` with another value; `dataclasses.replace` breaks the graph of torch 2.6."""
+    return QuantizerOutput(
+        quantized=quantized,
+        indices=out.indices,
+        loss=out.loss,
+        terms=out.terms,
+        selections=out.selections,
+    )
+
+
+def join(outs: list[QuantizerOutput], quantized: Tensor, indices: Tensor) -> QuantizerOutput:
+    """Joins the results of several quantizers; terms of the same name add up."""
+    terms: dict[str, Tensor] = {}
+    for out in outs:
+        for name, term in out.terms.items():
+            terms[name] = terms[name] + term if name in terms else term
+    return result(quantized, indices, terms, (s for out in outs for s in out.selections))
+
+
+def columns(indices: Tensor, num_codebooks: list[int]) -> list[Tensor]:
+    """Splits ``(..., q)`` into what each of several quantizers calls its indices."""
+    if sum(num_codebooks) == 1:
+        return [indices]
+    return [
+        part.squeeze(-1) if count == 1 else part
+        for part, count in zip(indices.split(num_codebooks, dim=-1), num_codebooks, strict=True)
+    ]
+
+
+def stack_columns(parts: list[Tensor], num_codebooks: list[int]) -> Tensor:
+    """The inverse of ``columns``."""
+    if sum(num_codebooks) == 1:
+        return parts[0]
+    wide = [
+        part.unsqueeze(-1) if count == 1 else part
+        for part, count in zip(parts, num_codebooks, strict=True)
+    ]
+    return torch.cat(wide, dim=-1)
+
+
+def stack_logits(parts: list[Tensor], num_codebooks: list[int]) -> Tensor:
+    """Stacks ``(..., [q,] k)`` to ``(..., q, k)``; codes that a codebook lacks get ``-inf``."""
+    size = max(part.shape[-1] for part in parts)
+    wide = [
+        part.unsqueeze(-2) if count == 1 else part
+        for part, count in zip(parts, num_codebooks, strict=True)
+    ]
+    padded = [
+        nn.functional.pad(part, (0, size - part.shape[-1]), value=-torch.inf) for part in wide
+    ]
+    stacked = torch.cat(padded, dim=-2)
+    return stacked.squeeze(-2) if sum(num_codebooks) == 1 else stacked

@@ -1,0 +1,78 @@
+"""Codes that a module computes from other codes."""
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from vqprior._checks import check_shape
+from vqprior._interfaces import Codebook
+
+
+@final
+class Transformed(Codebook):
+    """Passes all codes of a codebook through a module: one step of it moves every code.
+
+    With a frozen table and a linear module this is SimVQ, which keeps codes in use that nothing
+    has chosen yet. The module runs in its own dtype, also inside ``torch.autocast``. Learns by
+    gradient only: rules cannot set codes that are computed.
+
+    Args:
+        codebook: Where the codes come from; ``requires_grad_(False)`` freezes it.
+        module: Any module ``(k, d') -> (k, d)``.
+
+    Raises:
+        ValueError: If ``module`` returns another number of codes or no matrix.
+
+    Shape:
+        - ``vectors()``: ``(k, d)``
+
+    References:
+        Zhu et al., *Addressing Representation Collapse in Vector Quantized Models with One Linear
+        Layer*, ICCV 2025, section 3.2. <https://arxiv.org/abs/2411.02038>
+
+    Examples:
+        >>> from torch import nn
+        >>> from vqprior import Table, Transformed, VectorQuantizer
+        >>> frozen = Table(512, 64).requires_grad_(False)
+        >>> simvq = VectorQuantizer(64, 512, codebook=Transformed(frozen, nn.Linear(64, 64)))
+        >>> simvq.codebook.vectors().shape
+        torch.Size([512, 64])
+    """
+
+    def __init__(self, codebook: Codebook, module: nn.Module) -> None:
+        super().__init__()
+        self.codebook = codebook
+        self.module = module
+        vectors = self.vectors()
+        self._dim = vectors.shape[-1]
+        check_shape("module(codes)", vectors, (codebook.num_codes, self._dim))
+
+    @property
+    def num_codes(self) -> int:
+        """That of the codebook underneath."""
+        return self.codebook.num_codes
+
+    @property
+    def dim(self) -> int:
+        """Number of features ``d`` that the module returns."""
+        return self._dim
+
+    def vectors(self) -> Tensor:
+        """Returns the transformed codes ``(k, d)``, with the gradient to module and codes."""
+        codes = self.codebook.vectors()
+        # Codes in half precision would be other codes.
+        with torch.autocast(codes.device.type, enabled=False):
+            vectors: Tensor = self.module(codes)
+        return vectors
+
+    def assign_(self, vectors: Tensor, where: Tensor) -> None:
+        """Raises: the codes are computed.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "`codebook` must hold codes that can be set, got Transformed, which computes them. "
+            "Train it by gradient, without rules; start it by setting what is underneath."
+        )

@@ -1,0 +1,163 @@
+"""Code-level supervision: predicted logits against true indices."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vqprior._checks import (
+    check_codes,
+    check_floating,
+    check_integer,
+    check_interval,
+    check_positive,
+    check_shape,
+)
+
+
+def code_cross_entropy(
+    logits: Tensor,
+    indices: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of predicted logits against true indices: code-level supervision.
+
+    Args:
+        logits: Unnormalized log-probabilities of the codes.
+        indices: True indices; tokens with -1 are left out.
+        label_smoothing: Share of the target spread evenly over all codes, in ``[0, 1)``.
+        weights: How much each token counts, at least 0; by default all the same. Tokens of
+            weight 0 are left out, whatever they hold.
+
+    Returns:
+        The weighted mean over counted tokens in nats, in float32 or wider; 0 where no token
+        counts.
+
+    Raises:
+        TypeError: If ``logits`` or ``weights`` is not floating point or ``indices`` not an
+            integer tensor.
+        ValueError: If the shapes do not fit or ``label_smoothing`` is out of range.
+
+    Shape:
+        - ``logits``: ``(..., k)``
+        - ``indices``, ``weights``: ``(...)``
+        - returns: ``()``
+
+    Examples:
+        >>> import torch
+        >>> from vqprior.functional import code_cross_entropy
+        >>> logits = torch.tensor([[0.0, 0.0], [9.0, 9.0], [float("nan"), 0.0]])
+        >>> code_cross_entropy(logits, torch.tensor([0, 1, -1]))
+        tensor(0.6931)
+    """
+    check_interval("label_smoothing", label_smoothing, 0.0, 1.0)
+    counted, wide = _admit(logits, indices, weights)
+    losses = F.cross_entropy(
+        wide.reshape(-1, wide.shape[-1]),
+        torch.where(counted, indices.long(), -1).reshape(-1),
+        ignore_index=-1,
+        reduction="none",
+        label_smoothing=label_smoothing,
+    )
+    return _weighted_mean(losses.reshape(indices.shape), counted, weights)
+
+
+def distance_cross_entropy(
+    logits: Tensor,
+    indices: Tensor,
+    codes: Tensor,
+    *,
+    temperature: float = 1.0,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of predicted logits against the codes near the true one.
+
+    The target of a token with the true code ``t`` is ``softmax_j(-|e_j - e_t|^2 / temperature)``,
+    so a wrong code close to the right one costs less than a distant one. Targets carry no
+    gradient, and need no more memory than ``logits``. As the temperature falls, the loss
+    approaches ``code_cross_entropy``. Its minimum is the entropy of the targets, not 0.
+
+    Args:
+        logits: Unnormalized log-probabilities of the codes.
+        indices: True indices; tokens with -1 are left out.
+        codes: The codebook that the indices name.
+        temperature: Squared distance that costs a code a factor of ``e``, greater than 0.
+        weights: How much each token counts, at least 0; by default all the same. Tokens of
+            weight 0 are left out, whatever they hold.
+
+    Returns:
+        The weighted mean over counted tokens in nats, in float32 or wider; 0 where no token
+        counts.
+
+    Raises:
+        TypeError: If ``logits``, ``codes`` or ``weights`` is not floating point or ``indices``
+            not an integer tensor.
+        ValueError: If the shapes do not fit or ``temperature`` is not greater than 0.
+
+    Shape:
+        - ``logits``: ``(..., k)``
+        - ``indices``, ``weights``: ``(...)``
+        - ``codes``: ``(k, d)``
+        - returns: ``()``
+
+    Examples:
+        >>> import torch
+        >>> from vqprior.functional import distance_cross_entropy
+        >>> codes = torch.tensor([[0.0], [1.0], [9.0]])
+        >>> near, far = torch.tensor([[0.0, 5.0, 0.0]]), torch.tensor([[0.0, 0.0, 5.0]])
+        >>> truth = torch.tensor([0])
+        >>> distance_cross_entropy(near, truth, codes) < distance_cross_entropy(far, truth, codes)
+        tensor(True)
+    """
+    check_codes("codes", codes)
+    check_positive("temperature", temperature)
+    counted, wide = _admit(logits, indices, weights)
+    if logits.shape[-1] != codes.shape[0]:
+        raise ValueError(
+            f"`logits` must have shape (..., {codes.shape[0]}), one entry for each code, "
+            f"got {tuple(logits.shape)}."
+        )
+    targets = _neighbors(indices.long().clamp_min(0), codes.detach().to(wide.dtype), temperature)
+    # A code that is ruled out by a logit of minus infinity costs nothing where it is no target.
+    log_probabilities = wide.log_softmax(dim=-1).clamp_min(torch.finfo(wide.dtype).min)
+    losses = -(targets * log_probabilities).sum(dim=-1)
+    return _weighted_mean(losses, counted, weights)
+
+
+@torch.no_grad()
+def _neighbors(indices: Tensor, codes: Tensor, temperature: float) -> Tensor:
+    """The softmax of minus the squared distances from each indexed code: ``(...) -> (..., k)``."""
+    # With fewer codes than tokens, all pairs of codes are the cheaper table.
+    by_code = codes.shape[0] < indices.numel()
+    with torch.autocast(codes.device.type, enabled=False):
+        codes = codes - codes.mean(dim=0)  # a common offset would cost digits
+        rows = codes if by_code else codes[indices]
+        distances = codes.square().sum(dim=1) - 2 * rows @ codes.T  # less a constant a row
+        # The smallest becomes 0, so that no temperature can make all of them infinite.
+        distances = distances - distances.amin(dim=-1, keepdim=True)
+        temperature = max(temperature, torch.finfo(codes.dtype).tiny)
+        targets = (-distances / temperature).softmax(dim=-1)
+    return targets[indices] if by_code else targets
+
+
+def _admit(logits: Tensor, indices: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Checks, and returns which tokens count and wide logits, zeros where they do not."""
+    check_floating("logits", logits)
+    check_integer("indices", indices)
+    check_shape("indices", indices, logits.shape[:-1])
+    counted = indices >= 0
+    if weights is not None:
+        check_floating("weights", weights)
+        check_shape("weights", weights, indices.shape)
+        counted = counted & (weights > 0)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return counted, torch.where(counted.unsqueeze(-1), wide, 0.0)
+
+
+def _weighted_mean(losses: Tensor, counted: Tensor, weights: Tensor | None) -> Tensor:
+    weights = torch.ones_like(losses) if weights is None else weights.to(losses.dtype)
+    weights = torch.where(counted, weights, 0.0)
+    losses = torch.where(counted, losses, 0.0)
+    mass = weights.sum()
+    return (weights * losses).sum() / torch.where(mass > 0, mass, 1.0)

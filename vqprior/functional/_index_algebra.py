@@ -1,0 +1,110 @@
+"""Several digits in one index, and back, in exact integers."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vqprior._checks import check_at_least, check_integer
+
+_MAX_PRODUCT = 1 << 62  # leaves room for one more symbol in a signed 64-bit number
+
+
+def join_indices(digits: Tensor, levels: Sequence[int]) -> Tensor:
+    """Writes several digits as one index, in mixed radix with the first digit fastest.
+
+    ``index = digits[0] + levels[0] * (digits[1] + levels[1] * (digits[2] + ...))``, in exact
+    integers. A token with a negative digit gets the index -1. Other digits outside
+    ``[0, level)`` are not checked: reading them would synchronize the device.
+
+    Args:
+        digits: The digits of each token; -1 where a token is masked.
+        levels: How many values each digit can take, at least 1 each and together at most
+            ``2**62``.
+
+    Returns:
+        Indices in ``[-1, product of levels)``, as ``int64``.
+
+    Raises:
+        TypeError: If ``digits`` is not an integer tensor.
+        ValueError: If ``levels`` is empty, holds a level below 1 or has a larger product, or
+            the last dimension of ``digits`` has another length.
+
+    Shape:
+        - ``digits``: ``(..., len(levels))``
+        - returns: ``(...)``
+
+    Examples:
+        >>> import torch
+        >>> from vqprior.functional import join_indices
+        >>> join_indices(torch.tensor([[2, 0], [0, 1], [2, 4], [-1, 3]]), levels=(3, 5))
+        tensor([ 2,  3, 14, -1])
+    """
+    check_integer("digits", digits)
+    _check_levels(levels)
+    if digits.ndim == 0 or digits.shape[-1] != len(levels):
+        raise ValueError(
+            f"`digits` must have shape (..., {len(levels)}), one entry for each level, "
+            f"got {tuple(digits.shape)}."
+        )
+    joined = torch.zeros(digits.shape[:-1], dtype=torch.int64, device=digits.device)
+    for digit, level in zip(reversed(digits.long().unbind(-1)), reversed(levels), strict=True):
+        joined = joined * level + digit
+    return torch.where((digits >= 0).all(dim=-1), joined, -1)
+
+
+def split_indices(indices: Tensor, levels: Sequence[int]) -> Tensor:
+    """Reads the digits of each index, in mixed radix: the inverse of ``join_indices``.
+
+    A negative index gives -1 in every digit. Indices at or above the product of the levels are
+    not checked: reading them would synchronize the device.
+
+    Args:
+        indices: Indices in ``[-1, product of levels)``.
+        levels: How many values each digit can take, at least 1 each and together at most
+            ``2**62``.
+
+    Returns:
+        The digits of each index, the fastest first, as ``int64``.
+
+    Raises:
+        TypeError: If ``indices`` is not an integer tensor.
+        ValueError: If ``levels`` is empty, holds a level below 1 or has a larger product.
+
+    Shape:
+        - ``indices``: ``(...)``
+        - returns: ``(..., len(levels))``
+
+    Examples:
+        >>> import torch
+        >>> from vqprior.functional import split_indices
+        >>> split_indices(torch.tensor([2, 3, 14, -1]), levels=(3, 5))
+        tensor([[ 2,  0],
+                [ 0,  1],
+                [ 2,  4],
+                [-1, -1]])
+
+        An index of 18 bits as two of 9, for a predictor with two small heads:
+
+        >>> split_indices(torch.tensor(200_000), levels=(512, 512))
+        tensor([320, 390])
+    """
+    check_integer("indices", indices)
+    _check_levels(levels)
+    rest, digits = indices.long(), []
+    for level in levels:
+        digits.append(rest % level)
+        rest = rest.div(level, rounding_mode="floor")
+    return torch.where((indices >= 0).unsqueeze(-1), torch.stack(digits, dim=-1), -1)
+
+
+def _check_levels(levels: Sequence[int]) -> None:
+    if len(levels) == 0:
+        raise ValueError("`levels` must hold at least one level, got none.")
+    check_at_least("levels", min(levels), 1)
+    if math.prod(levels) > _MAX_PRODUCT:
+        raise ValueError(
+            f"`levels` must have a product of at most 2**62, got {math.prod(levels)}. Keep the "
+            "digits apart, or join fewer of them."
+        )

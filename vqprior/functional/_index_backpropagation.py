@@ -1,0 +1,204 @@
+"""A gradient through the choice of the nearest code, which reaches all codes."""
+
+import dataclasses
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from vqprior._checks import check_choice, check_positive
+from vqprior._interfaces import IndexEstimator
+from vqprior.functional._random import counter_uniform, to_gumbel
+from vqprior.functional._scores import score_codes, score_gradients
+from vqprior.functional._search import nearest_codes
+from vqprior.functional._select import _reinmax_backward, _softmax_backward
+
+_ESTIMATORS = ("straight_through", "gumbel", "reinmax")
+_MAX_BLOCK_ENTRIES = 1 << 20
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class IndexBackpropagation(IndexEstimator):
+    """Lets the gradient of the result reach all codes and the input through a softmax.
+
+    As ``select_codes(quantizer.logits(x), codes)``, without storing ``n`` x ``k`` numbers: the
+    value is a code, bit for bit, and the backward pass is that of the mean code under
+    ``softmax(logits / temperature)``, computed a block at a time. Pass it as the ``estimator``
+    of a ``VectorQuantizer``. The codebook then learns from the gradient of ``quantized`` too.
+
+    Attributes:
+        estimator: ``"straight_through"`` (the nearest code), ``"gumbel"`` or ``"reinmax"`` (in
+            training mode a code drawn from ``softmax(logits)``; in eval mode, and where the
+            indices are given, the nearest code or that index).
+        temperature: Softens (above 1) or sharpens the softmax of the gradient, greater than 0.
+            Squared distances and dot products grow with ``d``, and a softmax that has become
+            one-hot passes no gradient.
+
+    Raises:
+        ValueError: If ``estimator`` is unknown or ``temperature`` is not greater than 0.
+
+    References:
+        Shi et al., *Scalable Image Tokenization with Index Backpropagation Quantization*, ICCV
+        2025, section 3.2. <https://arxiv.org/abs/2412.02692>
+        Those of ``select_codes`` for ``"gumbel"`` and ``"reinmax"``.
+
+    Examples:
+        >>> import torch
+        >>> from vqprior import VectorQuantizer
+        >>> from vqprior.functional import IndexBackpropagation
+        >>> vq = VectorQuantizer(8, 32, metric="dot", estimator=IndexBackpropagation())
+        >>> vq(torch.randn(100, 8)).quantized.square().sum().backward()
+        >>> (vq.codebook.codes.grad != 0).all().item()
+        True
+    """
+
+    estimator: str = "straight_through"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks the options."""
+        check_choice("estimator", self.estimator, _ESTIMATORS)
+        check_positive("temperature", self.temperature)
+
+    def select(
+        self,
+        x: Tensor,
+        codes: Tensor,
+        *,
+        metric: str,
+        indices: Tensor | None = None,
+        sample: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Chooses a code for each vector: see ``IndexEstimator``."""
+        dtype = torch.promote_types(torch.promote_types(x.dtype, codes.dtype), torch.float32)
+        wide, table = x.to(dtype), codes.to(dtype)
+        seed, estimator = None, self.estimator
+        if indices is not None or not sample or estimator == "straight_through":
+            if indices is None:
+                indices = nearest_codes(x, codes, metric=metric)
+            estimator = "reinmax" if estimator == "reinmax" else "straight_through"
+        else:
+            seed = torch.randint(2**62, (), device=x.device)
+            indices = _sample(wide.detach(), table.detach(), seed, metric)
+            seed = seed if estimator == "gumbel" else None
+        # A copy of the table, so that a rule may move the codebook before the backward pass.
+        selected: Tensor = _select(
+            wide, table.clone(), indices, seed, metric, estimator, self.temperature
+        )
+        return selected.to(codes.dtype), indices
+
+
+@torch.library.custom_op("vqprior::select_nearest", mutates_args=())
+def _select(
+    x: Tensor,
+    codes: Tensor,
+    indices: Tensor,
+    seed: Tensor | None,
+    metric: str,
+    estimator: str,
+    temperature: float,
+) -> Tensor:
+    """The chosen codes; its backward pass is that of the mean code under a softmax."""
+    return codes[indices]
+
+
+@_select.register_fake
+def _(
+    x: Tensor,
+    codes: Tensor,
+    indices: Tensor,
+    seed: Tensor | None,
+    metric: str,
+    estimator: str,
+    temperature: float,
+) -> Tensor:
+    return codes.new_empty((*indices.shape, codes.shape[1]))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
+    x, codes, indices, seed, *options = inputs
+    ctx.save_for_backward(x, codes, indices, seed)
+    ctx.options = options
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    grads = _select_backward(grad, *ctx.saved_tensors, *ctx.options)
+    return (*grads, None, None, None, None, None)
+
+
+@torch.library.custom_op("vqprior::select_nearest_backward", mutates_args=())
+def _select_backward(  # noqa: PLR0913
+    grad: Tensor,
+    x: Tensor,
+    codes: Tensor,
+    indices: Tensor,
+    seed: Tensor | None,
+    metric: str,
+    estimator: str,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Both gradients, a block of the softmax at a time."""
+    k, d = codes.shape
+    flat, chosen, wanted = x.reshape(-1, d), indices.reshape(-1), grad.reshape(-1, d)
+    grad_x = torch.empty_like(flat)
+    grad_codes = torch.zeros_like(codes).index_add_(0, chosen, wanted)
+    with torch.autocast(x.device.type, enabled=False):
+        for part in _blocks(flat.shape[0], k):
+            logits = score_codes(flat[part], codes, metric)
+            if seed is not None:
+                logits = logits + _noise(seed, part, logits)
+            value = wanted[part] @ (codes - codes.mean(dim=0)).T
+            probabilities = (logits / temperature).softmax(dim=-1)
+            if estimator == "reinmax":
+                inner = _reinmax_backward(logits, probabilities, chosen[part], value)
+            else:
+                inner = _softmax_backward(probabilities, value) / temperature
+            grad_x[part], of_codes = score_gradients(inner, flat[part], codes, metric)
+            grad_codes += of_codes
+    return grad_x.reshape(x.shape), grad_codes
+
+
+@_select_backward.register_fake
+def _(  # noqa: PLR0913
+    grad: Tensor,
+    x: Tensor,
+    codes: Tensor,
+    indices: Tensor,
+    seed: Tensor | None,
+    metric: str,
+    estimator: str,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(codes)
+
+
+_select.register_autograd(_backward, setup_context=_save)
+
+
+@torch.library.custom_op("vqprior::sample_nearest", mutates_args=())
+def _sample(x: Tensor, codes: Tensor, seed: Tensor, metric: str) -> Tensor:
+    """Draws from the softmax of the scores by the Gumbel trick, a block at a time."""
+    flat = x.reshape(-1, x.shape[-1])
+    drawn = torch.empty(flat.shape[0], dtype=torch.int64, device=x.device)
+    for part in _blocks(flat.shape[0], codes.shape[0]):
+        logits = score_codes(flat[part], codes, metric)
+        drawn[part] = (logits + _noise(seed, part, logits)).argmax(dim=-1)
+    return drawn.reshape(x.shape[:-1])
+
+
+@_sample.register_fake
+def _(x: Tensor, codes: Tensor, seed: Tensor, metric: str) -> Tensor:
+    return x.new_empty(x.shape[:-1], dtype=torch.int64)
+
+
+def _blocks(n: int, k: int) -> list[slice]:
+    rows = max(1, _MAX_BLOCK_ENTRIES // k)
+    return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
+
+
+def _noise(seed: Tensor, part: slice, logits: Tensor) -> Tensor:
+    """The same noise for the same entry, in the forward and in the backward pass."""
+    k = logits.shape[-1]
+    counter = torch.arange(part.start * k, part.stop * k, device=logits.device).reshape(-1, k)
+    return to_gumbel(counter_uniform(counter + seed)).to(logits.dtype)

@@ -1,0 +1,279 @@
+"""Indices as bytes: bit-packed, checked, and counted in bits."""
+
+import math
+import struct
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vqprior._checks import check_at_least, check_integer
+
+_MAGIC = b"vqix"
+_VERSION = 1
+# Little-endian: magic, version, number of leading dimensions, number of columns (0: no column
+# dimension). Then the leading sizes and the codebook sizes (64 bits each), whether each column
+# holds -1 (8 bits each), and the checksums of the payload and of all before it (32 bits each).
+_PREFIX = struct.Struct("<4sHHI")
+_MAX_SIZE = 1 << 62
+_CHUNK = 1 << 13  # indices at a time; a multiple of 8, so that chunks end with a byte
+# Columns of one code take no bits. Without a limit, few bytes could ask for any memory.
+_MAX_FREE_INDICES = 1 << 24
+
+
+def pack_indices(indices: Tensor, codebook_sizes: int | Sequence[int]) -> bytes:
+    """Writes indices to bytes, with as many bits each as their codebook needs.
+
+    An index below ``k`` costs ``ceil(log2(k))`` bits; in a column that holds -1, the -1 is one
+    more symbol. Each column is padded to a byte. A header holds the shape, the codebook sizes
+    and checksums, so that ``unpack_indices`` needs nothing else and notices damage. Runs on the
+    host, in bounded memory beyond the result.
+
+    Args:
+        indices: Indices of one codebook, or of several in the last dimension; -1 where a token
+            is masked or dropped.
+        codebook_sizes: The codebook size for indices ``(...)``, or ``q`` sizes for indices
+            ``(..., q)``, at most ``2**62`` each.
+
+    Returns:
+        The bytes: a header of ``20 + 8 * dimensions + 9 * q``, and the packed columns.
+
+    Raises:
+        TypeError: If ``indices`` is not an integer tensor.
+        ValueError: If a size is out of range, the last dimension of ``indices`` is not ``q``,
+            an index is outside ``[-1, k)``, or there are more than ``2**24`` indices that cost
+            no bits.
+
+    Shape:
+        - ``indices``: ``(...)``, or ``(..., q)`` for ``q`` sizes
+
+    Examples:
+        >>> import torch
+        >>> from vqprior.functional import pack_indices, unpack_indices
+        >>> indices = torch.randint(0, 1024, (16, 16))
+        >>> data = pack_indices(indices, 1024)
+        >>> len(data) - 45  # 256 indices of 10 bits, behind the header
+        320
+        >>> torch.equal(unpack_indices(data), indices)
+        True
+    """
+    sizes, has_columns = _admit(indices, codebook_sizes)
+    columns = indices.detach().cpu().reshape(-1, len(sizes)).numpy()
+    ranges = [_range(column) for column in columns.T]
+    for place, (size, (low, high)) in enumerate(zip(sizes, ranges, strict=True)):
+        if low < -1 or high >= size:
+            raise ValueError(
+                f"`indices` must be in [-1, {size}) in column {place}, got values from {low} to "
+                f"{high}. Pass the size of the codebook that they come from."
+            )
+    holes = [low < 0 for low, _ in ranges]
+    widths = _widths(sizes, holes)
+    if len(columns) * widths.count(0) > _MAX_FREE_INDICES:
+        raise ValueError(
+            f"`indices` must hold at most {_MAX_FREE_INDICES} entries of codebooks of one code, "
+            f"got {len(columns) * widths.count(0)}. Leave these columns out: they say nothing."
+        )
+    payload = b"".join(
+        _pack_column(column, hole, width)
+        for column, hole, width in zip(columns.T, holes, widths, strict=True)
+    )
+    lead = indices.shape[:-1] if has_columns else indices.shape
+    header = _PREFIX.pack(_MAGIC, _VERSION, len(lead), len(sizes) if has_columns else 0)
+    header += struct.pack(f"<{len(lead)}Q{len(sizes)}Q{len(sizes)}B", *lead, *sizes, *holes)
+    header += struct.pack("<I", zlib.crc32(payload))
+    return header + struct.pack("<I", zlib.crc32(header)) + payload
+
+
+def unpack_indices(data: bytes) -> Tensor:
+    """Reads what ``pack_indices`` wrote.
+
+    Nothing is trusted: the header is believed after its checksum, memory is allocated once its
+    numbers fit the length of ``data``, and a changed, missing or additional byte raises.
+
+    Args:
+        data: What ``pack_indices`` returned.
+
+    Returns:
+        The indices, as ``int64`` on the CPU.
+
+    Raises:
+        TypeError: If ``data`` is not bytes.
+        ValueError: If ``data`` is not the unchanged result of ``pack_indices``, or has a format
+            version that this version of the library does not know.
+
+    Shape:
+        - returns: ``(...)``, or ``(..., q)``, as packed
+
+    Examples:
+        >>> import torch
+        >>> from vqprior.functional import pack_indices, unpack_indices
+        >>> unpack_indices(pack_indices(torch.tensor([[5, 0], [-1, 2]]), (8, 3)))
+        tensor([[ 5,  0],
+                [-1,  2]])
+    """
+    if not isinstance(data, bytes):
+        raise TypeError(f"`data` must be bytes, got {type(data).__name__}.")
+    lead, sizes, holes, has_columns, start = _read_header(data)
+    widths = _widths(sizes, holes)
+    num_rows = math.prod(lead)
+    lengths = [-(-num_rows * width // 8) for width in widths]
+    payload = memoryview(data)[start + 8 :]
+    if len(payload) != sum(lengths):
+        raise _damaged(f"{len(payload)} bytes of indices in place of {sum(lengths)}")
+    if zlib.crc32(payload) != struct.unpack_from("<I", data, start)[0]:
+        raise _damaged("indices with another checksum")
+    if num_rows * widths.count(0) > _MAX_FREE_INDICES:
+        raise _damaged(f"{num_rows * widths.count(0)} indices that take no bits")
+    columns = np.empty((num_rows, len(sizes)), dtype=np.int64)
+    offset = 0
+    for place, (size, hole, width) in enumerate(zip(sizes, holes, widths, strict=True)):
+        packed = np.frombuffer(payload, np.uint8, lengths[place], offset)
+        _unpack_column(packed, columns[:, place], hole, width)
+        offset += lengths[place]
+        if _range(columns[:, place])[1] >= size:
+            raise _damaged(f"an index that is not below {size}")
+    return torch.from_numpy(columns.reshape((*lead, len(sizes)) if has_columns else lead))
+
+
+def index_bits(indices: Tensor, codebook_sizes: int | Sequence[int]) -> Tensor:
+    """Counts the bits that the emitted indices of each sample carry.
+
+    The sum of ``log2(k)`` over the entries that are not -1, so that masked tokens and dropped
+    codebooks cost nothing. Dimension 0 is the sample; for indices ``(n,)`` each token is one.
+    Packing rounds each index up to whole bits, and entropy coding needs less on average.
+
+    Args:
+        indices: Indices of one codebook, or of several in the last dimension; -1 where a token
+            is masked or dropped.
+        codebook_sizes: The codebook size for indices ``(...)``, or ``q`` sizes for indices
+            ``(..., q)``, at most ``2**62`` each.
+
+    Returns:
+        Bits, as ``float64``.
+
+    Raises:
+        TypeError: If ``indices`` is not an integer tensor.
+        ValueError: If a size is out of range or the last dimension of ``indices`` is not ``q``.
+
+    Shape:
+        - ``indices``: ``(b, ...)``, or ``(b, ..., q)`` for ``q`` sizes
+        - returns: ``(b,)``, or ``()`` for the indices of one token
+
+    Examples:
+        Bits per image, and per pixel of images of 128 x 128:
+
+        >>> import torch
+        >>> from vqprior.functional import index_bits
+        >>> indices = torch.randint(0, 512, (2, 16, 16))
+        >>> bits = index_bits(indices, 512)
+        >>> bits, bits / 128**2
+        (tensor([2304., 2304.], dtype=torch.float64), tensor([0.1406, 0.1406], dtype=torch.float64))
+
+        Bits per second of audio with 50 tokens a second and up to four codebooks each, of which
+        the second clip uses two:
+
+        >>> indices = torch.randint(0, 1024, (2, 150, 4))
+        >>> indices[1, :, 2:] = -1
+        >>> index_bits(indices, (1024,) * 4) / (150 / 50)
+        tensor([2000., 1000.], dtype=torch.float64)
+
+        Bits per token: flatten the tokens into dimension 0:
+
+        >>> index_bits(indices.flatten(0, 1), (1024,) * 4).mean()
+        tensor(30., dtype=torch.float64)
+    """
+    sizes, has_columns = _admit(indices, codebook_sizes)
+    emitted = indices >= 0 if has_columns else (indices >= 0).unsqueeze(-1)
+    if emitted.ndim > 2:
+        emitted = emitted.flatten(1, -2).sum(dim=1)
+    costs = torch.tensor([math.log2(k) for k in sizes], dtype=torch.float64, device=indices.device)
+    return (emitted * costs).sum(dim=-1)
+
+
+def _admit(indices: Tensor, codebook_sizes: int | Sequence[int]) -> tuple[list[int], bool]:
+    """Checks, and returns the size of each column and whether the last dimension holds them."""
+    check_integer("indices", indices)
+    has_columns = isinstance(codebook_sizes, Sequence)
+    sizes = list(codebook_sizes) if isinstance(codebook_sizes, Sequence) else [codebook_sizes]
+    if not sizes:
+        raise ValueError("`codebook_sizes` must hold at least one size, got none.")
+    check_at_least("codebook_sizes", min(sizes), 1)
+    if max(sizes) > _MAX_SIZE:
+        raise ValueError(f"`codebook_sizes` must be at most 2**62, got {max(sizes)}.")
+    if has_columns and (indices.ndim == 0 or indices.shape[-1] != len(sizes)):
+        raise ValueError(
+            f"`indices` must have shape (..., {len(sizes)}), one entry for each codebook, got "
+            f"{tuple(indices.shape)}. For one codebook, pass its size as a number."
+        )
+    return sizes, has_columns
+
+
+def _widths(sizes: Sequence[int], holes: Sequence[bool]) -> list[int]:
+    return [(size + hole - 1).bit_length() for size, hole in zip(sizes, holes, strict=True)]
+
+
+def _range(column: npt.NDArray[np.integer]) -> tuple[int, int]:
+    return (int(column.min()), int(column.max())) if column.size else (0, 0)
+
+
+def _pack_column(column: npt.NDArray[np.integer], hole: bool, width: int) -> bytes:  # noqa: FBT001
+    parts = []
+    for start in range(0, len(column) if width else 0, _CHUNK):
+        symbols = column[start : start + _CHUNK].astype(np.int64) + hole  # -1 becomes symbol 0
+        numbers = symbols.astype("<i8").view(np.uint8).reshape(-1, 8)
+        bits = np.unpackbits(numbers, axis=1, bitorder="little")[:, :width]
+        parts.append(np.packbits(bits, bitorder="little").tobytes())
+    return b"".join(parts)
+
+
+def _unpack_column(
+    packed: npt.NDArray[np.uint8],
+    column: npt.NDArray[np.int64],
+    hole: bool,  # noqa: FBT001
+    width: int,
+) -> None:
+    for start in range(0, len(column), _CHUNK):
+        count = min(_CHUNK, len(column) - start)
+        numbers = np.zeros((count, 64), dtype=np.uint8)
+        bits = np.unpackbits(packed[start * width // 8 :], count=count * width, bitorder="little")
+        numbers[:, :width] = bits.reshape(count, width)
+        symbols = np.packbits(numbers, axis=1, bitorder="little").view("<i8")[:, 0]
+        column[start : start + count] = symbols.astype(np.int64) - hole
+
+
+def _read_header(data: bytes) -> tuple[tuple[int, ...], tuple[int, ...], list[bool], bool, int]:
+    """Leading sizes, codebook sizes, holes, whether there are columns, where checksums begin."""
+    if data[: len(_MAGIC)] != _MAGIC:
+        raise _damaged(f"bytes that begin with {data[: len(_MAGIC)]!r}")
+    if len(data) < _PREFIX.size:
+        raise _damaged(f"{len(data)} bytes, less than a header")
+    _, version, num_lead, num_columns = _PREFIX.unpack_from(data)
+    if version != _VERSION:
+        raise ValueError(
+            f"`data` must have format version {_VERSION}, got {version}. Read it with a version "
+            "of vqprior at least as new as the one that wrote it."
+        )
+    num_sizes = max(num_columns, 1)
+    start = _PREFIX.size + 8 * num_lead + 9 * num_sizes
+    if len(data) < start + 8:
+        raise _damaged(f"{len(data)} bytes, less than a header")
+    if zlib.crc32(memoryview(data)[: start + 4]) != struct.unpack_from("<I", data, start + 4)[0]:
+        raise _damaged("a header with another checksum")
+    numbers = struct.unpack_from(f"<{num_lead + num_sizes}Q{num_sizes}B", data, _PREFIX.size)
+    lead, sizes = numbers[:num_lead], numbers[num_lead:-num_sizes]
+    # A checksum can be forged; these bounds keep all that follows in 64 bits.
+    entries = math.prod(max(size, 1) for size in lead) * num_sizes
+    holes = numbers[-num_sizes:]
+    if entries > _MAX_SIZE or not all(1 <= k <= _MAX_SIZE for k in sizes) or max(holes) > 1:
+        raise _damaged("a header with sizes out of range")
+    return lead, sizes, [hole == 1 for hole in holes], num_columns > 0, start
+
+
+def _damaged(what: str) -> ValueError:
+    return ValueError(
+        f"`data` must be the unchanged result of `pack_indices`, got {what}. Copy or download it "
+        "again."
+    )

@@ -1,0 +1,27 @@
+"""Maps with features last, smaller and larger."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_MODES = {1: "linear", 2: "bicubic", 3: "trilinear"}
+
+
+def average_down(x: Tensor, mask: Tensor, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Averages ``(b, *spatial, d)`` over the counted positions of each cell of a coarser grid.
+
+    Cells without a counted position hold zeros and do not count: ``(b, *size, d), (b, *size)``.
+    """
+    weight = mask.unsqueeze(-1).to(x.dtype)
+    both = torch.cat([x * weight, weight], dim=-1).movedim(-1, 1)
+    both = F.interpolate(both, size=size, mode="area").movedim(1, -1)
+    sums, share = both[..., :-1], both[..., -1:]
+    seen = share > 0
+    return torch.where(seen, sums / torch.where(seen, share, 1.0), 0.0), seen.squeeze(-1)
+
+
+def enlarge(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Interpolates ``(b, *spatial, d)`` to ``(b, *size, d)``: bicubic in two dimensions."""
+    channels_first = x.movedim(-1, 1)
+    mode = _MODES[len(size)]
+    return F.interpolate(channels_first, size=size, mode=mode, align_corners=False).movedim(1, -1)

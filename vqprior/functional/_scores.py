@@ -1,0 +1,44 @@
+"""How well each code fits each vector, as a full matrix: for gradients and soft choices."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def score_codes(x: Tensor, codes: Tensor, metric: str) -> Tensor:
+    """Minus the squared distance (up to a constant a vector), the cosine, or the dot product.
+
+    ``(..., d), (k, d) -> (..., k)``, in the dtype of both, outside of autocast.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        if metric == "cosine":
+            x, codes = F.normalize(x, dim=-1), F.normalize(codes, dim=-1)
+        if metric != "euclidean":
+            return x @ codes.T
+        center = codes.mean(dim=0).detach()  # costs no accuracy where both share an offset
+        x, codes = x - center, codes - center
+        return 2 * x @ codes.T - codes.square().sum(dim=1)
+
+
+def score_gradients(grad: Tensor, x: Tensor, codes: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+    """Gradients ``(n, d)`` and ``(k, d)`` of ``score_codes`` for ``grad`` ``(n, k)``.
+
+    Rows of ``grad`` must sum to 0, as behind a softmax.
+    """
+    if metric == "dot":
+        return grad @ codes, grad.T @ x
+    if metric == "euclidean":
+        center = codes.mean(dim=0)
+        x, codes = x - center, codes - center
+        return 2 * grad @ codes, 2 * (grad.T @ x - grad.sum(dim=0).unsqueeze(1) * codes)
+    unit_x, unit_codes = F.normalize(x, dim=-1), F.normalize(codes, dim=-1)
+    return (
+        _normalize_backward(grad @ unit_codes, unit_x, x),
+        _normalize_backward(grad.T @ unit_x, unit_codes, codes),
+    )
+
+
+def _normalize_backward(grad: Tensor, unit: Tensor, x: Tensor) -> Tensor:
+    length = x.norm(dim=-1, keepdim=True)
+    tangent = grad - unit * (unit * grad).sum(dim=-1, keepdim=True)
+    return torch.where(length > 0, tangent / torch.where(length > 0, length, 1.0), 0.0)

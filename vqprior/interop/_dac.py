@@ -1,0 +1,94 @@
+"""The residual quantizer of the Descript Audio Codec."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from vqprior.codebooks._table import Table
+from vqprior.interop._reading import Reader, to_linear
+from vqprior.quantizers._plain import VectorQuantizer
+from vqprior.quantizers._projected import Projected
+from vqprior.quantizers._residual import Residual
+
+# The names of length and direction in the two forms in which torch stores a normalized weight.
+_WEIGHT_NORM_FORMS = (
+    ("weight_g", "weight_v"),
+    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+)
+
+
+def from_dac(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> Residual:
+    """Reads the residual quantizer of the Descript Audio Codec.
+
+    Each stage searches by cosine in a projection of the features and returns the code as it is.
+    The weight norm of the projections is computed once, in either form of torch, or absent.
+    Indices are ``(..., q)`` where the original has ``(b, q, n)``.
+
+    Args:
+        state_dict: What the file holds, a dictionary of tensors.
+        prefix: What comes before the names of the quantizer: ``"quantizer."`` in a whole model.
+
+    Returns:
+        The quantizer, in the dtype of the checkpoint.
+
+    Raises:
+        ValueError: If a key is missing, unexpected or has another shape.
+
+    Shape:
+        - ``quantizers.{i}.codebook.weight``: ``(k, e)``
+        - ``quantizers.{i}.in_proj.weight_v``: ``(e, d, 1)``
+        - ``quantizers.{i}.out_proj.weight_v``: ``(d, e, 1)``
+
+    References:
+        Kumar et al., *High-Fidelity Audio Compression with Improved RVQGAN*, NeurIPS 2023,
+        section 3.2. <https://arxiv.org/abs/2306.06546>
+
+    Examples:
+        >>> import torch
+        >>> from vqprior.interop import from_dac
+        >>> state = {
+        ...     "quantizers.0.codebook.weight": torch.randn(16, 2),
+        ...     "quantizers.0.in_proj.weight_g": torch.ones(2, 1, 1),
+        ...     "quantizers.0.in_proj.weight_v": torch.randn(2, 8, 1),
+        ...     "quantizers.0.in_proj.bias": torch.zeros(2),
+        ...     "quantizers.0.out_proj.weight_g": torch.ones(8, 1, 1),
+        ...     "quantizers.0.out_proj.weight_v": torch.randn(8, 2, 1),
+        ...     "quantizers.0.out_proj.bias": torch.zeros(8),
+        ... }
+        >>> from_dac(state)(torch.randn(5, 8)).quantized.shape
+        torch.Size([5, 8])
+    """
+    reader = Reader(state_dict, prefix, "ResidualVectorQuantize of the Descript Audio Codec")
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
+    for number in range(max(reader.count("quantizers."), 1)):
+        name = f"quantizers.{number}"
+        codes = reader.take(f"{name}.codebook.weight", None, None)
+        dim = parts[0][1].shape[1] if parts else None
+        down = _projection(reader, f"{name}.in_proj", dim, codes.shape[1])
+        up = _projection(reader, f"{name}.out_proj", codes.shape[1], down[0].shape[1])
+        parts.append((codes, *down, *up))
+    reader.finish()
+    return Residual([_stage(*part) for part in parts])
+
+
+def _projection(
+    reader: Reader, name: str, in_features: int | None, out_features: int
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution of width 1, as those of a linear layer."""
+    bias = reader.take(f"{name}.bias", out_features)
+    for length_name, direction_name in _WEIGHT_NORM_FORMS:
+        if reader.has(f"{name}.{length_name}") or reader.has(f"{name}.{direction_name}"):
+            length = reader.take(f"{name}.{length_name}", out_features, 1, 1)
+            direction = reader.take(f"{name}.{direction_name}", out_features, in_features, 1)
+            weight = length * direction / direction.norm(dim=(1, 2), keepdim=True)
+            return weight.squeeze(-1), bias
+    return reader.take(f"{name}.weight", out_features, in_features, 1).squeeze(-1), bias
+
+
+def _stage(
+    codes: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor
+) -> Projected:
+    inner = VectorQuantizer(
+        codes.shape[1], codes.shape[0], codebook=Table.from_vectors(codes), metric="cosine"
+    )
+    return Projected(inner, to_linear(down, down_bias), to_linear(up, up_bias))

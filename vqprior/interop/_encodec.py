@@ -1,0 +1,69 @@
+"""The residual quantizer of EnCodec."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from vqprior.codebooks._table import Table
+from vqprior.interop._reading import Reader, reject
+from vqprior.quantizers._plain import VectorQuantizer
+from vqprior.quantizers._residual import Residual
+
+
+def from_encodec(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> Residual:
+    """Reads the residual quantizer of EnCodec, and of AudioCraft, which has the same layout.
+
+    Indices are ``(..., q)`` where the original has ``(q, b, n)``. A lower bandwidth is the
+    first stages: set the indices of the others to -1. The loss is the original's, the mean
+    commitment of the stages; statistics of the moving average are checked and left behind.
+
+    Args:
+        state_dict: What the file holds, a dictionary of tensors.
+        prefix: What comes before the names of the quantizer: ``"quantizer."`` in a whole model.
+
+    Returns:
+        The quantizer, in the dtype of the checkpoint.
+
+    Raises:
+        ValueError: If a key is missing, unexpected or has another shape, or a codebook was not
+            started by k-means yet.
+
+    Shape:
+        - ``vq.layers.{i}._codebook.embed``: ``(k, d)``
+
+    References:
+        Defossez et al., *High Fidelity Neural Audio Compression*, TMLR 2023, section 3.2.
+        <https://arxiv.org/abs/2210.13438>
+
+    Examples:
+        >>> import torch
+        >>> from vqprior.interop import from_encodec
+        >>> stage = {"inited": torch.ones(1), "cluster_size": torch.ones(16)}
+        >>> stage |= {"embed": torch.randn(16, 8), "embed_avg": torch.randn(16, 8)}
+        >>> state = {f"vq.layers.{i}._codebook.{k}": v for i in range(4) for k, v in stage.items()}
+        >>> rvq = from_encodec(state)
+        >>> rvq.decode(torch.tensor([[0, 3, -1, -1]])).shape  # the first two stages alone
+        torch.Size([1, 8])
+    """
+    reader = Reader(state_dict, prefix, "ResidualVectorQuantizer of EnCodec")
+    tables: list[Tensor] = []
+    for number in range(max(reader.count("vq.layers."), 1)):
+        name = f"vq.layers.{number}._codebook"
+        codes = reader.take(f"{name}.embed", None, tables[0].shape[1] if tables else None)
+        reader.take_any(f"{name}.embed_avg", *codes.shape)
+        reader.take_any(f"{name}.cluster_size", codes.shape[0])
+        if not bool(reader.take_any(f"{name}.inited", 1)):
+            key = f"{prefix}{name}.inited"
+            raise reject(key, "hold a codebook that was started", "0", "Train it for a step.")
+        tables.append(codes)
+    reader.finish()
+    stages = [
+        VectorQuantizer(
+            codes.shape[1],
+            codes.shape[0],
+            codebook=Table.from_vectors(codes),
+            commitment_weight=1 / len(tables),
+        )
+        for codes in tables
+    ]
+    return Residual(stages)

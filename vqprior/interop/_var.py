@@ -1,0 +1,105 @@
+"""The multi-scale quantizer of VAR."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vqprior._checks import check_choice
+from vqprior.codebooks._table import Table
+from vqprior.interop._reading import Reader
+from vqprior.nn import ScaleRefinement
+from vqprior.quantizers._multi_scale import MultiScale
+from vqprior.quantizers._plain import VectorQuantizer
+
+# What is before the number of a convolution: shared by neighboring scales, by none, by all.
+_FORMS = ("quant_resi.qresi_ls.", "quant_resi.")
+_SHARED = "quant_resi.qresi"
+
+
+def from_var(
+    state_dict: Mapping[str, Tensor],
+    *,
+    scales: Sequence[int | tuple[int, ...]] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
+    metric: str = "euclidean",
+    ratio: float = 0.5,
+    prefix: str = "",
+) -> MultiScale:
+    """Reads the multi-scale quantizer of VAR, with the convolutions between its scales.
+
+    Losses are the original's, with 0.25 on the commitment. Features are last: put the result in
+    ``ChannelFirst`` for feature maps.
+
+    Args:
+        state_dict: What the file holds, a dictionary of tensors.
+        scales: Side of each scale, smallest first; the default is that of the released
+            tokenizer for pictures of 256 x 256.
+        metric: ``"cosine"`` for models with ``using_znorm``, else ``"euclidean"``.
+        ratio: Share of the convolutions, ``quant_resi`` there.
+        prefix: What comes before the names of the quantizer: ``"quantize."`` in a whole model.
+
+    Returns:
+        The quantizer, in the dtype of the checkpoint.
+
+    Raises:
+        ValueError: If a key is missing, unexpected or has another shape, ``metric`` is neither of
+            the two, or ``scales`` or ``ratio`` is out of range.
+
+    Shape:
+        - ``embedding.weight``: ``(k, d)``
+        - ``ema_vocab_hit_SV``: ``(len(scales), k)``
+        - ``quant_resi.qresi_ls.{i}.weight``: ``(d, d, 3, 3)``
+
+    References:
+        Tian et al., *Visual Autoregressive Modeling*, NeurIPS 2024, algorithms 1 and 2.
+        <https://arxiv.org/abs/2404.02905>
+
+    Examples:
+        >>> import torch
+        >>> from vqprior.interop import from_var
+        >>> state = {"embedding.weight": torch.randn(32, 4), "ema_vocab_hit_SV": torch.zeros(3, 32)}
+        >>> for i in range(4):
+        ...     state[f"quant_resi.qresi_ls.{i}.weight"] = torch.randn(4, 4, 3, 3)
+        ...     state[f"quant_resi.qresi_ls.{i}.bias"] = torch.zeros(4)
+        >>> var = from_var(state, scales=(1, 2, 4))
+        >>> var.decode(torch.zeros(2, 21, dtype=torch.long)).shape
+        torch.Size([2, 4, 4, 4])
+    """
+    check_choice("metric", metric, ("cosine", "euclidean"))
+    reader = Reader(state_dict, prefix, "VectorQuantizer2 of VAR")
+    codes = reader.take("embedding.weight", None, None)
+    size, dim = codes.shape
+    reader.take_any("ema_vocab_hit_SV", len(scales), size)
+    convolutions = _convolutions(reader, dim)
+    reader.finish()
+    quantizer = VectorQuantizer(
+        dim,
+        size,
+        codebook=Table.from_vectors(codes),
+        metric=metric,
+        commitment_weight=0.0,
+        codebook_weight=0.0,
+    )
+    refine = _refinement(convolutions, ratio) if convolutions else None
+    return MultiScale(quantizer, scales, refine=refine, commitment_weight=0.25, codebook_weight=1.0)
+
+
+def _convolutions(reader: Reader, dim: int) -> list[tuple[Tensor, Tensor]]:
+    names = [f"{before}{number}" for before in _FORMS for number in range(reader.count(before))]
+    if reader.has(f"{_SHARED}.weight"):
+        names.append(_SHARED)
+    # A ratio of 0 has no convolutions at all.
+    return [
+        (reader.take(f"{name}.weight", dim, dim, 3, 3), reader.take(f"{name}.bias", dim))
+        for name in names
+    ]
+
+
+def _refinement(convolutions: list[tuple[Tensor, Tensor]], ratio: float) -> ScaleRefinement:
+    # On the meta device: a start that is thrown away must not draw random numbers.
+    with torch.device("meta"):
+        refine = ScaleRefinement(convolutions[0][1].shape[0], len(convolutions), ratio=ratio)
+    for module, (weight, bias) in zip(refine.convolutions, convolutions, strict=True):
+        module.register_parameter("weight", nn.Parameter(weight.detach().clone()))
+        module.register_parameter("bias", nn.Parameter(bias.detach().clone()))
+    return refine

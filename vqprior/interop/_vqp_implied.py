@@ -1,0 +1,144 @@
+"""Quantizers of vector-quantize-pytorch whose codes are implied."""
+
+from collections.abc import Mapping, Sequence
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from vqprior._checks import check_at_least
+from vqprior._interfaces import Quantizer
+from vqprior.interop._reading import Layer, Reader, reject, to_linear
+from vqprior.quantizers._fsq import FSQ
+from vqprior.quantizers._grouped import Grouped
+from vqprior.quantizers._lfq import LFQ
+from vqprior.quantizers._projected import Projected
+
+
+def from_vqp_fsq(
+    state_dict: Mapping[str, Tensor],
+    levels: Sequence[int],
+    *,
+    symmetric: bool = False,
+    num_codebooks: int = 1,
+    prefix: str = "",
+) -> Quantizer:
+    """Reads an ``FSQ`` of vector-quantize-pytorch, whose state holds its projections alone.
+
+    What comes back is an ``FSQ``, in ``Grouped`` for several codebooks and in ``Projected`` where
+    there are projections. Without projections the state is empty, and so may ``state_dict`` be.
+    Indices are the same.
+
+    Args:
+        state_dict: What the file holds, a dictionary of tensors.
+        levels: Number of values of each feature.
+        symmetric: That of ``FSQ``; ``preserve_symmetry`` there.
+        num_codebooks: Number of codebooks, at least 1.
+        prefix: What comes before the names of the quantizer.
+
+    Returns:
+        The quantizer, in the dtype of the checkpoint.
+
+    Raises:
+        ValueError: If a key is missing, unexpected or has another shape, or an argument is out
+            of range.
+
+    Shape:
+        - ``project_in.weight``: ``(num_codebooks * len(levels), d)``, or absent
+
+    Examples:
+        >>> import torch
+        >>> from vqprior.interop import from_vqp_fsq
+        >>> from_vqp_fsq({}, levels=[8, 5, 5, 5]).codebook_size
+        1000
+        >>> state = {"project_in.weight": torch.ones(3, 16)}
+        >>> state |= {"project_out.weight": torch.ones(16, 3)}
+        >>> from_vqp_fsq(state, levels=[5, 5, 5])(torch.randn(2, 16)).quantized.shape
+        torch.Size([2, 16])
+    """
+    check_at_least("num_codebooks", num_codebooks, 1)
+    projections = None
+    if any(key.startswith(prefix) for key in state_dict):
+        reader = Reader(state_dict, prefix, "FSQ of vector-quantize-pytorch")
+        projections = _projections(reader, num_codebooks * len(levels))
+        reader.finish()
+    return _assembled(FSQ(levels, symmetric=symmetric), num_codebooks, projections)
+
+
+def from_vqp_lfq(
+    state_dict: Mapping[str, Tensor], *, num_codebooks: int = 1, prefix: str = ""
+) -> Quantizer:
+    """Reads an ``LFQ`` of vector-quantize-pytorch, with its indices.
+
+    The first feature is the highest bit of an index there, and the lowest in ``LFQ``: the
+    features are reversed on the way in and on the way out, in a ``Projected``. Loss weights are
+    the defaults there: none on the commitment, 0.1 on the entropies, here of groups of at most 9
+    bits. Not for ``spherical``, ``codebook_scale``, ``soft_clamp_input_value`` or
+    ``cosine_sim_project_in``, which the state does not show.
+
+    Args:
+        state_dict: What the file holds, a dictionary of tensors.
+        num_codebooks: Number of codebooks, at least 1.
+        prefix: What comes before the names of the quantizer.
+
+    Returns:
+        The quantizer, in the dtype of the checkpoint.
+
+    Raises:
+        ValueError: If a key is missing, unexpected or has another shape, or ``num_codebooks`` is
+            below 1.
+
+    Shape:
+        - ``mask``: ``(bits,)``
+        - ``project_in.weight``: ``(num_codebooks * bits, d)``, or absent
+
+    Examples:
+        >>> import torch
+        >>> from vqprior.interop import from_vqp_lfq
+        >>> lfq = from_vqp_lfq({"mask": torch.tensor([4, 2, 1])})
+        >>> lfq.encode(torch.tensor([0.5, -2.0, -0.1]))
+        tensor(4)
+        >>> lfq.decode(torch.tensor(4))
+        tensor([ 1., -1., -1.])
+    """
+    check_at_least("num_codebooks", num_codebooks, 1)
+    reader = Reader(state_dict, prefix, "LFQ of vector-quantize-pytorch")
+    mask = reader.take_any("mask", None)
+    bits = len(mask)
+    powers = [2**bit for bit in reversed(range(bits))]
+    if mask.tolist() != powers:
+        way_out = "The bits of an index go from the highest to the lowest."
+        raise reject(f"{prefix}mask", f"hold {powers}", mask.tolist(), way_out)
+    projections = _projections(reader, num_codebooks * bits)
+    reader.finish()
+    weight = 0.1 / num_codebooks  # terms of the groups add up; there they are averaged
+    lfq = LFQ(
+        bits, commitment_weight=0.0, sample_entropy_weight=weight, batch_entropy_weight=weight
+    )
+    return _assembled(Projected(lfq, Reversed(), Reversed()), num_codebooks, projections)
+
+
+@final
+class Reversed(nn.Module):
+    """Turns the order of the features around."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns ``x`` ``(..., d)``, last feature first."""
+        return torch.flip(x, dims=(-1,))
+
+
+def _projections(reader: Reader, inner: int) -> tuple[Layer, Layer] | None:
+    if not reader.has("project_in.weight") and not reader.has("project_out.weight"):
+        return None
+    down = reader.linear("project_in", out_features=inner)
+    return down, reader.linear("project_out", inner, down[0].shape[1])
+
+
+def _assembled(
+    quantizer: Quantizer, num_codebooks: int, projections: tuple[Layer, Layer] | None
+) -> Quantizer:
+    inner = Grouped([quantizer] * num_codebooks) if num_codebooks > 1 else quantizer
+    if projections is None:
+        return inner
+    down, up = projections
+    return Projected(inner, to_linear(*down), to_linear(*up))

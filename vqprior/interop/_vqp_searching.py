@@ -1,0 +1,277 @@
+"""Quantizers of vector-quantize-pytorch that search a codebook."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vqprior._checks import check_at_least, check_choice
+from vqprior._interfaces import Quantizer
+from vqprior.codebooks._normalized import Normalized
+from vqprior.codebooks._table import Table
+from vqprior.interop._reading import Layer, Reader, reject, to_linear
+from vqprior.interop._simvq import transformed
+from vqprior.nn import L2Norm
+from vqprior.quantizers._grouped import Grouped
+from vqprior.quantizers._plain import VectorQuantizer
+from vqprior.quantizers._projected import Projected
+from vqprior.quantizers._residual import Residual
+
+_METRICS = ("cosine", "euclidean")
+# The linear layer before, what normalizes behind it, the linear layer after.
+_Projections = tuple[Layer, tuple[Tensor, Tensor] | None, Layer] | None
+
+
+def from_vqp_vector_quantize(
+    state_dict: Mapping[str, Tensor],
+    *,
+    metric: str = "euclidean",
+    heads: int | None = None,
+    prefix: str = "",
+) -> Quantizer:
+    """Reads a ``VectorQuantize`` of vector-quantize-pytorch.
+
+    What comes back is a ``VectorQuantizer``, in ``Grouped`` where there are several heads and in
+    ``Projected`` where there are projections or ``metric`` is ``"cosine"``. Indices are the
+    same. The commitment weight is 1 in all, the default there; statistics of the moving average
+    are checked and left behind, so a ``CodebookEMA`` starts from counts of 1. Features are last,
+    whatever the layout was.
+
+    Args:
+        state_dict: What the file holds, a dictionary of tensors.
+        metric: ``"cosine"`` for ``use_cosine_sim=True``, else ``"euclidean"``.
+        heads: Number of heads that share one codebook, at least 1; by default one for each
+            codebook in the file.
+        prefix: What comes before the names of the quantizer.
+
+    Returns:
+        The quantizer, in the dtype of the checkpoint.
+
+    Raises:
+        ValueError: If a key is missing, unexpected or has another shape, ``metric`` is neither of
+            the two, ``heads`` contradicts the file, or the codebook was not started by k-means
+            yet.
+
+    Shape:
+        - ``_codebook.embed``: ``(1, k, d)``, or ``(heads, k, d)`` for separate codebooks
+        - ``project_in.weight``: ``(heads * d, dim)``, or absent
+
+    Examples:
+        >>> import torch
+        >>> from vqprior.interop import from_vqp_vector_quantize
+        >>> state = {
+        ...     "_codebook.initted": torch.tensor(True),
+        ...     "_codebook.cluster_size": torch.ones(1, 512),
+        ...     "_codebook.embed_avg": torch.randn(1, 512, 64),
+        ...     "_codebook.embed": torch.randn(1, 512, 64),
+        ... }
+        >>> vq = from_vqp_vector_quantize(state)
+        >>> vq.dim, vq.codebook_size
+        (64, 512)
+    """
+    check_choice("metric", metric, _METRICS)
+    check_at_least("heads", 1 if heads is None else heads, 1)
+    reader = Reader(state_dict, prefix, "VectorQuantize of vector-quantize-pytorch")
+    codes = _codebook(reader, "_codebook", prefix)
+    heads = codes.shape[0] if heads is None else heads
+    if codes.shape[0] not in (1, heads):
+        way_out = "Leave `heads` out: each codebook has one."
+        key = f"{prefix}_codebook.embed"
+        raise reject(key, f"hold 1 or {heads} codebooks", codes.shape[0], way_out)
+    projections = _projections(reader, heads * codes.shape[2])
+    reader.finish()
+    tables = [_searching(part, metric, 1 / heads) for part in codes]
+    if heads == 1:
+        return _projected(tables[0], projections)
+    shared = tables * heads if len(tables) == 1 else tables
+    return _projected(Grouped(shared), projections)
+
+
+def from_vqp_residual_vq(
+    state_dict: Mapping[str, Tensor], *, metric: str = "euclidean", prefix: str = ""
+) -> Quantizer:
+    """Reads a ``ResidualVQ`` of vector-quantize-pytorch.
+
+    What comes back is a ``Residual``, in ``Projected`` where there are projections. Indices are
+    the same. Layers whose codebooks are equal share one, as with ``shared_codebook=True``.
+
+    Args:
+        state_dict: What the file holds, a dictionary of tensors.
+        metric: ``"cosine"`` for ``use_cosine_sim=True``, else ``"euclidean"``.
+        prefix: What comes before the names of the quantizer.
+
+    Returns:
+        The quantizer, in the dtype of the checkpoint.
+
+    Raises:
+        ValueError: If a key is missing, unexpected or has another shape, ``metric`` is neither of
+            the two, or a codebook was not started by k-means yet.
+
+    Shape:
+        - ``layers.{i}._codebook.embed``: ``(1, k, d)``
+        - ``project_in.weight``: ``(d, dim)``, or absent
+
+    Examples:
+        >>> import torch
+        >>> from vqprior.interop import from_vqp_residual_vq
+        >>> state = {}
+        >>> for i in range(4):
+        ...     state[f"layers.{i}._codebook.initted"] = torch.tensor(True)
+        ...     state[f"layers.{i}._codebook.cluster_size"] = torch.ones(1, 16)
+        ...     state[f"layers.{i}._codebook.embed_avg"] = torch.randn(1, 16, 8)
+        ...     state[f"layers.{i}._codebook.embed"] = torch.randn(1, 16, 8)
+        >>> from_vqp_residual_vq(state)(torch.randn(2, 10, 8)).indices.shape
+        torch.Size([2, 10, 4])
+    """
+    check_choice("metric", metric, _METRICS)
+    reader = Reader(state_dict, prefix, "ResidualVQ of vector-quantize-pytorch")
+    tables, projections = _residual(reader, "", prefix)
+    reader.finish()
+    return _stacked(tables, projections, metric)
+
+
+def from_vqp_grouped_residual_vq(
+    state_dict: Mapping[str, Tensor], *, metric: str = "euclidean", prefix: str = ""
+) -> Grouped:
+    """Reads a ``GroupedResidualVQ`` of vector-quantize-pytorch.
+
+    Indices are ``(..., groups * q)``, the stages of the first group first, where the original
+    has ``(groups, b, n, q)``.
+
+    Args:
+        state_dict: What the file holds, a dictionary of tensors.
+        metric: ``"cosine"`` for ``use_cosine_sim=True``, else ``"euclidean"``.
+        prefix: What comes before the names of the quantizer.
+
+    Returns:
+        The quantizer, in the dtype of the checkpoint.
+
+    Raises:
+        ValueError: If a key is missing, unexpected or has another shape, ``metric`` is neither of
+            the two, or a codebook was not started by k-means yet.
+
+    Shape:
+        - ``rvqs.{g}.layers.{i}._codebook.embed``: ``(1, k, d)``
+
+    Examples:
+        >>> import torch
+        >>> from vqprior.interop import from_vqp_grouped_residual_vq
+        >>> state = {}
+        >>> for g in range(2):
+        ...     name = f"rvqs.{g}.layers.0._codebook."
+        ...     state[name + "initted"] = torch.tensor(True)
+        ...     state[name + "cluster_size"] = torch.ones(1, 16)
+        ...     state[name + "embed_avg"] = torch.randn(1, 16, 4)
+        ...     state[name + "embed"] = torch.randn(1, 16, 4)
+        >>> from_vqp_grouped_residual_vq(state)(torch.randn(2, 10, 8)).indices.shape
+        torch.Size([2, 10, 2])
+    """
+    check_choice("metric", metric, _METRICS)
+    reader = Reader(state_dict, prefix, "GroupedResidualVQ of vector-quantize-pytorch")
+    count = max(reader.count("rvqs."), 1)
+    groups = [_residual(reader, f"rvqs.{number}.", prefix) for number in range(count)]
+    reader.finish()
+    return Grouped([_stacked(*group, metric) for group in groups])
+
+
+def from_vqp_sim_vq(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> VectorQuantizer:
+    """Reads a ``SimVQ`` of vector-quantize-pytorch whose ``codebook_transform`` is linear.
+
+    The table stays frozen, the linear layer learns. The weights are the defaults there, 0.25 on
+    the commitment and 1 on the codebook term.
+
+    Args:
+        state_dict: What the file holds, a dictionary of tensors.
+        prefix: What comes before the names of the quantizer.
+
+    Returns:
+        The quantizer, in the dtype of the checkpoint.
+
+    Raises:
+        ValueError: If a key is missing, unexpected or has another shape.
+
+    Shape:
+        - ``frozen_codebook``: ``(k, e)``
+        - ``code_transform.weight``: ``(d, e)``
+
+    Examples:
+        >>> import torch
+        >>> from vqprior.interop import from_vqp_sim_vq
+        >>> state = {"frozen_codebook": torch.randn(16, 4), "code_transform.weight": torch.eye(4)}
+        >>> from_vqp_sim_vq(state)(torch.randn(2, 10, 4)).indices.shape
+        torch.Size([2, 10])
+    """
+    reader = Reader(state_dict, prefix, "SimVQ of vector-quantize-pytorch")
+    codes = reader.take("frozen_codebook", None, None)
+    weight, bias = reader.linear("code_transform", in_features=codes.shape[1])
+    reader.finish()
+    return transformed(codes, weight, bias, commitment_weight=0.25, codebook_weight=1.0)
+
+
+def _codebook(reader: Reader, name: str, prefix: str, dim: int | None = None) -> Tensor:
+    """Takes the codes ``(h, k, d)`` and leaves what only training needs."""
+    codes = reader.take(f"{name}.embed", None, None, dim)
+    reader.take_any(f"{name}.embed_avg", *codes.shape)
+    reader.take_any(f"{name}.cluster_size", *codes.shape[:2])
+    if not bool(reader.take_any(f"{name}.initted")):
+        key = f"{prefix}{name}.initted"
+        raise reject(key, "hold a codebook that was started", "False", "Train it for a step.")
+    return codes
+
+
+def _projections(reader: Reader, inner: int, before: str = "") -> _Projections:
+    """Takes what is around a quantizer of ``inner`` features, if anything."""
+    name, norm = f"{before}project_in", None
+    if reader.has(f"{name}.0.weight") or reader.has(f"{name}.1.weight"):  # with a normalization
+        norm = reader.take(f"{name}.1.weight", inner), reader.take(f"{name}.1.bias", inner)
+        name = f"{name}.0"
+    if not reader.has(f"{name}.weight") and not reader.has(f"{before}project_out.weight"):
+        return None
+    down = reader.linear(name, out_features=inner)
+    return down, norm, reader.linear(f"{before}project_out", inner, down[0].shape[1])
+
+
+def _projected(quantizer: Quantizer, projections: _Projections) -> Quantizer:
+    if projections is None:
+        return quantizer
+    down, norm, up = projections
+    lower: nn.Module = to_linear(*down)
+    if norm is not None:
+        after = nn.LayerNorm(quantizer.dim)
+        after.weight, after.bias = (nn.Parameter(part.detach().clone()) for part in norm)
+        lower = nn.Sequential(lower, after)
+    return Projected(quantizer, lower, to_linear(*up), dim=down[0].shape[1])
+
+
+def _searching(codes: Tensor, metric: str, commitment_weight: float) -> Quantizer:
+    size, dim = codes.shape
+    table = Table.from_vectors(codes)
+    if metric == "euclidean":
+        return VectorQuantizer(dim, size, codebook=table, commitment_weight=commitment_weight)
+    inner = VectorQuantizer(
+        dim,
+        size,
+        codebook=Normalized(table),
+        metric="cosine",
+        commitment_weight=commitment_weight,
+    )
+    return Projected(inner, L2Norm(), nn.Identity())
+
+
+def _residual(reader: Reader, before: str, prefix: str) -> tuple[list[Tensor], _Projections]:
+    tables: list[Tensor] = []
+    for number in range(max(reader.count(f"{before}layers."), 1)):
+        dim = tables[0].shape[1] if tables else None
+        name = f"{before}layers.{number}._codebook"
+        codes = _codebook(reader, name, prefix, dim)
+        if codes.shape[0] != 1:
+            key = f"{prefix}{name}.embed"
+            raise reject(key, "hold one codebook", codes.shape[0], "Heads have a reader of theirs.")
+        tables.append(codes[0])
+    return tables, _projections(reader, tables[0].shape[1], before)
+
+
+def _stacked(tables: list[Tensor], projections: _Projections, metric: str) -> Quantizer:
+    same = all(torch.equal(tables[0], codes) for codes in tables)
+    distinct = [_searching(codes, metric, 1.0) for codes in (tables[:1] if same else tables)]
+    return _projected(Residual(distinct * len(tables) if same else distinct), projections)

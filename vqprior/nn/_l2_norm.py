@@ -1,0 +1,28 @@
+"""Vectors of unit length."""
+
+from typing import final
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@final
+class L2Norm(nn.Module):
+    """Scales each vector to length 1; zero stays zero, with a finite gradient.
+
+    Shape:
+        - input, output: ``(..., d)``
+
+    Examples:
+        >>> import torch
+        >>> from vqprior.nn import L2Norm
+        >>> L2Norm()(torch.tensor([3.0, 4.0]))
+        tensor([0.6000, 0.8000])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns unit vectors ``(..., d)``."""
+        return F.normalize(x, dim=-1)

@@ -1,0 +1,157 @@
+"""Finite scalar quantization: each feature rounded to a few levels."""
+
+import math
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from vqprior._checks import check_at_least
+from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
+from vqprior._tokens import admit, admit_assigned, check_indices, result
+from vqprior.functional import join_indices, split_indices, straight_through
+
+
+@final
+class FSQ(Quantizer):
+    """Bounds each feature by a tanh and rounds it to one of a few levels; nothing learns.
+
+    The product of the levels is the number of codes, which are never listed. There is no loss:
+    rounding loses little, and codes stay in use by themselves. The gradient of ``quantized`` is
+    that of the bounded features, passed straight through the rounding.
+
+    Args:
+        levels: Number of values of each feature, each at least 2; their product is at most
+            ``2**62``. The first feature varies fastest in an index.
+        symmetric: Whether levels lie symmetrically in ``[-1, 1]`` also where their number is
+            even. By default even numbers of levels have a level at 0, as in the paper.
+
+    Raises:
+        ValueError: If ``levels`` is empty, one is below 2, or their product is too large.
+
+    Shape:
+        - input: ``(..., len(levels))``
+        - output: ``quantized`` ``(..., len(levels))`` in ``[-1, 1]``, ``indices`` ``(...)``
+
+    References:
+        Mentzer et al., *Finite Scalar Quantization: VQ-VAE Made Simple*, ICLR 2024, section 3
+        and appendix A.1. <https://arxiv.org/abs/2309.15505>
+        Parker et al., *Scaling Transformers for Low-Bitrate High-Quality Speech Coding*, ICLR
+        2025, section 2.2 (``symmetric``). <https://arxiv.org/abs/2411.19842>
+
+    Examples:
+        >>> import torch
+        >>> from vqprior import FSQ
+        >>> fsq = FSQ([8, 5, 5, 5])
+        >>> fsq.codebook_size, fsq(torch.randn(2, 10, 4)).indices.shape
+        (1000, torch.Size([2, 10]))
+        >>> FSQ([3, 3])(torch.tensor([[9.0, -9.0]])).quantized
+        tensor([[ 1., -1.]])
+    """
+
+    levels: Tensor
+
+    def __init__(self, levels: Sequence[int], *, symmetric: bool = False) -> None:
+        super().__init__()
+        if not levels:
+            raise ValueError("`levels` must hold at least one number of levels, got none.")
+        for level in levels:
+            check_at_least("levels", level, 2)
+        if math.prod(levels) > 2**62:
+            raise ValueError(
+                f"`levels` must have a product of at most 2**62, got {list(levels)}. For more, put "
+                "several in `Grouped`."
+            )
+        self.symmetric = symmetric
+        self._levels = tuple(levels)
+        # Integers: casts of the module leave them alone, floats are computed where needed.
+        counts = torch.tensor(self._levels, dtype=torch.int64)
+        self.register_buffer("levels", counts, persistent=False)
+
+    @property
+    def dim(self) -> int:
+        """One feature for each number of levels."""
+        return len(self._levels)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """One index, for all combinations of levels."""
+        return (math.prod(self._levels),)
+
+    @property
+    def codebooks(self) -> tuple[Codebook, ...]:
+        """None: codes are implied, nothing learns."""
+        return ()
+
+    def extra_repr(self) -> str:
+        """Shows the options in ``repr``."""
+        return f"{list(self._levels)}, symmetric={self.symmetric}"
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
+        """Quantizes ``x`` ``(..., d)``; ``mask`` ``(...)`` is True for real tokens.
+
+        Raises:
+            TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
+            ValueError: On a wrong shape.
+        """
+        x, counted = admit(x, mask, self.dim)
+        bounded = self._bounded(x)
+        return self._result(x, bounded, counted, self._indices(bounded, counted))
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Returns the index of each vector."""
+        x, counted = admit(x, mask, self.dim)
+        return self._indices(self._bounded(x), counted)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Returns the codes named by ``indices``: ``(...) -> (..., d)``; -1 gives zeros.
+
+        Raises:
+            TypeError: If ``indices`` is not an integer tensor.
+        """
+        check_indices(indices, 1)
+        digits = split_indices(indices.long(), self._levels)
+        codes = self._values(digits.to(torch.float32))
+        return torch.where((indices >= 0).unsqueeze(-1), codes, 0.0)
+
+    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+        """Returns the result for indices chosen elsewhere."""
+        x, counted = admit_assigned(x, indices, self.dim, 1)
+        chosen = torch.where(counted, indices.long(), -1)
+        return self._result(x, self._bounded(x), counted, chosen)
+
+    def _bounded(self, x: Tensor) -> Tensor:
+        """Features as fractional digits: rounding them gives 0 to ``levels - 1``."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        levels = self.levels.to(wide.dtype)
+        if self.symmetric:
+            return (levels - 1) * (wide.tanh() + 1) / 2
+        # A little more than the outermost levels, so that tanh need not saturate to reach them.
+        half = (levels - 1) * (1 + 1e-3) / 2
+        offset = torch.where(self.levels % 2 == 0, 0.5, 0.0).to(wide.dtype)
+        shift = (offset / half).atanh()
+        return (wide + shift).tanh() * half - offset + torch.floor(levels / 2)
+
+    def _values(self, digits: Tensor) -> Tensor:
+        """Digits, whole or fractional, as features in ``[-1, 1]``."""
+        levels = self.levels.to(digits.dtype)
+        if self.symmetric:
+            return digits * 2 / (levels - 1) - 1
+        half = torch.floor(levels / 2)
+        return (digits - half) / half
+
+    def _indices(self, bounded: Tensor, counted: Tensor) -> Tensor:
+        # Above a thousand levels, the little more is more than half a level.
+        # Ties go to the lower level: `round` would send them to the even one.
+        nearest = (bounded - 0.5).ceil().long()
+        digits = torch.minimum(nearest.clamp_min(0), self.levels - 1)
+        return torch.where(counted, join_indices(digits, self._levels), -1)
+
+    def _result(
+        self, x: Tensor, bounded: Tensor, counted: Tensor, indices: Tensor
+    ) -> QuantizerOutput:
+        codes = self.decode(indices).to(x.dtype)
+        quantized = straight_through(self._values(bounded).to(x.dtype), codes)
+        return result(torch.where(counted.unsqueeze(-1), quantized, 0.0), indices, {})

@@ -1,0 +1,136 @@
+"""Quantizers side by side, each on its share of the features."""
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from vqprior._checks import check_floating, check_last_dim
+from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
+from vqprior._stages import Stages
+from vqprior._tokens import (
+    admit,
+    admit_assigned,
+    check_indices,
+    join,
+    leave_out,
+    stack_logits,
+)
+
+
+@final
+class Grouped(Quantizer):
+    """Splits the features into groups and quantizes each by its own quantizer.
+
+    Also known as product quantization: ``q`` codebooks of ``k`` codes express ``k ** q``
+    vectors. A token is left out as a whole if any of its features is not finite. Terms of the
+    groups add up.
+
+    Args:
+        quantizers: One for each group, in the order of the features; pass the same one
+            repeatedly to share its codebook.
+
+    Raises:
+        TypeError: If an entry is not a quantizer.
+        ValueError: If there is no quantizer, or one without an index for each token.
+
+    Shape:
+        - input: ``(..., d)`` with ``d`` the sum of the groups' features
+        - output: ``quantized`` ``(..., d)``, ``indices`` ``(..., q)``, or ``(...)`` for one group
+
+    References:
+        Jegou, Douze and Schmid, *Product Quantization for Nearest Neighbor Search*, TPAMI 2011,
+        section II.B.
+
+    Examples:
+        >>> import torch
+        >>> from vqprior import Grouped, VectorQuantizer
+        >>> pq = Grouped([VectorQuantizer(dim=4, codebook_size=256) for _ in range(8)])
+        >>> pq.dim, pq.bits_per_token
+        (32, 64.0)
+        >>> pq(torch.randn(2, 10, 32)).indices.shape
+        torch.Size([2, 10, 8])
+    """
+
+    def __init__(self, quantizers: Sequence[Quantizer]) -> None:
+        super().__init__()
+        self.groups = Stages(quantizers)
+
+    @property
+    def dim(self) -> int:
+        """Sum of the features of the groups."""
+        return sum(self._dims)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Those of all groups, in order."""
+        return self.groups.codebook_sizes
+
+    @property
+    def codebooks(self) -> tuple[Codebook, ...]:
+        """Those of all groups, in order."""
+        return self.groups.codebooks
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
+        """Quantizes ``x`` ``(..., d)``; ``mask`` ``(...)`` is True for real tokens.
+
+        Raises:
+            TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
+            ValueError: On a wrong shape.
+        """
+        x, counted = admit(x, mask, self.dim)
+        parts = zip(self.groups, x.split(self._dims, dim=-1), strict=True)
+        return self._join([group(part, counted) for group, part in parts])
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Returns the indices ``(..., q)`` of all groups."""
+        x, counted = admit(x, mask, self.dim)
+        parts = zip(self.groups, x.split(self._dims, dim=-1), strict=True)
+        return self.groups.join([group.encode(part, counted) for group, part in parts])
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Returns the codes ``(..., d)`` named by ``indices``; -1 gives zeros in its group.
+
+        Raises:
+            TypeError: If ``indices`` is not an integer tensor.
+            ValueError: If ``indices`` has another number of codebooks.
+        """
+        check_indices(indices, self.num_codebooks)
+        parts = zip(self.groups, self.groups.split(indices), strict=True)
+        return torch.cat([group.decode(part) for group, part in parts], dim=-1)
+
+    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+        """Returns the result for indices ``(..., q)`` chosen elsewhere; -1 masks a group."""
+        x, counted = admit_assigned(x, indices, self.dim, self.num_codebooks)
+        parts = x.split(self._dims, dim=-1)
+        chosen = self.groups.split(leave_out(indices, counted, self.num_codebooks))
+        triples = zip(self.groups, parts, chosen, strict=True)
+        return self._join([group.assign(part, ones) for group, part, ones in triples])
+
+    def logits(
+        self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
+    ) -> Tensor:
+        """Returns how well each code of each group fits: ``(..., d) -> (..., q, k)``.
+
+        Raises:
+            TypeError: If a group has no explicit codebook.
+            ValueError: If ``temperature`` is not greater than 0, or on a wrong shape.
+        """
+        check_floating("x", x)
+        check_last_dim("x", x, self.dim)
+        if indices is not None:
+            check_indices(indices, self.num_codebooks)
+        given = [None] * len(self.groups) if indices is None else self.groups.split(indices)
+        triples = zip(self.groups, x.split(self._dims, dim=-1), given, strict=True)
+        parts = [g.logits(part, temperature=temperature, indices=i) for g, part, i in triples]
+        return stack_logits(parts, self.groups.counts)
+
+    @property
+    def _dims(self) -> list[int]:
+        return [group.dim for group in self.groups]
+
+    def _join(self, outs: list[QuantizerOutput]) -> QuantizerOutput:
+        quantized = torch.cat([out.quantized for out in outs], dim=-1)
+        return join(outs, quantized, self.groups.join([out.indices for out in outs]))

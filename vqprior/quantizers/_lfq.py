@@ -1,0 +1,78 @@
+"""Lookup-free quantization: the sign of each feature."""
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from vqprior._binary import BinaryQuantizer
+
+
+@final
+class LFQ(BinaryQuantizer):
+    """Replaces each feature by its sign: one bit each, and no codebook to look up.
+
+    The ``2**num_bits`` codes are never listed. Bit ``i`` of an index is the sign of feature
+    ``i``. Zero counts as negative. The batch entropy, which keeps codes in use, is that of
+    groups of bits: exact within a group, an upper bound over all. In training mode under
+    ``torch.distributed`` it is that of the joint batch of all ranks, a collective in the call.
+
+    Args:
+        num_bits: Number of features and of bits, between 1 and 62.
+        commitment_weight: Weight of the mean of ``(x - sg[code])^2``, at least 0.
+        sample_entropy_weight: Weight of the mean entropy of a token, at least 0.
+        batch_entropy_weight: Weight of minus the entropy of the batch, at least 0.
+        temperature: Of the softmax over minus the squared distances that the entropies are taken
+            of, greater than 0.
+        group_size: Most bits of a group, between 1 and 20. A group stores about
+            ``2 ** (group_size / 2)`` numbers for each token.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Shape:
+        - input: ``(..., num_bits)``
+        - output: ``quantized`` ``(..., num_bits)``, ``indices`` ``(...)``
+
+    References:
+        Yu et al., *Language Model Beats Diffusion: Tokenizer is Key to Visual Generation*, ICLR
+        2024, section 3.1. <https://arxiv.org/abs/2310.05737>. Deviations: the batch entropy by
+        groups; index bits from the first feature up.
+
+    Examples:
+        >>> import torch
+        >>> from vqprior import LFQ
+        >>> lfq = LFQ(num_bits=3)
+        >>> out = lfq(torch.tensor([[0.5, -2.0, 0.1]]))
+        >>> out.quantized, out.indices
+        (tensor([[ 1., -1.,  1.]]), tensor([5]))
+        >>> sorted(out.terms), LFQ(num_bits=62).bits_per_token
+        (['commitment', 'entropy'], 62.0)
+    """
+
+    def __init__(
+        self,
+        num_bits: int,
+        *,
+        commitment_weight: float = 0.25,
+        sample_entropy_weight: float = 0.1,
+        batch_entropy_weight: float = 0.1,
+        temperature: float = 0.01,
+        group_size: int = 9,
+    ) -> None:
+        super().__init__(
+            num_bits,
+            commitment_weight=commitment_weight,
+            sample_entropy_weight=sample_entropy_weight,
+            batch_entropy_weight=batch_entropy_weight,
+            temperature=temperature,
+            group_size=group_size,
+        )
+
+    @property
+    def scale(self) -> float:
+        """Codes are plus and minus 1."""
+        return 1.0
+
+    def _prepared(self, x: Tensor) -> Tensor:
+        return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,302 @@
+"""Residual quantization of maps over scales, coarse to fine."""
+
+from collections.abc import Sequence
+from typing import Protocol, cast, final
+
+import torch
+from torch import Tensor, nn
+
+from vqprior._checks import (
+    check_at_least,
+    check_floating,
+    check_integer,
+    check_mask,
+    check_scales,
+    check_shape,
+)
+from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
+from vqprior._tokens import code_dtype, join, leave_out, result
+from vqprior.functional import masked_mean_square, straight_through
+from vqprior.functional._resizing import average_down, enlarge
+
+
+class Refine(Protocol):
+    """Refines enlarged codes ``(b, *spatial, d)`` of the scale at ``position`` in [0, 1]."""
+
+    def __call__(self, codes: Tensor, position: float) -> Tensor: ...
+
+
+@final
+class MultiScale(Quantizer):
+    """Quantizes a map at growing sizes, each time what the smaller sizes left over.
+
+    At each scale the remainder is averaged down, quantized, enlarged and subtracted. The indices
+    of all scales follow each other in one dimension, smallest first. The gradient of
+    ``quantized`` is the identity. Positions that are masked count in no average; what comes out
+    there is what the scales that cover them say, as ``decode`` has it.
+
+    Terms of the quantizer add up over scales. The two weights here are for the cumulative losses
+    of the paper, between the map and the sum up to each scale, averaged over scales: they train
+    ``refine`` too. For the paper's tokenizer give the quantizer weights of 0.
+
+    Args:
+        quantizer: What quantizes at every scale; shared by all.
+        scales: Sizes, smallest first: tuples over the spatial dimensions (1 to 3), or ``p`` for
+            ``(p, p)``. The last is the size of the map.
+        refine: ``(codes, position) -> codes`` on enlarged codes ``(b, *spatial, d)``, with
+            ``position`` from 0 at the first scale to 1 at the last; by default nothing.
+        commitment_weight: Weight of the mean of ``(x - sg[sum])^2``, at least 0.
+        codebook_weight: Weight of the mean of ``(sg[x] - sum)^2``, at least 0.
+
+    Raises:
+        ValueError: If ``scales`` is empty, mixes numbers of dimensions or shrinks, a weight is
+            negative, ``quantizer`` has no index for each token, or ``refine`` has parameters
+            that no weight lets learn.
+
+    Shape:
+        - input, ``quantized``: ``(..., *spatial, d)``, ``mask`` ``(..., *spatial)``
+        - ``indices``: ``(..., n)`` or ``(..., n, q)`` with ``n`` the positions of all scales
+
+    References:
+        Tian et al., *Visual Autoregressive Modeling*, NeurIPS 2024, algorithms 1 and 2.
+        <https://arxiv.org/abs/2404.02905>
+
+    Examples:
+        >>> import torch
+        >>> from vqprior import MultiScale, VectorQuantizer
+        >>> vq = MultiScale(VectorQuantizer(dim=8, codebook_size=64), scales=(1, 2, 4))
+        >>> out = vq(torch.randn(3, 4, 4, 8))
+        >>> out.indices.shape  # 1 + 4 + 16
+        torch.Size([3, 21])
+        >>> torch.equal(vq.decode(out.indices), out.quantized)
+        True
+    """
+
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        scales: Sequence[int | tuple[int, ...]],
+        *,
+        refine: Refine | None = None,
+        commitment_weight: float = 0.0,
+        codebook_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.scales = check_scales(scales)
+        if not quantizer.tokenwise:
+            raise ValueError(
+                "`quantizer` must have indices for each token, got "
+                f"{type(quantizer).__name__}. One `MultiScale` is enough."
+            )
+        check_at_least("commitment_weight", commitment_weight, 0.0)
+        check_at_least("codebook_weight", codebook_weight, 0.0)
+        learns = isinstance(refine, nn.Module) and any(
+            parameter.requires_grad for parameter in refine.parameters()
+        )
+        if learns and codebook_weight == 0:
+            raise ValueError(
+                "`codebook_weight` must be greater than 0 for `refine` to learn, got "
+                f"{codebook_weight}. Freeze `refine`, or give a weight."
+            )
+        self.quantizer = quantizer
+        self.refine = refine
+        self.commitment_weight = commitment_weight
+        self.codebook_weight = codebook_weight
+
+    @property
+    def dim(self) -> int:
+        """That of the quantizer."""
+        return self.quantizer.dim
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Those of the quantizer: indices of all scales name the same codes."""
+        return self.quantizer.codebook_sizes
+
+    @property
+    def bits_per_token(self) -> float:
+        """Bits of all scales, for each position of the map."""
+        return self.quantizer.bits_per_token * sum(self._counts) / self._counts[-1]
+
+    @property
+    def tokenwise(self) -> bool:
+        """False: the indices of a map are those of all scales."""
+        return False
+
+    @property
+    def codebooks(self) -> tuple[Codebook, ...]:
+        """Those of the quantizer, once for each scale."""
+        return self.quantizer.codebooks * len(self.scales)
+
+    def extra_repr(self) -> str:
+        """Shows the options in ``repr``."""
+        return (
+            f"scales={self.scales}, commitment_weight={self.commitment_weight}, "
+            f"codebook_weight={self.codebook_weight}"
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
+        """Quantizes ``x`` ``(..., *spatial, d)``; ``mask`` is True for real positions.
+
+        Raises:
+            TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
+            ValueError: On a wrong shape.
+        """
+        return self._run(x, mask, None)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Returns the indices ``(..., n)`` of all scales, smallest scale first."""
+        flat, counted, leading = self._admit(x, mask)
+        rest, found = flat, []
+        total = torch.zeros_like(flat, dtype=code_dtype(self))
+        for number in range(len(self.scales)):
+            small, seen = self._shrink(rest, counted, number)
+            indices = self.quantizer.encode(small, seen)
+            # With the roundings of `forward`, so that no index differs.
+            total = total + self._enlarged(indices, number)
+            rest = flat - total.to(flat.dtype)
+            found.append(indices)
+        return self._flatten(found, leading)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Returns the map ``(..., *spatial, d)`` that the scales add up to; -1 adds nothing.
+
+        With the indices of later scales set to -1, a coarse version.
+
+        Raises:
+            TypeError: If ``indices`` is not an integer tensor.
+            ValueError: If ``indices`` has another number of positions.
+        """
+        parts, leading = self._unflatten(indices)
+        total = sum(self._enlarged(part, number) for number, part in enumerate(parts))
+        return cast("Tensor", total).reshape(*leading, *self.scales[-1], self.dim)
+
+    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+        """Returns the result for indices ``(..., n)`` chosen elsewhere."""
+        return self._run(x, None, self._unflatten(indices)[0])
+
+    def logits(
+        self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
+    ) -> Tensor:
+        """Returns how well each code fits at each position of each scale: ``(..., n, [q,] k)``.
+
+        Args:
+            x: The map ``(..., *spatial, d)``.
+            temperature: Divides the logits, greater than 0.
+            indices: Choices ``(..., n)`` that smaller scales are taken to have made (teacher
+                forcing); by default those that they make.
+
+        Raises:
+            TypeError: If the quantizer has no explicit codebook.
+            ValueError: If ``temperature`` is not greater than 0, or on a wrong shape.
+        """
+        flat, counted, leading = self._admit(x, None)
+        given = None if indices is None else self._unflatten(indices)[0]
+        rest, parts = flat, []
+        total = torch.zeros_like(flat, dtype=code_dtype(self))
+        for number in range(len(self.scales)):
+            small, seen = self._shrink(rest, counted, number)
+            known = None if given is None else given[number]
+            logits = self.quantizer.logits(small, temperature=temperature, indices=known)
+            with torch.no_grad():
+                chosen = self.quantizer.encode(small, seen) if known is None else known
+                total = total + self._enlarged(chosen, number)
+            rest = flat - total.to(flat.dtype)
+            parts.append(logits)
+        return self._flatten(parts, leading)
+
+    @property
+    def _counts(self) -> list[int]:
+        return [int(torch.Size(scale).numel()) for scale in self.scales]
+
+    def _run(self, x: Tensor, mask: Tensor | None, given: list[Tensor] | None) -> QuantizerOutput:
+        flat, counted, leading = self._admit(x, mask)
+        rest, outs = flat, []
+        total = torch.zeros_like(flat, dtype=code_dtype(self))
+        commitment = codebook = total.new_zeros(())
+        for number in range(len(self.scales)):
+            small, seen = self._shrink(rest, counted, number)
+            if given is None:
+                out = self.quantizer(small, seen)
+            else:
+                chosen = leave_out(given[number], seen, self.num_codebooks)
+                out = self.quantizer.assign(small, chosen)
+            # Through `decode`, which has the gradient to codes and modules.
+            total = total + self._enlarged(out.indices, number)
+            rest = flat - total.detach().to(flat.dtype)
+            outs.append(out)
+            if self.commitment_weight > 0:
+                commitment = commitment + masked_mean_square(flat - total.detach(), counted)
+            if self.codebook_weight > 0:
+                codebook = codebook + masked_mean_square(flat.detach() - total, counted)
+        joined = join(outs, flat, self._flatten([out.indices for out in outs], leading))
+        terms = dict(joined.terms)
+        self._add(terms, "commitment", self.commitment_weight, commitment)
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            self._add(terms, "codebook", self.codebook_weight, codebook)
+        codes = total.detach().reshape(*leading, *self.scales[-1], self.dim).to(x.dtype)
+        inputs = torch.where(counted.reshape(codes.shape[:-1]).unsqueeze(-1), x, 0.0)
+        quantized = straight_through(inputs, codes)
+        return result(quantized, joined.indices, terms, joined.selections)
+
+    def _add(self, terms: dict[str, Tensor], name: str, weight: float, total: Tensor) -> None:
+        if weight > 0:
+            term = weight * total / len(self.scales)
+            terms[name] = terms[name] + term if name in terms else term
+
+    def _admit(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, torch.Size]:
+        """Checks the map; returns it as ``(b, *spatial, d)``, what counts, leading sizes."""
+        check_floating("x", x)
+        last = (*self.scales[-1], self.dim)
+        if tuple(x.shape[-len(last) :]) != last:
+            raise ValueError(
+                f"`x` must have shape (..., {', '.join(map(str, last))}), got {tuple(x.shape)}. "
+                "The last scale is the size of the map, and features come last: for feature maps "
+                "(b, d, *spatial), wrap the quantizer in `ChannelFirst`."
+            )
+        counted = x.isfinite().all(dim=-1)
+        if mask is not None:
+            check_mask(mask, x.shape[:-1])
+            counted = counted & mask
+        leading = x.shape[: -len(last)]
+        x = torch.where(counted.unsqueeze(-1), x, 0.0)
+        x = x.to(torch.promote_types(x.dtype, code_dtype(self)))
+        return x.reshape(-1, *last), counted.reshape(-1, *last[:-1]), leading
+
+    def _shrink(self, rest: Tensor, counted: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """Averages over the counted positions of each cell; cells without any do not count."""
+        if number == len(self.scales) - 1:
+            return rest, counted
+        return average_down(rest, counted, self.scales[number])
+
+    def _enlarged(self, indices: Tensor, number: int) -> Tensor:
+        """The codes of one scale at full size ``(b, *spatial, d)``, refined."""
+        codes = self.quantizer.decode(indices).to(code_dtype(self))
+        with torch.autocast(codes.device.type, enabled=False):
+            if number < len(self.scales) - 1:
+                codes = enlarge(codes, self.scales[-1])
+            if self.refine is None:
+                return codes
+            refined = self.refine(codes, number / max(len(self.scales) - 1, 1))
+        check_shape("refine(codes, position)", refined, codes.shape)
+        return refined
+
+    def _flatten(self, parts: list[Tensor], leading: torch.Size) -> Tensor:
+        spatial = len(self.scales[-1])
+        flat = torch.cat([part.flatten(1, spatial) for part in parts], dim=1)
+        return flat.reshape(*leading, *flat.shape[1:])
+
+    def _unflatten(self, indices: Tensor) -> tuple[list[Tensor], torch.Size]:
+        check_integer("indices", indices)
+        last = () if self.num_codebooks == 1 else (self.num_codebooks,)
+        tail = (sum(self._counts), *last)
+        if tuple(indices.shape[-len(tail) :]) != tail:
+            raise ValueError(
+                f"`indices` must have shape (..., {', '.join(map(str, tail))}), the positions of "
+                f"all scales, got {tuple(indices.shape)}. Fill up with -1 what is not known."
+            )
+        leading = indices.shape[: -len(tail)]
+        parts = indices.reshape(-1, *tail).split(self._counts, dim=1)
+        shaped = zip(parts, self.scales, strict=True)
+        return [part.reshape(part.shape[0], *scale, *last) for part, scale in shaped], leading

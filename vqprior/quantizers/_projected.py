@@ -1,0 +1,148 @@
+"""Quantization in another space than that of the features."""
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from vqprior._checks import check_at_least, check_floating, check_last_dim, check_shape
+from vqprior._interfaces import Quantizer, QuantizerOutput
+from vqprior._tokens import (
+    admit,
+    admit_assigned,
+    check_indices,
+    is_named,
+    leave_out,
+    with_quantized,
+)
+from vqprior._wrapper import Wrapper
+
+
+@final
+class Projected(Wrapper, Quantizer):
+    """Quantizes in a projection of the features: ``up(quantizer(down(x)))``.
+
+    Searching few dimensions keeps more codes in use. The gradient of ``quantized`` passes
+    ``up``, the estimator and ``down``, so it is ``up``'s Jacobian times ``down``'s in place of
+    the identity, and both learn from it. Both run in the dtype of their parameters, also inside
+    ``torch.autocast``, so that half precision changes no index.
+
+    Args:
+        quantizer: Any quantizer of tokens.
+        down: A module ``(..., d) -> (..., quantizer.dim)``.
+        up: A module ``(..., quantizer.dim) -> (..., d)``; it shapes what comes out.
+        dim: Number of features ``d``; by default ``down.in_features``, or else that of
+            ``quantizer``.
+
+    Raises:
+        ValueError: If ``quantizer`` has no index for each token or ``dim`` is below 1.
+
+    Shape:
+        - input, ``quantized``: ``(..., d)``
+        - ``indices``: those of ``quantizer``
+
+    References:
+        Yu et al., *Vector-quantized Image Modeling with Improved VQGAN*, ICLR 2022, section 3.2
+        (factorized codes). <https://arxiv.org/abs/2110.04627>
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from vqprior import Projected, VectorQuantizer
+        >>> inner = VectorQuantizer(dim=8, codebook_size=512, metric="cosine")
+        >>> vq = Projected(inner, nn.Linear(64, 8), nn.Linear(8, 64))
+        >>> vq.dim, vq(torch.randn(2, 10, 64)).quantized.shape
+        (64, torch.Size([2, 10, 64]))
+    """
+
+    def __init__(
+        self, quantizer: Quantizer, down: nn.Module, up: nn.Module, *, dim: int | None = None
+    ) -> None:
+        super().__init__(quantizer)
+        if not quantizer.tokenwise:
+            raise ValueError(
+                "`quantizer` must have indices for each token, got "
+                f"{type(quantizer).__name__}. Put `Projected` inside it."
+            )
+        found = getattr(down, "in_features", quantizer.dim)
+        self._dim = int(found) if dim is None else dim
+        check_at_least("dim", self._dim, 1)
+        self.down = down
+        self.up = up
+
+    @property
+    def dim(self) -> int:
+        """Number of features ``d`` before the projection."""
+        return self._dim
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
+        """Quantizes ``x`` ``(..., d)``; ``mask`` ``(...)`` is True for real tokens.
+
+        Raises:
+            TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
+            ValueError: On a wrong shape, of what ``down`` or ``up`` returns too.
+        """
+        x, counted = admit(x, mask, self.dim)
+        return self._raised(self.quantizer(self._lowered(x), counted), x)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Returns the indices of the projected vectors."""
+        x, counted = admit(x, mask, self.dim)
+        return self.quantizer.encode(self._lowered(x), counted)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Returns ``up`` of the codes named by ``indices``; a token without any gives zeros.
+
+        Raises:
+            TypeError: If ``indices`` is not an integer tensor.
+        """
+        check_indices(indices, self.num_codebooks)
+        vectors = _run(self.up, self.quantizer.decode(indices))
+        return torch.where(is_named(indices, self.num_codebooks).unsqueeze(-1), vectors, 0.0)
+
+    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+        """Returns the result for indices chosen elsewhere."""
+        x, counted = admit_assigned(x, indices, self.dim, self.num_codebooks)
+        indices = leave_out(indices, counted, self.num_codebooks)
+        return self._raised(self.quantizer.assign(self._lowered(x), indices), x)
+
+    def logits(
+        self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
+    ) -> Tensor:
+        """Returns how well each code fits each projected vector.
+
+        Raises:
+            TypeError: If the quantizer has no explicit codebook.
+            ValueError: If ``temperature`` is not greater than 0, or on a wrong shape.
+        """
+        return self.quantizer.logits(self._lowered(x), temperature=temperature, indices=indices)
+
+    def nearest(self, x: Tensor, num_nearest: int) -> Tensor:
+        """Returns the indices of the codes nearest to each projected vector: ``(..., m)``.
+
+        Raises:
+            TypeError: If the quantizer has not exactly one explicit codebook.
+            ValueError: On a wrong shape.
+        """
+        return self.quantizer.nearest(self._lowered(x), num_nearest)
+
+    def _lowered(self, x: Tensor) -> Tensor:
+        check_floating("x", x)
+        check_last_dim("x", x, self.dim)
+        lowered = _run(self.down, x)
+        check_shape("down(x)", lowered, (*x.shape[:-1], self.quantizer.dim))
+        return lowered
+
+    def _raised(self, out: QuantizerOutput, x: Tensor) -> QuantizerOutput:
+        raised = _run(self.up, out.quantized).to(x.dtype)
+        check_shape("up(codes)", raised, x.shape)
+        named = is_named(out.indices, self.num_codebooks)
+        return with_quantized(out, torch.where(named.unsqueeze(-1), raised, 0.0))
+
+
+def _run(module: nn.Module, x: Tensor) -> Tensor:
+    floating = (p.dtype for p in module.parameters() if p.is_floating_point())
+    with torch.autocast(x.device.type, enabled=False):
+        y: Tensor = module(x.to(next(floating, x.dtype)))
+    return y

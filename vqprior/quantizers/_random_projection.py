@@ -1,0 +1,136 @@
+"""Labels from a random projection and random codes."""
+
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vqprior._checks import check_at_least
+from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
+from vqprior._precision import KeepsDtypes
+from vqprior._tokens import admit, admit_assigned, check_indices, result
+from vqprior.functional import nearest_codes, straight_through
+
+
+@final
+class RandomProjectionQuantizer(KeepsDtypes, Quantizer):
+    """Projects at random and finds the random code with the nearest direction; nothing learns.
+
+    A source of labels for masked prediction. Normalize the features over the data first (mean 0
+    and deviation 1 each), or few codes are used. ``decode`` returns the shortest vectors whose
+    projections are the codes. Projection and codes are float32 buffers, whatever the module is
+    cast to.
+
+    Args:
+        dim: Number of features of one vector, at least 1.
+        codebook_size: Number of codes, at least 1.
+        code_dim: Number of features of one code, between 1 and ``dim``.
+        generator: Source of randomness.
+
+    Raises:
+        ValueError: If a size is out of range.
+
+    Shape:
+        - input: ``(..., d)``
+        - output: ``quantized`` ``(..., d)``, ``indices`` ``(...)``
+
+    References:
+        Chiu et al., *Self-supervised Learning with Random-projection Quantizer for Speech
+        Recognition*, ICML 2022, section 3.1. <https://arxiv.org/abs/2202.01855>
+
+    Examples:
+        >>> import torch
+        >>> from vqprior import RandomProjectionQuantizer
+        >>> labels = RandomProjectionQuantizer(80, 8192).encode(torch.randn(2, 100, 80))
+        >>> labels.shape
+        torch.Size([2, 100])
+    """
+
+    projection: Tensor
+    codes: Tensor
+    back: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        *,
+        code_dim: int = 16,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        check_at_least("dim", dim, 1)
+        check_at_least("codebook_size", codebook_size, 1)
+        check_at_least("code_dim", code_dim, 1)
+        if code_dim > dim:
+            raise ValueError(f"`code_dim` must be at most `dim`, {dim}, got {code_dim}.")
+        bound = (6 / (dim + code_dim)) ** 0.5  # Xavier's uniform distribution
+        uniform = torch.rand(dim, code_dim, generator=generator, dtype=torch.float32)
+        projection = (2 * uniform - 1) * bound
+        codes = torch.randn(codebook_size, code_dim, generator=generator, dtype=torch.float32)
+        self.register_buffer("projection", projection)
+        self.register_buffer("codes", F.normalize(codes, dim=1))
+        with torch.autocast(projection.device.type, enabled=False):
+            self.register_buffer("back", torch.linalg.pinv(projection))
+
+    @property
+    def dim(self) -> int:
+        """Number of features ``d`` of one vector."""
+        return self.projection.shape[0]
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """One codebook."""
+        return (self.codes.shape[0],)
+
+    @property
+    def codebooks(self) -> tuple[Codebook, ...]:
+        """None that learns."""
+        return ()
+
+    def extra_repr(self) -> str:
+        """Shows the sizes in ``repr``."""
+        return f"{self.dim}, {self.codebook_size}, code_dim={self.codes.shape[1]}"
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
+        """Quantizes ``x`` ``(..., d)``; ``mask`` ``(...)`` is True for real tokens.
+
+        Raises:
+            TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
+            ValueError: On a wrong shape.
+        """
+        return self.assign(x, self.encode(x, mask))
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Returns the index of the code with the nearest direction: ``(..., d) -> (...)``."""
+        x, counted = admit(x, mask, self.dim)
+        nearest = nearest_codes(self._projected(x), self.codes, metric="cosine")
+        return torch.where(counted, nearest, -1)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Returns the vectors that stand for ``indices``: ``(...) -> (..., d)``; -1 gives zeros.
+
+        Raises:
+            TypeError: If ``indices`` is not an integer tensor.
+        """
+        check_indices(indices, 1)
+        codes = F.embedding(indices.long().clamp_min(0), self.codes)
+        with torch.autocast(codes.device.type, enabled=False):
+            vectors = codes @ self.back
+        return torch.where((indices >= 0).unsqueeze(-1), vectors, 0.0)
+
+    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+        """Returns the result for indices chosen elsewhere."""
+        x, counted = admit_assigned(x, indices, self.dim, 1)
+        chosen = torch.where(counted, indices.long(), -1)
+        quantized = straight_through(x, self.decode(chosen).to(x.dtype))
+        return result(quantized, chosen, {})
+
+    def _projected(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        # Directions alone count: scaled, so that a sum cannot overflow.
+        largest = wide.abs().amax(dim=-1, keepdim=True)
+        with torch.autocast(x.device.type, enabled=False):
+            return wide / torch.where(largest > 0, largest, 1.0) @ self.projection.to(wide.dtype)

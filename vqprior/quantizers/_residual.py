@@ -1,0 +1,252 @@
+"""Quantizers in sequence, each on what the earlier ones left over."""
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from vqprior._checks import check_at_least, check_floating, check_fraction
+from vqprior._interfaces import Codebook, GradientEstimator, Quantizer, QuantizerOutput
+from vqprior._stages import Stages
+from vqprior._tokens import (
+    admit,
+    admit_assigned,
+    check_indices,
+    code_dtype,
+    join,
+    leave_out,
+    stack_logits,
+)
+from vqprior.functional import straight_through
+
+
+@final
+class Residual(Quantizer):
+    """Quantizes what earlier quantizers left over, and adds up: coarse to fine.
+
+    One outer estimator spans all stages, so the gradient of ``quantized`` is the identity by
+    default, whatever the number of stages; each stage sees ``x`` minus a constant, so every
+    stage's commitment gradient is alive. Modules inside a stage (as in ``Projected``) learn from
+    the gradient of ``quantized`` too. Terms of the stages add up.
+
+    Pass the same quantizer repeatedly to share its codebook: it is stored once, and a rule takes
+    one step for all its uses together.
+
+    Args:
+        quantizers: The stages, first to last, of equal ``dim``.
+        dropout: Probability, in training mode, that a sample (an entry of dimension 0) keeps
+            only its first ``m`` stages, with ``m`` uniform over 1 to all. Dropped stages have
+            index -1 and contribute nothing. Draws from torch's global generator, as
+            ``nn.Dropout`` does.
+        beam_size: Number of partial sums that the search keeps, at least 1 (greedy). Above 1 it
+            needs stages that can rank their codes (``Quantizer.nearest``), and costs about
+            ``beam_size`` times as much.
+        estimator: ``(x, codes) -> codes``, which defines the gradient of the sum.
+
+    Raises:
+        TypeError: If ``beam_size`` is above 1 and a stage cannot rank its codes.
+        ValueError: If there is no stage, stages differ in ``dim`` or have no index for each
+            token, or an option is out of range.
+
+    Shape:
+        - input: ``(..., d)``
+        - output: ``quantized`` ``(..., d)``, ``indices`` ``(..., q)``, or ``(...)`` for one stage
+
+    References:
+        Lee et al., *Autoregressive Image Generation using Residual Quantization*, CVPR 2022,
+        section 3.1. <https://arxiv.org/abs/2203.01941>
+        Kumar et al., *High-Fidelity Audio Compression with Improved RVQGAN*, NeurIPS 2023,
+        section 3.3 (dropout for each sample). <https://arxiv.org/abs/2306.06546>
+
+    Examples:
+        >>> import torch
+        >>> from vqprior import Residual, VectorQuantizer
+        >>> rvq = Residual([VectorQuantizer(dim=8, codebook_size=16) for _ in range(4)])
+        >>> out = rvq(torch.randn(2, 10, 8))
+        >>> out.indices.shape, rvq.bits_per_token
+        (torch.Size([2, 10, 4]), 16.0)
+        >>> coarse = out.indices.clone()
+        >>> coarse[..., 2:] = -1  # the first two stages alone
+        >>> rvq.decode(coarse).shape
+        torch.Size([2, 10, 8])
+    """
+
+    def __init__(
+        self,
+        quantizers: Sequence[Quantizer],
+        *,
+        dropout: float = 0.0,
+        beam_size: int = 1,
+        estimator: GradientEstimator = straight_through,
+    ) -> None:
+        super().__init__()
+        self.stages = Stages(quantizers)
+        dims = [stage.dim for stage in self.stages]
+        if len(set(dims)) > 1:
+            raise ValueError(
+                f"`quantizers` must have one `dim`, got {dims}. Wrap those that search in another "
+                "space in `Projected`."
+            )
+        check_fraction("dropout", dropout)
+        check_at_least("beam_size", beam_size, 1)
+        if beam_size > 1:
+            for stage in self.stages:
+                like = next(stage.parameters(), torch.zeros(()))
+                stage.nearest(like.new_zeros(1, stage.dim), 1)  # raises now if it cannot
+        self.dropout = dropout
+        self.beam_size = beam_size
+        self.estimator = estimator
+
+    @property
+    def dim(self) -> int:
+        """That of every stage."""
+        return self.stages[0].dim
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Those of all stages, in order."""
+        return self.stages.codebook_sizes
+
+    @property
+    def codebooks(self) -> tuple[Codebook, ...]:
+        """Those of all stages, in order."""
+        return self.stages.codebooks
+
+    def extra_repr(self) -> str:
+        """Shows the options in ``repr``."""
+        return f"dropout={self.dropout}, beam_size={self.beam_size}"
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
+        """Quantizes ``x`` ``(..., d)``; ``mask`` ``(...)`` is True for real tokens.
+
+        Raises:
+            TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
+            ValueError: On a wrong shape.
+        """
+        x, counted = admit(x, mask, self.dim)
+        kept = self._kept(counted)
+        if self.beam_size == 1:
+            return self._run(x, counted, lambda i, rest: self.stages[i](rest, counted & kept[i]))
+        found = self._search_beam(x, counted)
+        return self._run(
+            x,
+            counted,
+            lambda i, rest: self.stages[i].assign(rest, torch.where(kept[i], found[i], -1)),
+        )
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Returns the indices ``(..., q)`` of all stages; nothing is dropped."""
+        x, counted = admit(x, mask, self.dim)
+        if self.beam_size > 1:
+            return self.stages.join(self._search_beam(x, counted))
+        dtype = code_dtype(self)
+        rest = x.to(torch.promote_types(x.dtype, dtype))
+        total, found = torch.zeros_like(x, dtype=dtype), []
+        for stage in self.stages:
+            indices = stage.encode(rest, counted)
+            total = total + stage.decode(indices).to(rest.dtype).to(dtype)
+            rest = x.to(rest.dtype) - total.to(rest.dtype)
+            found.append(indices)
+        return self.stages.join(found)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Returns the sum of the codes ``(..., d)`` named by ``indices``; -1 adds nothing.
+
+        Raises:
+            TypeError: If ``indices`` is not an integer tensor.
+            ValueError: If ``indices`` has another number of codebooks.
+        """
+        check_indices(indices, self.num_codebooks)
+        dtype = code_dtype(self)
+        total = torch.zeros((), dtype=dtype, device=indices.device)
+        # In the order of `forward`: sums of floats depend on it.
+        for stage, part in zip(self.stages, self.stages.split(indices), strict=True):
+            total = total + stage.decode(part).to(dtype)
+        return total
+
+    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+        """Returns the result for indices ``(..., q)`` chosen elsewhere; -1 drops a stage."""
+        x, counted = admit_assigned(x, indices, self.dim, self.num_codebooks)
+        parts = self.stages.split(leave_out(indices, counted, self.num_codebooks))
+        return self._run(x, counted, lambda i, rest: self.stages[i].assign(rest, parts[i]))
+
+    def logits(
+        self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
+    ) -> Tensor:
+        """Returns how well each code of each stage fits what is left over: ``(..., q, k)``.
+
+        Args:
+            x: Vectors ``(..., d)``.
+            temperature: Divides the logits, greater than 0.
+            indices: Choices ``(..., q)`` that earlier stages are taken to have made (teacher
+                forcing); by default those that the stages make.
+
+        Raises:
+            TypeError: If a stage has no explicit codebook.
+            ValueError: On a wrong shape, or if ``temperature`` is not greater than 0.
+        """
+        check_floating("x", x)
+        if indices is not None:
+            check_indices(indices, self.num_codebooks)
+        dtype = code_dtype(self)
+        wide = x.to(torch.promote_types(x.dtype, dtype))
+        rest, total, parts = wide, torch.zeros_like(wide, dtype=dtype), []
+        given = None if indices is None else self.stages.split(indices)
+        for number, stage in enumerate(self.stages):
+            known = None if given is None else given[number]
+            parts.append(stage.logits(rest, temperature=temperature, indices=known))
+            with torch.no_grad():
+                chosen = stage.encode(rest) if known is None else known
+                total = total + stage.decode(chosen).to(dtype)
+            rest = wide - total.to(wide.dtype)
+        return stack_logits(parts, self.stages.counts)
+
+    def _run(
+        self, x: Tensor, counted: Tensor, quantize: Callable[[int, Tensor], QuantizerOutput]
+    ) -> QuantizerOutput:
+        """Runs the stages with whatever chooses their codes."""
+        dtype = code_dtype(self)
+        wide = x.to(torch.promote_types(x.dtype, dtype))
+        total = torch.zeros_like(wide, dtype=dtype)
+        trained, rest, outs = torch.zeros_like(total), wide, []
+        for number, stage in enumerate(self.stages):
+            out = quantize(number, rest)
+            if torch.is_grad_enabled() and any(p.requires_grad for p in stage.parameters()):
+                # What is inside a stage learns from the result; `x` has the outer estimator.
+                inner = stage.assign(rest.detach(), out.indices).quantized.to(dtype)
+                trained = trained + (inner - inner.detach())
+            total = total + out.quantized.detach().to(dtype)
+            rest = wide - total.to(wide.dtype)
+            outs.append(out)
+        quantized = self.estimator(x, total.to(x.dtype)) + trained.to(x.dtype)
+        quantized = torch.where(counted.unsqueeze(-1), quantized, 0.0)
+        return join(outs, quantized, self.stages.join([out.indices for out in outs]))
+
+    def _kept(self, counted: Tensor) -> list[Tensor]:
+        """For each stage, which samples use it: broadcasts against ``counted``."""
+        count = len(self.stages)
+        if not self.training or self.dropout == 0:
+            return [counted.new_ones((), dtype=torch.bool)] * count
+        shape = (*counted.shape[:1], *[1] * (counted.ndim - 1))
+        dropped = torch.rand(shape, device=counted.device) < self.dropout
+        length = torch.randint(1, count + 1, shape, device=counted.device)
+        return [~dropped | (length > stage) for stage in range(count)]
+
+    @torch.no_grad()
+    def _search_beam(self, x: Tensor, counted: Tensor) -> list[Tensor]:
+        """Keeps the best partial sums after each stage; the indices of the best at the end."""
+        rest = x.to(torch.promote_types(x.dtype, code_dtype(self))).unsqueeze(-2)
+        paths: list[Tensor] = []
+        for stage in self.stages:
+            near = stage.nearest(rest, min(self.beam_size, stage.codebook_size))
+            left = rest.unsqueeze(-2) - stage.decode(near).to(rest.dtype)
+            # Stable, so that ties go to the lowest index of the best path.
+            cost = left.square().sum(dim=-1).flatten(-2)
+            best = cost.sort(dim=-1, stable=True).indices[..., : self.beam_size]
+            paths = [path.gather(-1, best // near.shape[-1]) for path in paths]
+            paths.append(near.flatten(-2).gather(-1, best))
+            rows = best.unsqueeze(-1).expand(*best.shape, left.shape[-1])
+            rest = left.flatten(-3, -2).gather(-2, rows)
+        return [torch.where(counted, path[..., 0], -1) for path in paths]
