@@ -115,6 +115,14 @@ def check_feature_map(
         )
 
 
+def no_codebook_error(quantizer: object, method: str) -> TypeError:
+    """What ``method`` raises where there is no codebook to rank."""
+    return TypeError(
+        f"`quantizer` must have one explicit codebook for `{method}`, got "
+        f"{type(quantizer).__name__}. Use a `VectorQuantizer`, or a wrapper of one."
+    )
+
+
 def check_scales(scales: Sequence[int | tuple[int, ...]]) -> list[tuple[int, ...]]:
     """Raises unless sizes have 1 to 3 dimensions and never shrink; ``p`` becomes ``(p, p)``."""
     sizes = [(scale, scale) if isinstance(scale, int) else tuple(scale) for scale in scales]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from vqprior._checks import no_codebook_error
 from vqprior._precision import KeepsDtypes
 
 
@@ -164,6 +165,11 @@ class CodeSpace(nn.Module, abc.ABC):
         """Whether each token has indices of its own: ``(...)`` or ``(..., q)``."""
         return True
 
+    @property
+    def features_last(self) -> bool:
+        """Whether the features of a token are the last dimension, the layout of nesting."""
+        return True
+
 
 class Quantizer(CodeSpace):
     """Maps each vector of ``d`` features to one of finitely many codes.
@@ -188,6 +194,11 @@ class Quantizer(CodeSpace):
     9. Wrong input raises ``ValueError`` or ``TypeError`` in the form "`argument` must
        <requirement>, got <value>. <The way out.>"
     """
+
+    @property
+    def learns_from_result(self) -> bool:
+        """Whether a parameter gets a gradient from ``quantized``, as those of a module do."""
+        return any(parameter.requires_grad for parameter in self.parameters())
 
     @abc.abstractmethod
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
@@ -224,7 +235,7 @@ class Quantizer(CodeSpace):
         Raises:
             TypeError: If the quantizer has no explicit codebook.
         """
-        raise TypeError(_no_codebook(self, "logits"))
+        raise no_codebook_error(self, "logits")
 
     def nearest(self, x: Tensor, num_nearest: int) -> Tensor:
         """Returns the best choices, best first, without gradients: ``(..., d) -> (..., m)``.
@@ -232,18 +243,11 @@ class Quantizer(CodeSpace):
         Raises:
             TypeError: If the quantizer has not exactly one explicit codebook.
         """
-        raise TypeError(_no_codebook(self, "nearest"))
+        raise no_codebook_error(self, "nearest")
 
     if TYPE_CHECKING:  # nn.Module.__call__ returns Any; callers deserve the real type.
 
         def __call__(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput: ...
-
-
-def _no_codebook(quantizer: Quantizer, method: str) -> str:
-    return (
-        f"`quantizer` must have one explicit codebook for `{method}`, got "
-        f"{type(quantizer).__name__}. Use a `VectorQuantizer`, or a wrapper of one."
-    )
 
 
 class Rule(KeepsDtypes, abc.ABC):

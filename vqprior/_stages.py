@@ -6,7 +6,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from vqprior._interfaces import Codebook, Quantizer
-from vqprior._tokens import columns, stack_columns
+from vqprior._tokens import check_tokenwise, columns, stack_columns
 
 
 class Stages(nn.Module):
@@ -21,18 +21,9 @@ class Stages(nn.Module):
             raise ValueError("`quantizers` must hold at least one quantizer, got none.")
         unique: list[Quantizer] = []
         self._order: list[int] = []
-        for quantizer in quantizers:
-            if not isinstance(quantizer, Quantizer):
-                raise TypeError(
-                    f"`quantizers` must hold quantizers, got {type(quantizer).__name__}. A texture "
-                    "quantizer goes outside."
-                )
-            if not quantizer.tokenwise:
-                raise ValueError(
-                    "`quantizers` must have indices for each token, got "
-                    f"{type(quantizer).__name__}. Put this wrapper inside it."
-                )
-            known = [number for number, one in enumerate(unique) if one is quantizer]
+        for number, quantizer in enumerate(quantizers):
+            check_tokenwise(f"quantizers[{number}]", quantizer)
+            known = [place for place, one in enumerate(unique) if one is quantizer]
             if not known:
                 unique.append(quantizer)
             self._order.append(known[0] if known else len(unique) - 1)
@@ -61,6 +52,11 @@ class Stages(nn.Module):
     def codebooks(self) -> tuple[Codebook, ...]:
         """Those of all, in order."""
         return tuple(codebook for stage in self for codebook in stage.codebooks)
+
+    @property
+    def learns_from_result(self) -> bool:
+        """Whether any does."""
+        return any(stage.learns_from_result for stage in self)
 
     def split(self, indices: Tensor) -> list[Tensor]:
         """Splits indices ``(..., q)`` into those of each."""

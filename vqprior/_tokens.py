@@ -6,7 +6,36 @@ import torch
 from torch import Tensor, nn
 
 from vqprior._checks import check_floating, check_integer, check_last_dim, check_mask, check_shape
-from vqprior._interfaces import QuantizerOutput, Selection
+from vqprior._interfaces import Quantizer, QuantizerOutput, Selection
+
+
+def check_quantizer(name: str, quantizer: object) -> None:
+    """Raises ``TypeError`` unless ``quantizer`` is one of a single tensor."""
+    if not isinstance(quantizer, Quantizer):
+        raise TypeError(
+            f"`{name}` must be a quantizer, got {type(quantizer).__name__}. A `TextureQuantizer` "
+            "goes outside of all others."
+        )
+
+
+def check_features_last(name: str, quantizer: Quantizer) -> None:
+    """Raises unless ``quantizer`` is one with features last."""
+    check_quantizer(name, quantizer)
+    if not quantizer.features_last:
+        raise ValueError(
+            f"`{name}` must have features last, got {type(quantizer).__name__}. Put `ChannelFirst` "
+            "outside."
+        )
+
+
+def check_tokenwise(name: str, quantizer: Quantizer) -> None:
+    """Raises unless ``quantizer`` has features last, and indices for each token."""
+    check_features_last(name, quantizer)
+    if not quantizer.tokenwise:
+        raise ValueError(
+            f"`{name}` must have indices for each token, got {type(quantizer).__name__}. Put "
+            "`MultiScale` outside."
+        )
 
 
 def admit(x: Tensor, mask: Tensor | None, dim: int) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """What all wrappers of one quantizer share."""
 
 from vqprior._interfaces import Codebook, CodeSpace, Quantizer
+from vqprior._tokens import check_quantizer
 
 
 class Wrapper(CodeSpace):
@@ -8,6 +9,7 @@ class Wrapper(CodeSpace):
 
     def __init__(self, quantizer: Quantizer) -> None:
         super().__init__()
+        check_quantizer("quantizer", quantizer)
         self.quantizer = quantizer
 
     @property
@@ -29,6 +31,11 @@ class Wrapper(CodeSpace):
     def tokenwise(self) -> bool:
         """That of the wrapped quantizer."""
         return self.quantizer.tokenwise
+
+    @property
+    def features_last(self) -> bool:
+        """That of the wrapped quantizer."""
+        return self.quantizer.features_last
 
     @property
     def codebooks(self) -> tuple[Codebook, ...]:

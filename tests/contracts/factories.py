@@ -157,7 +157,7 @@ QUANTIZERS = {
     "ibq": lambda: vq(metric="dot", estimator=IndexBackpropagation()),
     "gumbel": lambda: vq(estimator=IndexBackpropagation("gumbel")),
     "reinmax": lambda: vq(metric="cosine", estimator=IndexBackpropagation("reinmax")),
-    "fsq": lambda: FSQ([8, 5, 2, 7]),
+    "fsq": lambda: FSQ([8, 5, 3, 7]),
     "fsq-symmetric": lambda: FSQ([8, 5, 2, 7], symmetric=True),
     "lfq": lambda: LFQ(DIM),
     "bsq": lambda: BSQ(DIM, commitment_weight=0.25),
@@ -222,6 +222,10 @@ def quantizers_where(applies):
 
 def has(quantizer, kind):
     return any(isinstance(module, kind) for module in quantizer.modules())
+
+
+def learned_by_rules(quantizer):
+    return bool(quantizer.codebooks) and not has(quantizer, Transformed)
 
 
 def estimates_through_indices(quantizer):
@@ -323,7 +327,7 @@ def state(module):
 
 
 # Some quantizers have no codebook that a rule can set, some have several.
-every_learned_quantizer = quantizers_where(lambda q: q.codebooks and not has(q, Transformed))
+every_learned_quantizer = quantizers_where(learned_by_rules)
 every_quantizer_of_one_codebook = quantizers_where(lambda q: len(q.codebooks) == 1)
 every_quantizer_of_one_table = quantizers_where(
     lambda q: len(q.codebooks) == 1 and not has(q, Transformed)

@@ -265,16 +265,16 @@ def test_law_9_wrong_input_raises(tree, seed):
     with pytest.raises(ValueError, match=r"^`(x|texture)` must have shape \("):
         quantizer(wider)
     with pytest.raises(
-        TypeError, match="^`(x|texture)` must be a floating-point tensor, got torch"
+        TypeError, match=r"^`(x|texture)` must be a floating-point tensor, got torch"
     ):
         quantizer(x.long())
-    with pytest.raises(TypeError, match="^`mask` must be a boolean tensor"):
+    with pytest.raises(TypeError, match=r"^`mask` must be a boolean tensor"):
         quantizer(x, torch.ones(tokens_of(quantizer, 2)))
-    with pytest.raises(ValueError, match="^`mask` must have shape"):
+    with pytest.raises(ValueError, match=r"^`mask` must have shape"):
         quantizer(x, torch.ones(7, 7, 7, 7) > 0)
-    with pytest.raises(TypeError, match="^`indices` must be an integer tensor"):
+    with pytest.raises(TypeError, match=r"^`indices` must be an integer tensor"):
         quantizer.decode(x)
-    with pytest.raises(TypeError, match="^`indices` must be an integer tensor"):
+    with pytest.raises(TypeError, match=r"^`indices` must be an integer tensor"):
         quantizer.assign(x, x)
 
 

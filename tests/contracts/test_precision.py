@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from tests.contracts.factories import (
     draw,
+    every_quantizer,
     every_quantizer_of_one_codebook,
     every_quantizer_of_one_table,
     features_last,
@@ -61,7 +62,7 @@ def test_half_precision_modules_and_inputs_are_searched_in_float32(make, low, of
     assert quantizer(x).loss.dtype == torch.float32
 
 
-@every_quantizer_of_one_codebook
+@every_quantizer
 @pytest.mark.parametrize("low", [torch.float16, torch.bfloat16], ids=str)
 def test_autocast_changes_no_index_and_no_loss(make, low):
     quantizer = make().eval()

@@ -15,6 +15,7 @@ from tests.contracts.factories import (
     every_learned_quantizer,
     every_quantizer,
     features_last,
+    learned_by_rules,
     state,
 )
 from vqprior import CodebookEMA, CodebookRevival, SelfUpdating
@@ -25,11 +26,14 @@ class Training:
 
     def __init__(self, quantizer, *, ema):
         self.encoder, self.quantizer = nn.Linear(quantizer.dim, quantizer.dim), quantizer
-        ema_rules = [CodebookEMA(quantizer, decay=0.9)] if ema else []
+        learns = learned_by_rules(quantizer)
+        rules = [CodebookEMA(quantizer, decay=0.9)] if ema and learns else []
         parameters = [p for p in quantizer.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam([*self.encoder.parameters(), *parameters], lr=0.1)
-        revival = CodebookRevival(quantizer, patience=4.0, threshold=0.5, optimizer=self.optimizer)
-        self.rules = nn.ModuleList([*ema_rules, revival])
+        if learns:
+            options = {"patience": 4.0, "threshold": 0.5, "optimizer": self.optimizer}
+            rules.append(CodebookRevival(quantizer, **options))
+        self.rules = nn.ModuleList(rules)
 
     def parts(self):
         return self.encoder, self.quantizer, self.rules, self.optimizer
@@ -48,7 +52,7 @@ class Training:
         return loss.detach()
 
 
-@every_learned_quantizer
+@every_quantizer
 @pytest.mark.parametrize("ema", [False, True], ids=["gradient", "ema"])
 def test_training_continues_bit_for_bit(make, ema):
     first = Training(make(), ema=ema)
@@ -70,6 +74,17 @@ def test_training_continues_bit_for_bit(make, ema):
 
 def through_pickle(thing):
     return pickle.loads(pickle.dumps(thing))
+
+
+@every_quantizer
+@pytest.mark.parametrize("clone", [through_pickle, copy.deepcopy])
+def test_a_copy_gives_the_same(make, clone):
+    quantizer = make().eval()
+    twin, x = clone(quantizer), draw(quantizer)
+    assert type(twin) is type(quantizer)
+    copied, original = twin(x), quantizer(x)
+    for name in ("quantized", "indices", "loss", "terms"):
+        assert_close(getattr(copied, name), getattr(original, name), rtol=0, atol=0)
 
 
 @every_learned_quantizer

@@ -59,10 +59,14 @@ def leaves(dim):
         plain(dim),
         st.tuples(st.just("lfq"), st.just(dim)),
         st.tuples(st.just("bsq"), st.just(dim)),
-        st.tuples(
-            st.just("fsq"),
-            st.lists(st.integers(2, 6), min_size=dim, max_size=dim).map(tuple),
-            st.booleans(),
+        st.booleans().flatmap(
+            lambda symmetric: st.tuples(
+                st.just("fsq"),
+                st.lists(st.integers(2 if symmetric else 3, 6), min_size=dim, max_size=dim).map(
+                    tuple
+                ),
+                st.just(symmetric),
+            )
         ),
         st.tuples(st.just("random-projection"), st.just(dim), st.integers(1, dim)),
     ]

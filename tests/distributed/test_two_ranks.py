@@ -1,13 +1,10 @@
 """Law 7: two ranks behave as one process with the joint batch.
 
-Each check is a generator. What stands before its ``yield`` runs before there is a process group,
-so every module is built there and the reference, one process with the joint batch, is computed
-there; what stands after it runs on both ranks. One spawn runs all checks.
+Every module is built before there is a process group, and so is the reference, one process with the
+joint batch.
 """
 
 import dataclasses
-import datetime
-import traceback
 
 import pytest
 import torch
@@ -16,6 +13,16 @@ from torch.testing import assert_close
 
 from tests.codebooks.pair import one_shared_codebook, two_codebooks
 from tests.contracts.factories import Mix, state
+from tests.distributed.ranks import (
+    batches,
+    ema,
+    exactly,
+    joint,
+    revival,
+    run,
+    same_on_all_ranks,
+    seeded,
+)
 from vqprior import (
     ChannelFirst,
     CodebookEMA,
@@ -40,53 +47,11 @@ def check(function):
     return function
 
 
-def exactly(actual, expected):
-    assert_close(actual, expected, rtol=0, atol=0)
-
-
-def same_on_all_ranks(tensor):
-    parts = _distributed.all_gather_stack(tensor)
-    exactly(parts[0], parts[1])
-
-
-def batches(dim):
-    """For each step, what each rank gets, ``(x, mask)``: unequal sizes, one rank without tokens.
-
-    Quarters: sums have no rounding, so the order of summation does not matter.
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(n, *, counted=True):
-        x = torch.randint(-12, 13, (n, dim), generator=generator) / 4
-        mask = torch.rand(n, generator=generator) > 0.2
-        return x, mask & counted
-
-    return [
-        [draw(5), draw(12)],
-        [draw(9), draw(4)],
-        [draw(7, counted=False), draw(6)],
-        [draw(8), draw(0)],
-        [draw(0), draw(0)],
-        [draw(3, counted=False), draw(2, counted=False)],
-        [draw(20), draw(1)],
-    ]
-
-
-def joint(parts):
-    xs, masks = zip(*parts, strict=True)
-    return torch.cat(xs), torch.cat(masks)
-
-
-def seeded(make):
-    torch.manual_seed(3)
-    return make()
-
-
 def learn_as_one(make, rules_of):
     """Trains one process before the yield and two ranks after it; both must end up equal."""
     one, mine = seeded(make), seeded(make)
     one_rules, my_rules = rules_of(one), rules_of(mine)
-    steps = batches(one.dim)
+    steps = batches(one.dim, world=WORLD)
     for parts in steps:
         out = one(*joint(parts))
         for rule in one_rules:
@@ -103,47 +68,39 @@ def learn_as_one(make, rules_of):
         exactly(state(my_rule), state(one_rule))
 
 
-def ema(quantizer):
-    return CodebookEMA(quantizer, decay=0.5)
-
-
-def revival(quantizer):
-    return CodebookRevival(quantizer, patience=1.5, threshold=0.5)
-
-
 @check
-def ema_learns_as_one(rank):
+def ema_learns_as_one(rank, world):
     yield from learn_as_one(lambda: VectorQuantizer(3, 8), lambda q: [ema(q)])
 
 
 @check
-def revival_learns_as_one(rank):
+def revival_learns_as_one(rank, world):
     yield from learn_as_one(lambda: VectorQuantizer(3, 8), lambda q: [revival(q)])
 
 
 @check
-def both_rules_learn_as_one(rank):
+def both_rules_learn_as_one(rank, world):
     yield from learn_as_one(lambda: VectorQuantizer(3, 8), lambda q: [ema(q), revival(q)])
 
 
 @check
-def several_codebooks_learn_as_one(rank):
+def several_codebooks_learn_as_one(rank, world):
     yield from learn_as_one(two_codebooks, lambda q: [ema(q), revival(q)])
 
 
 @check
-def a_shared_codebook_learns_as_one_by_ema(rank):
+def a_shared_codebook_learns_as_one_by_ema(rank, world):
     yield from learn_as_one(one_shared_codebook, lambda q: [ema(q)])
 
 
 @check
-def wrappers_learn_as_one(rank):
+def wrappers_learn_as_one(rank, world):
     def make():
         return TextureQuantizer(ChannelFirst(VectorQuantizer(3, 8)), fuse=Mix())
 
     one, mine = seeded(make), seeded(make)
     rules = [[ema(q), revival(q)] for q in (one, mine)]
-    steps = batches(3)
+    steps = batches(3, world=WORLD)
     for parts in steps:
         x, mask = joint(parts)
         out = one(x, torch.ones_like(x) / 4, mask)
@@ -159,13 +116,13 @@ def wrappers_learn_as_one(rank):
 
 
 @check
-def self_updating_learns_as_one(rank):
+def self_updating_learns_as_one(rank, world):
     def make():
         quantizer = VectorQuantizer(3, 8)
         return SelfUpdating(quantizer, ema(quantizer), revival(quantizer))
 
     one, mine = seeded(make), seeded(make)
-    steps = batches(3)
+    steps = batches(3, world=WORLD)
     for parts in steps:
         one(*joint(parts))
     yield
@@ -175,12 +132,12 @@ def self_updating_learns_as_one(rank):
 
 
 @check
-def revival_zeroes_moments_on_every_rank(rank):
+def revival_zeroes_moments_on_every_rank(rank, world):
     quantizer = seeded(lambda: VectorQuantizer(3, 8))
     optimizer = torch.optim.Adam(quantizer.parameters())
     rule = CodebookRevival(quantizer, patience=0.1, threshold=0.5, optimizer=optimizer)
     yield
-    x, _ = batches(3)[0][rank]
+    x, _ = batches(3, world=WORLD)[0][rank]
     out = quantizer(100 + x)
     quantizer.codebook.codes.grad = torch.ones(8, 3)
     optimizer.step()
@@ -194,7 +151,7 @@ def revival_zeroes_moments_on_every_rank(rank):
 
 
 @check
-def the_result_of_another_quantizer_raises_before_any_collective(rank):
+def the_result_of_another_quantizer_raises_before_any_collective(rank, world):
     quantizer = VectorQuantizer(3, 8)
     rules = [ema(quantizer), revival(quantizer)]
     yield
@@ -205,10 +162,10 @@ def the_result_of_another_quantizer_raises_before_any_collective(rank):
 
 
 @check
-def initialize_uses_the_joint_batch(rank):
+def initialize_uses_the_joint_batch(rank, world):
     quantizers = {method: VectorQuantizer(3, 4) for method in ("kmeans", "sample")}
     expected = {}
-    steps = batches(3)[:4]
+    steps = batches(3, world=WORLD)[:4]
     for method, quantizer in quantizers.items():
         torch.manual_seed(11)
         expected[method] = []
@@ -224,17 +181,17 @@ def initialize_uses_the_joint_batch(rank):
 
 
 @check
-def initialize_without_a_token_raises_on_every_rank(rank):
+def initialize_without_a_token_raises_on_every_rank(rank, world):
     quantizer = VectorQuantizer(3, 4)
     yield
-    x, mask = batches(3)[5][rank]
+    x, mask = batches(3, world=WORLD)[5][rank]
     with pytest.raises(ValueError, match="`x` must hold at least one finite vector"):
         initialize_(quantizer, x, mask)
     dist.barrier()
 
 
 @check
-def ranks_are_counted(rank):
+def ranks_are_counted(rank, world):
     assert (_distributed.is_active(), _distributed.rank(), _distributed.world_size()) == (
         False,
         0,
@@ -249,7 +206,7 @@ def ranks_are_counted(rank):
 
 
 @check
-def collectives_do_what_they_say(rank):
+def collectives_do_what_they_say(rank, world):
     yield
     x = torch.arange(6.0).reshape(3, 2) * (rank + 1)
     both = torch.stack([torch.arange(6.0).reshape(3, 2) * scale for scale in (1, 2)])
@@ -268,7 +225,7 @@ def collectives_do_what_they_say(rank):
 
 
 @check
-def codebook_usage_counts_all_ranks_without_changing_its_counts(rank):
+def codebook_usage_counts_all_ranks_without_changing_its_counts(rank, world):
     meter, one = CodebookUsage(8), CodebookUsage(8)
     parts = [torch.tensor([0, 1, 1, -1]), torch.tensor([5], dtype=torch.int32)]
     for part in parts:
@@ -285,7 +242,7 @@ def codebook_usage_counts_all_ranks_without_changing_its_counts(rank):
 
 
 @check
-def picture_metrics_average_over_the_pictures_of_all_ranks(rank):
+def picture_metrics_average_over_the_pictures_of_all_ranks(rank, world):
     pictures, targets = torch.rand(5, 3, 16, 16), torch.rand(5, 3, 16, 16)
     cases = []
     for kind in (PSNR, SSIM, GMSD):
@@ -306,7 +263,7 @@ def picture_metrics_average_over_the_pictures_of_all_ranks(rank):
 
 
 @check
-def adaptive_weight_is_the_same_on_all_ranks(rank):
+def adaptive_weight_is_the_same_on_all_ranks(rank, world):
     parameter = torch.ones(3, requires_grad=True)
     yield
     reconstruction = (parameter * torch.tensor([1.0, 2.0, 3.0]) * (rank + 1)).sum()
@@ -318,7 +275,7 @@ def adaptive_weight_is_the_same_on_all_ranks(rank):
 
 
 @check
-def all_reduce_sum_adds_up_values_and_gradients(rank):
+def all_reduce_sum_adds_up_values_and_gradients(rank, world):
     yield
     x = torch.arange(6.0).reshape(3, 2).T.requires_grad_()  # not contiguous
     total = _distributed.all_reduce_sum((rank + 1) * x)
@@ -338,11 +295,11 @@ def entropies():
 
 
 @check
-def entropies_are_those_of_the_joint_batch(rank):
+def entropies_are_those_of_the_joint_batch(rank, world):
     """With gradients averaged over ranks, as distributed training does."""
     torch.manual_seed(5)
     weight = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
-    steps = [[(x.double(), mask) for x, mask in parts] for parts in batches(3)]
+    steps = [[(x.double(), mask) for x, mask in parts] for parts in batches(3, world=WORLD)]
     expected = []
     for parts in steps:
         x, mask = joint(parts)
@@ -360,52 +317,21 @@ def entropies_are_those_of_the_joint_batch(rank):
 
 
 @check
-def modules_survive_the_end_of_the_group(rank):
-    """Checked by the worker's last lines: a rule that learned in a group goes on without one."""
-    yield
-
-
-def worker(rank, folder):
-    torch.set_num_threads(1)
-    running, reports = {}, {}
-    for name, function in CHECKS.items():
-        running[name] = function(rank)
-        next(running[name])
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=WORLD,
-        timeout=datetime.timedelta(seconds=30),
-    )
-    for name, steps in running.items():
-        try:
-            assert next(steps, "done") == "done"
-            reports[name] = ""
-        except BaseException:
-            reports[name] = traceback.format_exc()
-        torch.save(reports, f"{folder}/{rank}.pt")  # a later check may abort the process
-    dist.destroy_process_group()
-    try:
-        quantizer = VectorQuantizer(3, 8)
-        CodebookEMA(quantizer).step(quantizer(torch.randn(5, 3)))
-        assert not _distributed.is_active()
-    except BaseException:
-        reports["modules_survive_the_end_of_the_group"] = traceback.format_exc()
-    torch.save(reports, f"{folder}/{rank}.pt")
+def modules_survive_the_end_of_the_group(rank, world):
+    """A rule that learned in a group goes on without one."""
+    quantizer = VectorQuantizer(3, 8)
+    rule = CodebookEMA(quantizer)
+    for _ in range(2):
+        rule.step(quantizer(torch.randn(5, 3)))
+        yield
+    assert not _distributed.is_active()
+    rule.step(quantizer(torch.randn(5, 3)))
 
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
     """What each check left on each rank: nothing, or a traceback."""
-    folder, crash = tmp_path_factory.mktemp("ranks"), ""
-    try:
-        torch.multiprocessing.spawn(worker, args=(folder,), nprocs=WORLD)
-    except Exception:  # one failed check can put ranks out of step and abort the others
-        crash = traceback.format_exc()
-    unfinished = dict.fromkeys(CHECKS, f"did not finish: {crash}")
-    saved = [folder / f"{rank}.pt" for rank in range(WORLD)]
-    return [unfinished | (torch.load(file) if file.exists() else {}) for file in saved]
+    return run(CHECKS, WORLD, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", CHECKS)

@@ -158,19 +158,25 @@ VQ = VectorQuantizer(4, 16)
         (
             [VQ, nn.Identity()],
             TypeError,
-            "`quantizers` must hold quantizers, got Identity. A texture quantizer goes outside.",
+            "`quantizers[1]` must be a quantizer, got Identity. A `TextureQuantizer` goes outside of "
+            "all others.",
         ),
         (
             [TextureQuantizer(VQ)],
             TypeError,
-            "`quantizers` must hold quantizers, got TextureQuantizer. A texture quantizer goes "
-            "outside.",
+            "`quantizers[0]` must be a quantizer, got TextureQuantizer. A `TextureQuantizer` goes "
+            "outside of all others.",
         ),
         (
-            [ChannelFirst(MultiScale(VQ, (1, 2)))],
+            [ChannelFirst(VQ)],
             ValueError,
-            "`quantizers` must have indices for each token, got ChannelFirst. Put this wrapper "
-            "inside it.",
+            "`quantizers[0]` must have features last, got ChannelFirst. Put `ChannelFirst` outside.",
+        ),
+        (
+            [VQ, MultiScale(VQ, (1, 2))],
+            ValueError,
+            "`quantizers[1]` must have indices for each token, got MultiScale. Put `MultiScale` "
+            "outside.",
         ),
     ],
 )

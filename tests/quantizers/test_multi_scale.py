@@ -99,6 +99,8 @@ def is_pure(quantizer):
 
 
 every_pure = makers_where(is_pure)
+compiled = ("1d", "2d", "3d", "refine", "ibq", "residual", "projected", "fsq", "self-updating")
+every_compiled = pytest.mark.parametrize("make", [MAKERS[name] for name in compiled], ids=compiled)
 every_learned = makers_where(lambda quantizer: quantizer.codebooks)
 
 
@@ -374,7 +376,7 @@ def test_nothing_waits_for_the_device(make, training):
 
 
 @pytest.mark.slow
-@every_scale
+@every_compiled
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_compiles_in_one_graph(make, training):
     torch.compiler.reset()
@@ -394,7 +396,7 @@ def test_compiles_in_one_graph(make, training):
 
 
 @pytest.mark.slow
-@every_scale
+@every_compiled
 def test_exports_with_a_free_batch_size(make):
     quantizer = make().eval()
     shapes = ({0: torch.export.Dim("batch", min=2)},)
@@ -456,7 +458,8 @@ def test_revival_moves_unused_codes_onto_inputs_of_any_scale():
     out = quantizer(draw(quantizer, (20,)))
     CodebookRevival(quantizer, patience=1.0).step(out)
     inputs = torch.cat([s.inputs.reshape(-1, 4) for s in out.selections])
-    assert torch.cdist(inner.codebook.codes[1:], inputs).amin(dim=1).max() == 0
+    for code in inner.codebook.codes[1:]:
+        assert (inputs == code).all(dim=1).any()
     assert len(quantizer.codebooks) == len(SIZES[2])
 
 
@@ -503,8 +506,6 @@ def test_texture_on_feature_maps(make):
     exactly(out.indices, expected.indices)
     exactly(tvq.decode(out.indices, structure), out.quantized)
     exactly(tvq.encode(texture, structure), out.indices)
-    rule = RequireFinite(quantizer)
-    exactly(rule(draw(quantizer)).indices, quantizer(draw(quantizer)).indices)
 
 
 # VAR's algorithm.
@@ -640,7 +641,8 @@ def test_scales_without_indices_add_nothing():
     x = draw(quantizer, (50,))
     indices = quantizer.encode(x)
     coarse = quantizer.decode(torch.where(torch.arange(21) < 1, indices, -1))
-    exactly(coarse, quantizer.quantizer.decode(indices[:, :1]).unsqueeze(1).expand(50, 4, 4, 4))
+    constant = quantizer.quantizer.decode(indices[:, :1]).unsqueeze(1).expand(50, 4, 4, 4)
+    assert_close(coarse, constant)  # the weights of an interpolation add up to 1, rounded
     exactly(quantizer.decode(torch.full_like(indices, -1)), torch.zeros_like(x))
     fine = quantizer.decode(torch.where(torch.arange(21) >= 5, indices, -1))
     exactly(fine, quantizer.quantizer.decode(indices[:, 5:].unflatten(1, (4, 4))))
@@ -696,7 +698,10 @@ def test_repr_shows_options():
 
 # Law 9: errors.
 
-SCALES = "`scales` must hold sizes of 1 to 3 dimensions that never shrink, got {}. For example (1, 2, 4)."
+SCALES = (
+    "`scales` must hold sizes of 1 to 3 dimensions that never shrink, got {}. For example "
+    "(1, 2, 4)."
+)
 
 
 @pytest.mark.parametrize(
@@ -729,12 +734,12 @@ def test_a_frozen_refine_needs_no_weight():
     assert MultiScale(vq(), (1, 2), refine=frozen)(torch.randn(2, 2, 4)).loss > 0
 
 
-@pytest.mark.parametrize("wrap", [lambda q: q, ChannelFirst, RequireFinite])
+@pytest.mark.parametrize("wrap", [lambda q: q, RequireFinite])
 def test_scales_of_scales(wrap):
     inner = wrap(MultiScale(vq(), (1, 2)))
     message = (
-        rf"^`quantizer` must have indices for each token, got {type(inner).__name__}\. One "
-        r"`MultiScale` is enough\.$"
+        rf"^`quantizer` must have indices for each token, got {type(inner).__name__}\. Put "
+        r"`MultiScale` outside\.$"
     )
     with pytest.raises(ValueError, match=message):
         MultiScale(inner, (1, 2))
@@ -799,10 +804,12 @@ def test_wrong_indices(make, call):
 
 def test_a_batch_of_indices_of_another_size():
     quantizer = MultiScale(vq(), (1, 2))
-    with pytest.raises(ValueError, match=r"^`indices` must have shape"):
-        quantizer.assign(torch.zeros(3, 2, 2, 4), torch.zeros(2, 5, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"^`indices` must have shape"):
-        quantizer.logits(torch.zeros(3, 2, 2, 4), indices=torch.zeros(2, 5, dtype=torch.int64))
+    x, indices = torch.zeros(3, 2, 2, 4), torch.zeros(2, 5, dtype=torch.int64)
+    for call in (quantizer.assign, lambda x, indices: quantizer.logits(x, indices=indices)):
+        with pytest.raises(
+            ValueError, match=r"^`indices` must have shape \(3, 5\), got \(2, 5\)\.$"
+        ):
+            call(x, indices)
 
 
 def test_a_refine_of_another_shape():

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from vqprior import Table, VectorQuantizer
-from vqprior.functional import codebook_loss, commitment_loss
+from vqprior import IndexEstimator, Table, VectorQuantizer
+from vqprior.functional import IndexBackpropagation, codebook_loss, commitment_loss
 
 
 def made_of(rows, **options):
@@ -127,6 +127,121 @@ def test_logits_are_float32_under_autocast_and_in_half(metric):
         inside = quantizer.logits(x)
     assert_close(inside, quantizer.logits(x), rtol=0, atol=0)
     assert quantizer.bfloat16().logits(x.bfloat16()).dtype == torch.float32
+
+
+def test_logits_ignore_choices_made_elsewhere():
+    quantizer, x = VectorQuantizer(4, 16), torch.randn(3, 4)
+    given = torch.tensor([0, -1, 5])
+    assert_close(quantizer.logits(x, indices=given), quantizer.logits(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "dot"])
+def test_nearest_ranks_codes_as_logits_do(metric):
+    quantizer, x = VectorQuantizer(4, 16, metric=metric), torch.randn(3, 5, 4, requires_grad=True)
+    expected = quantizer.logits(x).argsort(dim=-1, descending=True)
+    for count in (1, 3, 16):
+        found = quantizer.nearest(x, count)
+        assert found.shape == (3, 5, count)
+        assert_close(found, expected[..., :count], rtol=0, atol=0)
+    assert_close(quantizer.nearest(x, 2)[..., 0], quantizer.encode(x), rtol=0, atol=0)
+
+
+def test_nearest_of_equal_codes_starts_with_the_lowest_index():
+    quantizer = made_of([[5.0], [1.0], [1.0], [-1.0], [1.0]])
+    found = quantizer.nearest(torch.tensor([[0.5], [2.5]]), 4)
+    assert found.tolist() == [[1, 2, 4, 3], [1, 2, 4, 0]]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_assign_of_what_was_chosen_is_the_result(masked):
+    quantizer, x = VectorQuantizer(4, 16), torch.randn(3, 5, 4, requires_grad=True)
+    out = quantizer(x, torch.rand(3, 5) > 0.4 if masked else None)
+    again = quantizer.assign(x, out.indices)
+    for name in ("quantized", "indices", "terms"):
+        assert_close(getattr(again, name), getattr(out, name), rtol=0, atol=0)
+    assert_close(vars(again.selections[0]), vars(out.selections[0]), rtol=0, atol=0)
+    both = [x, quantizer.codebook.codes]
+    losses = [each.loss + each.quantized.square().sum() for each in (again, out)]
+    assert_close(*(torch.autograd.grad(loss, both) for loss in losses), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.int64], ids=str)
+def test_assign_takes_any_choice(dtype):
+    quantizer = made_of([[0.0, 0.0], [1.0, 1.0], [4.0, 0.0]])
+    x = torch.tensor([[9.0, 9.0], [0.0, 0.0], [torch.nan, 1.0]])
+    out = quantizer.assign(x, torch.tensor([0, 2, 1], dtype=dtype))
+    assert out.indices.tolist() == [0, 2, -1]
+    assert_close(out.quantized, torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 0.0]]))
+    assert_close(out.terms["codebook"], torch.tensor((81.0 + 81 + 16 + 0) / 4))
+
+
+def test_minus_one_masks_in_assign():
+    quantizer, x = VectorQuantizer(4, 16), torch.randn(3, 4)
+    out = quantizer.assign(x, torch.tensor([3, -1, 7]))
+    alone = quantizer.assign(x[[0, 2]], torch.tensor([3, 7]))
+    assert out.selections[0].mask.tolist() == [True, False, True]
+    assert_close(out.terms, alone.terms)
+    assert not out.quantized[1].any()
+
+
+class Recorder(IndexEstimator):
+    """Returns negated codes and remembers what it was asked."""
+
+    def __init__(self):
+        self.calls = []
+
+    def select(self, x, codes, *, metric, indices=None, sample=False):
+        self.calls.append((x, metric, indices, sample))
+        chosen = torch.full(x.shape[:-1], 2) if indices is None else indices
+        return -codes[chosen], chosen
+
+
+def test_an_index_estimator_chooses_and_returns_the_vectors():
+    estimator = Recorder()
+    quantizer = VectorQuantizer(4, 16, metric="dot", estimator=estimator)
+    x, mask = torch.randn(3, 4), torch.tensor([True, False, True])
+    out = quantizer.train()(x, mask)
+    codes = quantizer.codebook.codes
+    assert out.indices.tolist() == [2, -1, 2]
+    assert_close(out.quantized, -codes[2] * mask[:, None], rtol=0, atol=0)
+    # Rules and losses see the code that was chosen, not what the estimator made of it.
+    assert_close(out.selections[0].codes, codes[2] * mask[:, None], rtol=0, atol=0)
+    quantizer.eval()(x)
+    quantizer.train().assign(x, torch.tensor([5, -1, 6]))
+    seen, metrics, given, samples = zip(*estimator.calls, strict=True)
+    assert not seen[0][1].any()
+    assert metrics == ("dot", "dot", "dot")
+    assert given[:2] == (None, None)
+    assert given[2].tolist() == [5, 0, 6]
+    assert samples[:2] == (True, False)
+
+
+def test_the_codebook_learns_through_an_index_estimator_without_a_codebook_term():
+    quantizer = VectorQuantizer(4, 16, codebook_weight=0.0, estimator=IndexBackpropagation())
+    quantizer(torch.randn(50, 4)).quantized.square().sum().backward()
+    assert (quantizer.codebook.codes.grad != 0).all()
+
+
+@pytest.mark.parametrize("num_nearest", [0, 17])
+def test_wrong_numbers_of_nearest(num_nearest):
+    with pytest.raises(ValueError, match=r"^`num_nearest` must be at (least 1|most the number)"):
+        VectorQuantizer(4, 16).nearest(torch.zeros(2, 4), num_nearest)
+
+
+def test_wrong_assign_arguments():
+    quantizer, x = VectorQuantizer(4, 16), torch.zeros(2, 3, 4)
+    with pytest.raises(
+        ValueError, match=r"^`indices` must have shape \(2, 3\), got \(2, 3, 1\)\.$"
+    ):
+        quantizer.assign(x, torch.zeros(2, 3, 1, dtype=torch.int64))
+    with pytest.raises(
+        TypeError, match=r"^`indices` must be an integer tensor, got torch\.bool\.$"
+    ):
+        quantizer.assign(x, torch.zeros(2, 3) > 0)
+    with pytest.raises(ValueError, match=r"^`x` must have shape \(\.\.\., 4\), got \(2, 3\)\."):
+        quantizer.assign(x[..., 0], torch.zeros(2, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"^`x` must have shape \(\.\.\., 4\), got \(2, 5\)\."):
+        quantizer.nearest(torch.zeros(2, 5), 1)
 
 
 def test_repr_shows_options():

@@ -189,8 +189,8 @@ def test_wrong_arguments():
     with pytest.raises(ValueError, match=r"^`dim` must be at least 1, got 0\.$"):
         Projected(VectorQuantizer(3, 16), nn.Identity(), nn.Identity(), dim=0)
     message = (
-        r"^`quantizer` must have indices for each token, got MultiScale\. Put `Projected` inside "
-        r"it\.$"
+        r"^`quantizer` must have indices for each token, got MultiScale\. Put "
+        r"`MultiScale` outside\.$"
     )
     with pytest.raises(ValueError, match=message):
         Projected(MultiScale(VectorQuantizer(3, 16), (1, 2)), nn.Identity(), nn.Identity())

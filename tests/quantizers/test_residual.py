@@ -468,28 +468,28 @@ vq, wide = VectorQuantizer(4, 16), VectorQuantizer(5, 16)
             [vq, nn.Linear(4, 4)],
             {},
             TypeError,
-            "`quantizers` must hold quantizers, got Linear. A texture quantizer goes outside.",
+            "`quantizers[1]` must be a quantizer, got Linear. A `TextureQuantizer` goes outside of "
+            "all others.",
         ),
         (
             [TextureQuantizer(vq)],
             {},
             TypeError,
-            "`quantizers` must hold quantizers, got TextureQuantizer. A texture quantizer goes "
-            "outside.",
+            "`quantizers[0]` must be a quantizer, got TextureQuantizer. A `TextureQuantizer` goes "
+            "outside of all others.",
         ),
         (
             [MultiScale(vq, (1, 2))],
             {},
             ValueError,
-            "`quantizers` must have indices for each token, got MultiScale. Put this wrapper "
-            "inside it.",
+            "`quantizers[0]` must have indices for each token, got MultiScale. Put `MultiScale` "
+            "outside.",
         ),
         (
             [ChannelFirst(MultiScale(vq, (1, 2)))],
             {},
             ValueError,
-            "`quantizers` must have indices for each token, got ChannelFirst. Put this wrapper "
-            "inside it.",
+            "`quantizers[0]` must have features last, got ChannelFirst. Put `ChannelFirst` outside.",
         ),
         ([vq], {"dropout": 1.1}, ValueError, "`dropout` must be in [0, 1], got 1.1."),
         ([vq], {"beam_size": 0}, ValueError, "`beam_size` must be at least 1, got 0."),

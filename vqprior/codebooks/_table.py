@@ -68,7 +68,7 @@ class Table(Codebook):
     def from_vectors(cls, vectors: Tensor) -> Self:
         """Makes a table whose codes are a copy of ``vectors`` ``(k, d)``, in their dtype."""
         check_codes("vectors", vectors)
-        table = cls(*vectors.shape)
+        table = cls(*vectors.shape, init=lambda codes: codes)  # draws nothing
         table.codes = nn.Parameter(vectors.detach().clone())
         return table
 

@@ -14,8 +14,8 @@ class Transformed(Codebook):
     """Passes all codes of a codebook through a module: one step of it moves every code.
 
     With a frozen table and a linear module this is SimVQ, which keeps codes in use that nothing
-    has chosen yet. The module runs in its own dtype, also inside ``torch.autocast``. Learns by
-    gradient only: rules cannot set codes that are computed.
+    has chosen yet. The module runs outside of ``torch.autocast``. Learns by gradient only: rules
+    cannot set codes that are computed.
 
     Args:
         codebook: Where the codes come from; ``requires_grad_(False)`` freezes it.

@@ -100,7 +100,8 @@ def _select(
     temperature: float,
 ) -> Tensor:
     """The chosen codes; its backward pass is that of the mean code under a softmax."""
-    return codes[indices]
+    # Indexing by a single index would return a view, which an operator must not.
+    return codes.index_select(0, indices.reshape(-1)).reshape(*indices.shape, codes.shape[1])
 
 
 @_select.register_fake

@@ -12,9 +12,10 @@ def score_codes(x: Tensor, codes: Tensor, metric: str) -> Tensor:
     """
     with torch.autocast(x.device.type, enabled=False):
         if metric == "cosine":
-            x, codes = F.normalize(x, dim=-1), F.normalize(codes, dim=-1)
-        if metric != "euclidean":
-            return x @ codes.T
+            return F.normalize(x, dim=-1) @ F.normalize(codes, dim=-1).T
+        if metric == "dot":
+            # A copy, so that a rule may move the codebook before the backward pass.
+            return x @ codes.clone().T
         center = codes.mean(dim=0).detach()  # costs no accuracy where both share an offset
         x, codes = x - center, codes - center
         return 2 * x @ codes.T - codes.square().sum(dim=1)

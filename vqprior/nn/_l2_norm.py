@@ -3,12 +3,13 @@
 from typing import final
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from vqprior.functional._unit import to_unit_length
 
 
 @final
 class L2Norm(nn.Module):
-    """Scales each vector to length 1; zero stays zero, with a finite gradient.
+    """Scales each vector to length 1; zero stays zero, with a gradient of zero.
 
     Shape:
         - input, output: ``(..., d)``
@@ -25,4 +26,4 @@ class L2Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns unit vectors ``(..., d)``."""
-        return F.normalize(x, dim=-1)
+        return to_unit_length(x)

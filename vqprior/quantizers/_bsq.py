@@ -4,9 +4,9 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vqprior._binary import BinaryQuantizer
+from vqprior.functional._unit import to_unit_length
 
 
 @final
@@ -75,7 +75,4 @@ class BSQ(BinaryQuantizer):
         return float(self.num_bits**-0.5)
 
     def _prepared(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        # By the largest feature first: the square of a large or a small one is not a number.
-        largest = wide.detach().abs().amax(dim=-1, keepdim=True)
-        return F.normalize(wide / torch.where(largest > 0, largest, 1.0), dim=-1)
+        return to_unit_length(x.to(torch.promote_types(x.dtype, torch.float32)))

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vqprior._checks import check_mask
 from vqprior._interfaces import Quantizer, QuantizerOutput
-from vqprior._tokens import with_quantized
+from vqprior._tokens import check_features_last, with_quantized
 from vqprior._wrapper import Wrapper
 
 
@@ -18,6 +18,10 @@ class ChannelFirst(Wrapper, Quantizer):
 
     Args:
         quantizer: Any quantizer of vectors with ``d`` features.
+
+    Raises:
+        TypeError: If ``quantizer`` is not a quantizer.
+        ValueError: If its features are not last.
 
     Shape:
         - input: ``(b, d, *spatial)``, ``mask`` ``(b, *spatial)``
@@ -36,6 +40,15 @@ class ChannelFirst(Wrapper, Quantizer):
         (torch.Size([2, 64, 8, 8]), torch.Size([2, 8, 8]))
     """
 
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__(quantizer)
+        check_features_last("quantizer", quantizer)
+
+    @property
+    def features_last(self) -> bool:
+        """False: they are dimension 1."""
+        return False
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantizes ``x`` ``(b, d, *spatial)``; ``mask`` ``(b, *spatial)`` is True for real tokens.
 
@@ -44,6 +57,11 @@ class ChannelFirst(Wrapper, Quantizer):
         """
         out = self.quantizer(self._features_last(x, mask), mask)
         return with_quantized(out, out.quantized.movedim(-1, 1))
+
+    @property
+    def learns_from_result(self) -> bool:
+        """That of the wrapped quantizer."""
+        return self.quantizer.learns_from_result
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the indices ``(b, *spatial)`` or ``(b, *spatial, q)``."""

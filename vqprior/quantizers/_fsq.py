@@ -22,13 +22,14 @@ class FSQ(Quantizer):
     that of the bounded features, passed straight through the rounding.
 
     Args:
-        levels: Number of values of each feature, each at least 2; their product is at most
-            ``2**62``. The first feature varies fastest in an index.
+        levels: Number of values of each feature, each at least 3, or 2 if ``symmetric`` (the
+            bound of the paper puts nearly everything on one of two), and at most ``2**22``; their
+            product is at most ``2**62``. The first feature varies fastest in an index.
         symmetric: Whether levels lie symmetrically in ``[-1, 1]`` also where their number is
             even. By default even numbers of levels have a level at 0, as in the paper.
 
     Raises:
-        ValueError: If ``levels`` is empty, one is below 2, or their product is too large.
+        ValueError: If ``levels`` is empty, one is too low, or their product is too large.
 
     Shape:
         - input: ``(..., len(levels))``
@@ -58,6 +59,13 @@ class FSQ(Quantizer):
             raise ValueError("`levels` must hold at least one number of levels, got none.")
         for level in levels:
             check_at_least("levels", level, 2)
+            if level == 2 and not symmetric:
+                raise ValueError(
+                    "`levels` must be at least 3, got 2: nearly everything would be on one of two. "
+                    "Pass `symmetric=True`."
+                )
+            if level > 2**22:  # a float32 could not tell neighbors apart
+                raise ValueError(f"`levels` must be at most 2**22 each, got {level}.")
         if math.prod(levels) > 2**62:
             raise ValueError(
                 f"`levels` must have a product of at most 2**62, got {list(levels)}. For more, put "

@@ -72,6 +72,11 @@ class Grouped(Quantizer):
         """Those of all groups, in order."""
         return self.groups.codebooks
 
+    @property
+    def learns_from_result(self) -> bool:
+        """Whether any of the groups does."""
+        return self.groups.learns_from_result
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantizes ``x`` ``(..., d)``; ``mask`` ``(...)`` is True for real tokens.
 

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from vqprior._checks import (
     check_at_least,
     check_floating,
-    check_integer,
     check_mask,
     check_scales,
     check_shape,
 )
 from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
-from vqprior._tokens import code_dtype, join, leave_out, result
+from vqprior._scales import ScaleLayout
+from vqprior._tokens import check_tokenwise, code_dtype, join, leave_out, result
 from vqprior.functional import masked_mean_square, straight_through
 from vqprior.functional._resizing import average_down, enlarge
 
@@ -83,11 +83,7 @@ class MultiScale(Quantizer):
     ) -> None:
         super().__init__()
         self.scales = check_scales(scales)
-        if not quantizer.tokenwise:
-            raise ValueError(
-                "`quantizer` must have indices for each token, got "
-                f"{type(quantizer).__name__}. One `MultiScale` is enough."
-            )
+        check_tokenwise("quantizer", quantizer)
         check_at_least("commitment_weight", commitment_weight, 0.0)
         check_at_least("codebook_weight", codebook_weight, 0.0)
         learns = isinstance(refine, nn.Module) and any(
@@ -99,6 +95,7 @@ class MultiScale(Quantizer):
                 f"{codebook_weight}. Freeze `refine`, or give a weight."
             )
         self.quantizer = quantizer
+        self._layout = ScaleLayout(self.scales, quantizer.num_codebooks)
         self.refine = refine
         self.commitment_weight = commitment_weight
         self.codebook_weight = codebook_weight
@@ -116,11 +113,16 @@ class MultiScale(Quantizer):
     @property
     def bits_per_token(self) -> float:
         """Bits of all scales, for each position of the map."""
-        return self.quantizer.bits_per_token * sum(self._counts) / self._counts[-1]
+        return self.quantizer.bits_per_token * sum(self._layout.counts) / self._layout.counts[-1]
 
     @property
     def tokenwise(self) -> bool:
         """False: the indices of a map are those of all scales."""
+        return False
+
+    @property
+    def learns_from_result(self) -> bool:
+        """False: modules learn from the cumulative losses, as in the paper."""
         return False
 
     @property
@@ -157,7 +159,7 @@ class MultiScale(Quantizer):
             total = total + self._enlarged(indices, number)
             rest = flat - total.to(flat.dtype)
             found.append(indices)
-        return self._flatten(found, leading)
+        return self._layout.join(found, leading)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Returns the map ``(..., *spatial, d)`` that the scales add up to; -1 adds nothing.
@@ -168,13 +170,16 @@ class MultiScale(Quantizer):
             TypeError: If ``indices`` is not an integer tensor.
             ValueError: If ``indices`` has another number of positions.
         """
-        parts, leading = self._unflatten(indices)
+        parts, leading = self._layout.split(indices)
         total = sum(self._enlarged(part, number) for number, part in enumerate(parts))
         return cast("Tensor", total).reshape(*leading, *self.scales[-1], self.dim)
 
     def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
-        """Returns the result for indices ``(..., n)`` chosen elsewhere."""
-        return self._run(x, None, self._unflatten(indices)[0])
+        """Returns the result for indices ``(..., n)`` chosen elsewhere.
+
+        They do not tell which positions were masked: set those of ``x`` to NaN.
+        """
+        return self._run(x, None, indices)
 
     def logits(
         self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
@@ -192,7 +197,7 @@ class MultiScale(Quantizer):
             ValueError: If ``temperature`` is not greater than 0, or on a wrong shape.
         """
         flat, counted, leading = self._admit(x, None)
-        given = None if indices is None else self._unflatten(indices)[0]
+        given = None if indices is None else self._layout.split_for(indices, leading)
         rest, parts = flat, []
         total = torch.zeros_like(flat, dtype=code_dtype(self))
         for number in range(len(self.scales)):
@@ -204,14 +209,11 @@ class MultiScale(Quantizer):
                 total = total + self._enlarged(chosen, number)
             rest = flat - total.to(flat.dtype)
             parts.append(logits)
-        return self._flatten(parts, leading)
+        return self._layout.join(parts, leading)
 
-    @property
-    def _counts(self) -> list[int]:
-        return [int(torch.Size(scale).numel()) for scale in self.scales]
-
-    def _run(self, x: Tensor, mask: Tensor | None, given: list[Tensor] | None) -> QuantizerOutput:
+    def _run(self, x: Tensor, mask: Tensor | None, indices: Tensor | None) -> QuantizerOutput:
         flat, counted, leading = self._admit(x, mask)
+        given = None if indices is None else self._layout.split_for(indices, leading)
         rest, outs = flat, []
         total = torch.zeros_like(flat, dtype=code_dtype(self))
         commitment = codebook = total.new_zeros(())
@@ -230,7 +232,7 @@ class MultiScale(Quantizer):
                 commitment = commitment + masked_mean_square(flat - total.detach(), counted)
             if self.codebook_weight > 0:
                 codebook = codebook + masked_mean_square(flat.detach() - total, counted)
-        joined = join(outs, flat, self._flatten([out.indices for out in outs], leading))
+        joined = join(outs, flat, self._layout.join([out.indices for out in outs], leading))
         terms = dict(joined.terms)
         self._add(terms, "commitment", self.commitment_weight, commitment)
         if any(parameter.requires_grad for parameter in self.parameters()):
@@ -281,22 +283,3 @@ class MultiScale(Quantizer):
             refined = self.refine(codes, number / max(len(self.scales) - 1, 1))
         check_shape("refine(codes, position)", refined, codes.shape)
         return refined
-
-    def _flatten(self, parts: list[Tensor], leading: torch.Size) -> Tensor:
-        spatial = len(self.scales[-1])
-        flat = torch.cat([part.flatten(1, spatial) for part in parts], dim=1)
-        return flat.reshape(*leading, *flat.shape[1:])
-
-    def _unflatten(self, indices: Tensor) -> tuple[list[Tensor], torch.Size]:
-        check_integer("indices", indices)
-        last = () if self.num_codebooks == 1 else (self.num_codebooks,)
-        tail = (sum(self._counts), *last)
-        if tuple(indices.shape[-len(tail) :]) != tail:
-            raise ValueError(
-                f"`indices` must have shape (..., {', '.join(map(str, tail))}), the positions of "
-                f"all scales, got {tuple(indices.shape)}. Fill up with -1 what is not known."
-            )
-        leading = indices.shape[: -len(tail)]
-        parts = indices.reshape(-1, *tail).split(self._counts, dim=1)
-        shaped = zip(parts, self.scales, strict=True)
-        return [part.reshape(part.shape[0], *scale, *last) for part, scale in shaped], leading

@@ -118,6 +118,11 @@ class VectorQuantizer(Quantizer):
         """The one codebook."""
         return (self.codebook,)
 
+    @property
+    def learns_from_result(self) -> bool:
+        """Whether the estimator reaches the codebook."""
+        return isinstance(self.estimator, IndexEstimator) and super().learns_from_result
+
     def extra_repr(self) -> str:
         """Shows the options in ``repr``."""
         return (

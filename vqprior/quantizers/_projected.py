@@ -11,6 +11,7 @@ from vqprior._tokens import (
     admit,
     admit_assigned,
     check_indices,
+    check_tokenwise,
     is_named,
     leave_out,
     with_quantized,
@@ -35,7 +36,9 @@ class Projected(Wrapper, Quantizer):
             ``quantizer``.
 
     Raises:
-        ValueError: If ``quantizer`` has no index for each token or ``dim`` is below 1.
+        TypeError: If ``quantizer`` is not a quantizer.
+        ValueError: If ``quantizer`` has not features last or no index for each token, or ``dim``
+            is below 1.
 
     Shape:
         - input, ``quantized``: ``(..., d)``
@@ -59,11 +62,7 @@ class Projected(Wrapper, Quantizer):
         self, quantizer: Quantizer, down: nn.Module, up: nn.Module, *, dim: int | None = None
     ) -> None:
         super().__init__(quantizer)
-        if not quantizer.tokenwise:
-            raise ValueError(
-                "`quantizer` must have indices for each token, got "
-                f"{type(quantizer).__name__}. Put `Projected` inside it."
-            )
+        check_tokenwise("quantizer", quantizer)
         found = getattr(down, "in_features", quantizer.dim)
         self._dim = int(found) if dim is None else dim
         check_at_least("dim", self._dim, 1)
@@ -74,6 +73,12 @@ class Projected(Wrapper, Quantizer):
     def dim(self) -> int:
         """Number of features ``d`` before the projection."""
         return self._dim
+
+    @property
+    def learns_from_result(self) -> bool:
+        """Whether ``down``, ``up`` or the quantizer does."""
+        modules = (*self.down.parameters(), *self.up.parameters())
+        return any(p.requires_grad for p in modules) or self.quantizer.learns_from_result
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantizes ``x`` ``(..., d)``; ``mask`` ``(...)`` is True for real tokens.

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vqprior._checks import check_floating, check_last_dim, check_mask
 from vqprior._interfaces import Quantizer, QuantizerOutput
+from vqprior._tokens import check_features_last
 from vqprior._wrapper import Wrapper
 
 
@@ -19,6 +20,10 @@ class RequireFinite(Wrapper, Quantizer):
 
     Args:
         quantizer: Any quantizer with features last; ``ChannelFirst`` goes outside.
+
+    Raises:
+        TypeError: If ``quantizer`` is not a quantizer.
+        ValueError: If its features are not last.
 
     Shape:
         - input, output: those of ``quantizer``
@@ -38,6 +43,10 @@ class RequireFinite(Wrapper, Quantizer):
         `RequireFinite`: quantizers skip such tokens.
     """
 
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__(quantizer)
+        check_features_last("quantizer", quantizer)
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantizes ``x`` ``(..., d)``; ``mask`` ``(...)`` is True for real tokens.
 
@@ -47,6 +56,11 @@ class RequireFinite(Wrapper, Quantizer):
         """
         self._check(x, mask)
         return self.quantizer(x, mask)
+
+    @property
+    def learns_from_result(self) -> bool:
+        """That of the wrapped quantizer."""
+        return self.quantizer.learns_from_result
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the indices.

@@ -113,6 +113,11 @@ class Residual(Quantizer):
         """Those of all stages, in order."""
         return self.stages.codebooks
 
+    @property
+    def learns_from_result(self) -> bool:
+        """Whether any of the stages does."""
+        return self.stages.learns_from_result
+
     def extra_repr(self) -> str:
         """Shows the options in ``repr``."""
         return f"dropout={self.dropout}, beam_size={self.beam_size}"
@@ -213,7 +218,7 @@ class Residual(Quantizer):
         trained, rest, outs = torch.zeros_like(total), wide, []
         for number, stage in enumerate(self.stages):
             out = quantize(number, rest)
-            if torch.is_grad_enabled() and any(p.requires_grad for p in stage.parameters()):
+            if torch.is_grad_enabled() and stage.learns_from_result:
                 # What is inside a stage learns from the result; `x` has the outer estimator.
                 inner = stage.assign(rest.detach(), out.indices).quantized.to(dtype)
                 trained = trained + (inner - inner.detach())

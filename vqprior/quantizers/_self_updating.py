@@ -60,6 +60,11 @@ class SelfUpdating(Wrapper, Quantizer):
                 cast("Rule", rule).step(out)
         return out
 
+    @property
+    def learns_from_result(self) -> bool:
+        """That of the wrapped quantizer."""
+        return self.quantizer.learns_from_result
+
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the indices; steps nothing."""
         return self.quantizer.encode(x, mask)

@@ -1,0 +1,148 @@
+"""Runs checks on several gloo ranks, and never waits for ever.
+
+A check is a generator. What stands before its ``yield`` runs before there is a process group, so
+references of one process with the joint batch are computed there; what stands after it runs on
+all ranks; what stands after a second one, when the group has ended. One spawn runs all checks of a
+file.
+"""
+
+import datetime
+import faulthandler
+import time
+import traceback
+
+import torch
+import torch.distributed as dist
+from torch.testing import assert_close
+
+from vqprior import CodebookEMA, CodebookRevival, _distributed
+
+WAIT = 30  # seconds for a collective before gloo gives it up
+LIMIT = 240  # seconds for all checks of a file
+
+
+def exactly(actual, expected):
+    assert_close(actual, expected, rtol=0, atol=0)
+
+
+def same_on_all_ranks(tensor):
+    parts = _distributed.all_gather_stack(tensor)
+    exactly(parts, parts[:1].expand_as(parts))
+
+
+def draw(count, shape, generator, *, counted=True):
+    """Quarters, ``(count, *shape)``, and a mask of all but the last dimension.
+
+    Sums of quarters have no rounding, so the order of summation does not matter.
+    """
+    x = torch.randint(-12, 13, (count, *shape), generator=generator) / 4
+    mask = torch.rand(count, *shape[:-1], generator=generator) > 0.2
+    return x, mask & counted
+
+
+def batches(*shape, world):
+    """For each step, what each rank gets, ``(x, mask)``: unequal sizes, ranks without a token."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [
+        [5, 12, 3, 8],
+        [9, 4, 1, 1],
+        [-7, 6, 5, -2],  # nothing counts where negative
+        [8, 0, 0, 7],
+        [0, 0, 0, 0],
+        [-3, -2, 0, -1],
+        [20, 1, 2, 6],
+    ]
+    return [
+        [draw(abs(size), shape, generator, counted=size > 0) for size in step[:world]]
+        for step in sizes
+    ]
+
+
+def joint(parts):
+    """The batch of one process: those of all ranks in order."""
+    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+
+
+def seeded(make):
+    torch.manual_seed(3)
+    return make()
+
+
+def ema(quantizer):
+    return CodebookEMA(quantizer, decay=0.5)
+
+
+def revival(quantizer):
+    return CodebookRevival(quantizer, patience=1.5, threshold=0.5)
+
+
+def run(checks, world, folder, *, limit=LIMIT):
+    """Runs the checks; returns, for each rank, what each left: nothing, or a traceback.
+
+    Ranks that have not ended after ``limit`` seconds report where they stood, and are killed.
+    """
+    context = torch.multiprocessing.spawn(
+        _work, args=(checks, world, folder, limit), nprocs=world, join=False
+    )
+    crash, deadline = "", time.monotonic() + limit + 60  # ranks start late and say where they are
+    stacks = [folder / f"{rank}.stack" for rank in range(world)]
+    try:
+        while not context.join(timeout=1):
+            pairs = zip(context.processes, stacks, strict=True)
+            silent = [p for p, stack in pairs if p.is_alive() and not _is_written(stack)]
+            if not silent or time.monotonic() > deadline:
+                crash = f"no end after {limit} seconds"
+                break
+    except Exception:  # one failed check can put ranks out of step and abort the others
+        crash = traceback.format_exc()
+    for process in context.processes:
+        if process.is_alive():
+            process.kill()
+        process.join()
+    reports = []
+    for rank in range(world):
+        saved, stack = folder / f"{rank}.pt", stacks[rank]
+        stood = stack.read_text() if stack.exists() else ""
+        unfinished = dict.fromkeys(checks, f"did not finish: {crash}\n{stood}")
+        reports.append(unfinished | (torch.load(saved) if saved.exists() else {}))
+    return reports
+
+
+def _is_written(file):
+    return file.exists() and file.stat().st_size > 0
+
+
+def _work(rank, checks, world, folder, limit):
+    torch.set_num_threads(1)
+    with (folder / f"{rank}.stack").open("w") as stack:
+        faulthandler.dump_traceback_later(limit, file=stack)
+        running, reports = {}, {}
+        for name, function in checks.items():
+            try:
+                steps = function(rank, world)
+                next(steps)
+                running[name] = steps
+            except BaseException:
+                reports[name] = traceback.format_exc()
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/rendezvous",
+            rank=rank,
+            world_size=world,
+            timeout=datetime.timedelta(seconds=WAIT),
+        )
+        for name, steps in running.items():
+            try:
+                next(steps, None)
+                reports[name] = ""
+            except BaseException:
+                reports[name] = traceback.format_exc()
+            torch.save(reports, folder / f"{rank}.pt")  # a later check may abort the process
+        dist.destroy_process_group()
+        for name, steps in running.items():
+            try:
+                assert next(steps, "done") == "done"
+            except BaseException:
+                reports[name] = traceback.format_exc()
+        torch.save(reports, folder / f"{rank}.pt")
+        faulthandler.cancel_dump_traceback_later()

@@ -1,0 +1,1 @@
+"""Numbers against other implementations: a package where it is installed, recorded arrays."""

@@ -1,0 +1,62 @@
+"""The page that maps its options to ours leaves none out."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import vqprior
+
+peer = pytest.importorskip(
+    "vector_quantize_pytorch", reason="the extra `peers` is not installed: nothing to compare with"
+)
+PAGE = Path(__file__).parents[2] / "docs" / "moving_over.md"
+if not PAGE.exists():
+    pytest.skip("the documentation is not part of this copy", allow_module_level=True)
+SECTIONS = dict(
+    part.partition("\n")[::2] for part in re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)
+)
+CLASSES = [
+    "VectorQuantize",
+    "ResidualVQ",
+    "GroupedResidualVQ",
+    "SimVQ",
+    "FSQ",
+    "LFQ",
+    "ResidualFSQ",
+    "RandomProjectionQuantizer",
+    "HierarchicalVQ",
+    "LatentQuantize",
+    "FSP",
+]
+
+
+def options_on_the_page(name):
+    """What stands in the first column of the first table of a section."""
+    table = SECTIONS[name].partition("| option there | here |")[2].partition("\n\n")[0]
+    rows = [row.split(" | ")[0] for row in table.splitlines() if row.startswith("| `")]
+    return [option for row in rows for option in re.findall(r"`(\w+)`", row)]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_option_is_on_the_page_once(name):
+    found = sorted(inspect.signature(getattr(peer, name)).parameters)
+    assert sorted(options_on_the_page(name)) == found
+
+
+def test_there_are_as_many_options_as_ever():
+    assert len(inspect.signature(peer.VectorQuantize).parameters) == 44
+
+
+def test_every_class_is_mentioned():
+    text = PAGE.read_text()
+    names = {name for name in vars(peer) if name[0].isupper()} - {"Sequential"}
+    assert not {name for name in names if f"`{name}`" not in text and name not in SECTIONS}
+
+
+def test_names_of_ours_exist():
+    spaces = [vqprior, vqprior.functional, vqprior.interop, vqprior.nn]
+    for path in re.findall(r"(?:functional|interop|nn)\.(\w+)", PAGE.read_text()):
+        known = [space for space in spaces if hasattr(space, path)]
+        assert known or hasattr(__import__("torch").nn, path), path

@@ -1,0 +1,58 @@
+"""What goes inside what: contradictory layouts are refused when they are built."""
+
+import pytest
+from torch import nn
+
+from vqprior import (
+    ChannelFirst,
+    MultiScale,
+    Projected,
+    RequireFinite,
+    SelfUpdating,
+    TextureQuantizer,
+    VectorQuantizer,
+)
+
+WRAPPERS = {
+    "channel-first": ChannelFirst,
+    "require-finite": RequireFinite,
+    "self-updating": SelfUpdating,
+    "texture": TextureQuantizer,
+    "projected": lambda quantizer: Projected(quantizer, nn.Identity(), nn.Identity()),
+    "multi-scale": lambda quantizer: MultiScale(quantizer, (1, 2)),
+}
+every_wrapper = pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS.keys())
+
+
+@every_wrapper
+@pytest.mark.parametrize(
+    "inner", [TextureQuantizer(VectorQuantizer(4, 16)), nn.Linear(4, 4)], ids=["texture", "linear"]
+)
+def test_only_quantizers_go_inside(wrap, inner):
+    message = (
+        rf"^`quantizer` must be a quantizer, got {type(inner).__name__}\. A `TextureQuantizer` "
+        r"goes outside of all others\.$"
+    )
+    with pytest.raises(TypeError, match=message):
+        wrap(inner)
+
+
+@pytest.mark.parametrize("name", ["channel-first", "require-finite", "projected", "multi-scale"])
+@pytest.mark.parametrize("outer", [lambda q: q, SelfUpdating], ids=["bare", "wrapped"])
+def test_channel_first_goes_outside(name, outer):
+    inner = outer(ChannelFirst(VectorQuantizer(4, 16)))
+    message = (
+        rf"^`quantizer` must have features last, got {type(inner).__name__}\. Put `ChannelFirst` "
+        r"outside\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        WRAPPERS[name](inner)
+
+
+def test_layouts_are_declared():
+    plain = VectorQuantizer(4, 16)
+    assert (plain.features_last, plain.tokenwise) == (True, True)
+    scales = SelfUpdating(MultiScale(plain, (1, 2)))
+    assert (scales.features_last, scales.tokenwise) == (True, False)
+    assert not SelfUpdating(ChannelFirst(plain)).features_last
+    assert TextureQuantizer(ChannelFirst(plain)).features_last is False

@@ -1,0 +1,16 @@
+"""Vectors of unit length, whatever their length was."""
+
+import torch
+from torch import Tensor
+
+
+def to_unit_length(x: Tensor) -> Tensor:
+    """Divides each vector ``(..., d)`` by its length; zero stays zero, with a gradient of zero.
+
+    By the largest feature first: the square of a large or a small one is not a number.
+    """
+    largest = x.detach().abs().amax(dim=-1, keepdim=True)
+    nonzero = largest > 0
+    x = torch.where(nonzero, x / torch.where(nonzero, largest, 1.0), 0.0)
+    length: Tensor = torch.where(nonzero, x, 1.0).norm(dim=-1, keepdim=True)
+    return x / length
