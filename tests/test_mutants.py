@@ -502,7 +502,7 @@ FAULTS = {
         "stage.assign(rest.detach(), out.indices)",
         "stage.assign(rest, out.indices)",
         "quantizers/test_residual.py",
-        "is_the_identity",
+        "modules_of_a_stage",
     ),
     "dropout-keeps-one-stage-more": Fault(
         "quantizers/_residual.py",
@@ -638,9 +638,9 @@ FAULTS = {
         "all_codes",
     ),
     "sphere-of-squares-that-vanish": Fault(
-        "quantizers/_bsq.py",
-        "wide / torch.where(largest > 0, largest, 1.0)",
-        "wide",
+        "functional/_unit.py",
+        "x / torch.where(nonzero, largest, 1.0)",
+        "x",
         "quantizers/test_bsq.py",
         "ends_of_the_range",
     ),

@@ -19,10 +19,12 @@ from torch.nn import functional as F
 
 from vqprior import (
     ChannelFirst,
+    Codebook,
     CodebookEMA,
     CodebookRevival,
     Rule,
     Table,
+    Transformed,
     VectorQuantizer,
     initialize_,
 )
@@ -63,13 +65,21 @@ def autoencoder() -> tuple[nn.Module, nn.Module]:
     return encoder, decoder
 
 
-def train(init: Init, learning: str, *, kmeans: bool, steps: int, photos: list[Tensor]) -> str:
+def codebook_of(start: str) -> Codebook:
+    """A table, or a frozen one behind a linear layer."""
+    if start == "SimVQ":
+        frozen = Table(CODES, DIM).requires_grad_(requires_grad=False)
+        return Transformed(frozen, nn.Linear(DIM, DIM))
+    return Table(CODES, DIM, init=INITS.get(start, nn.init.normal_))
+
+
+def train(start: str, learning: str, *, steps: int, photos: list[Tensor]) -> str:
     """Trains one autoencoder and returns a row of the table."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     encoder, decoder = autoencoder()
-    vq = ChannelFirst(VectorQuantizer(DIM, CODES, codebook=Table(CODES, DIM, init=init)))
-    if kmeans:
+    vq = ChannelFirst(VectorQuantizer(DIM, CODES, codebook=codebook_of(start)))
+    if start == "k-means":
         with torch.no_grad():
             generator = torch.Generator().manual_seed(0)
             initialize_(vq, encoder(crops(128, rng, photos)), generator=generator)
@@ -109,12 +119,10 @@ def main() -> None:
         for path in sorted(PHOTOS.iterdir())
         if path.suffix in {".png", ".jpg"}
     ]
-    for start in (*INITS, "k-means"):
-        for learning in LEARNING:
-            init = INITS.get(start, nn.init.normal_)
-            row = train(
-                init, learning, kmeans=start == "k-means", steps=options.steps, photos=photos
-            )
+    for start in (*INITS, "k-means", "SimVQ"):
+        # Rules cannot set codes that are computed.
+        for learning in LEARNING[:1] if start == "SimVQ" else LEARNING:
+            row = train(start, learning, steps=options.steps, photos=photos)
             print(f"{start:18s} {learning:18s} {row}", flush=True)
 
 

@@ -76,7 +76,7 @@ QUANTIZERS = {
     "multi-scale-projected": lambda: multi_scale(projected(vq(d=2)), codebook_weight=1.0),
     "projected": lambda: projected(vq(d=2)),
     "projected-fsq": lambda: projected(FSQ([4, 5, 3])),
-    "fsq": lambda: FSQ([8, 5, 2, 7]),
+    "fsq": lambda: FSQ([8, 5, 3, 7]),
     "lfq": lambda: LFQ(DIM),
     "bsq": lambda: BSQ(DIM, commitment_weight=0.25),
     "random-projection": lambda: RandomProjectionQuantizer(DIM, 16, code_dim=3),
