@@ -5,7 +5,7 @@ import abc
 import torch
 from torch import Tensor
 
-from vqprior._checks import check_at_least, check_positive
+from vqprior._checks import check_at_least, check_index_range, check_positive
 from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
 from vqprior._tokens import admit, admit_assigned, check_indices, result
 from vqprior.functional import (
@@ -111,15 +111,17 @@ class BinaryQuantizer(Quantizer):
 
         Raises:
             TypeError: If ``indices`` is not an integer tensor.
+            ValueError: If an index on the CPU names no code.
         """
         check_indices(indices, 1)
+        check_index_range("indices", indices, self.codebook_size)
         bits = split_indices(indices.long(), (2,) * self.num_bits)
         signs = torch.where(bits < 0, 0, 2 * bits - 1)
         return signs.to(torch.float32) * self.scale
 
     def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result for indices chosen elsewhere."""
-        x, counted = admit_assigned(x, indices, self.dim, 1)
+        x, counted = admit_assigned(x, indices, self.dim, self.codebook_sizes)
         return self._result(x, self._prepared(x), counted, torch.where(counted, indices.long(), -1))
 
     def _indices(self, prepared: Tensor, counted: Tensor) -> Tensor:

@@ -39,6 +39,23 @@ def check_integer(name: str, tensor: Tensor) -> None:
         raise TypeError(f"`{name}` must be an integer tensor, got {tensor.dtype}.")
 
 
+def check_index_range(name: str, indices: Tensor, size: int) -> None:
+    """Raises ``ValueError`` if an index on the CPU is neither -1 nor in ``[0, size)``.
+
+    On another device, and while a graph is traced, reading the values would wait for them: there
+    they are not checked. Read through numpy, whose numbers are on the host already.
+    """
+    if indices.device.type != "cpu" or torch.compiler.is_compiling() or type(indices) is not Tensor:
+        return
+    values = indices.detach().numpy()
+    if values.size == 0:
+        return
+    lowest, highest = int(values.min()), int(values.max())
+    if lowest < -1 or highest >= size:
+        worst = lowest if lowest < -1 else highest
+        raise ValueError(f"`{name}` must be -1 or in [0, {size}), got {worst}.")
+
+
 def check_mask(mask: Tensor, shape: Collection[int]) -> None:
     """Raises unless ``mask`` is a boolean tensor of ``shape``, ``True`` for real tokens."""
     if mask.dtype != torch.bool:

@@ -212,8 +212,8 @@ class Quantizer(CodeSpace):
     def decode(self, indices: Tensor) -> Tensor:
         """Returns the codes ``(..., d)`` named by ``indices``; -1 decodes to zeros.
 
-        Other values outside ``[0, codebook_size)`` are not checked: reading them would
-        synchronize the device.
+        Raises ``ValueError`` for other values outside ``[0, codebook_size)`` on the CPU; reading
+        them elsewhere would make the host wait.
         """
 
     @abc.abstractmethod

@@ -5,7 +5,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from vqprior._checks import check_floating, check_integer, check_last_dim, check_mask, check_shape
+from vqprior._checks import (
+    check_floating,
+    check_index_range,
+    check_integer,
+    check_last_dim,
+    check_mask,
+    check_shape,
+)
 from vqprior._interfaces import Quantizer, QuantizerOutput, Selection
 
 
@@ -50,15 +57,20 @@ def admit(x: Tensor, mask: Tensor | None, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def admit_assigned(
-    x: Tensor, indices: Tensor, dim: int, num_codebooks: int
+    x: Tensor, indices: Tensor, dim: int, sizes: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
     """As ``admit``, for tokens whose ``indices`` were chosen elsewhere."""
     check_floating("x", x)
     check_last_dim("x", x, dim)
-    check_indices(indices, num_codebooks)
-    per_token = x.shape[:-1] if num_codebooks == 1 else (*x.shape[:-1], num_codebooks)
-    check_shape("indices", indices, per_token)
-    return admit(x, is_named(indices, num_codebooks), dim)
+    check_indices(indices, len(sizes))
+    check_shape(
+        "indices", indices, x.shape[:-1] if len(sizes) == 1 else (*x.shape[:-1], len(sizes))
+    )
+    for column, size in zip(
+        [indices] if len(sizes) == 1 else indices.unbind(-1), sizes, strict=True
+    ):
+        check_index_range("indices", column, size)
+    return admit(x, is_named(indices, len(sizes)), dim)
 
 
 def check_indices(indices: Tensor, num_codebooks: int) -> None:

@@ -60,3 +60,17 @@ def test_indices_that_are_not_integers(make, dtype):
     quantizer = make()
     with pytest.raises(TypeError, match=rf"^`indices` must be an integer tensor, got {dtype}\.$"):
         quantizer.decode(torch.ones(3, dtype=dtype))
+
+
+@pytest.mark.parametrize("call", ["decode", "assign"])
+@pytest.mark.parametrize("wrong", ["too-high", "too-low"])
+def test_indices_that_name_no_code(make, call, wrong):
+    quantizer = make()
+    x = draw(quantizer)
+    indices = quantizer.encode(x)
+    size = quantizer.codebook_sizes[-1]  # of the last index: those before may be smaller
+    bad = size if wrong == "too-high" else -2
+    indices[..., -1] = bad
+    message = rf"^`indices` must be -1 or in \[0, {size}\), got {bad}\.$"
+    with pytest.raises(ValueError, match=message):
+        quantizer.decode(indices) if call == "decode" else quantizer.assign(x, indices)

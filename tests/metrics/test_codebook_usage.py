@@ -90,7 +90,8 @@ def test_ranks_are_added_without_changing_the_local_counts(monkeypatch):
 
 @pytest.mark.parametrize("index", [7, -2])
 def test_indices_out_of_range_are_an_error(index):
-    with pytest.raises(RuntimeError, match="out of bounds"):
+    message = rf"^`indices` must be -1 or in \[0, 7\), got {index}\.$"
+    with pytest.raises(ValueError, match=message):
         CodebookUsage(7).update(torch.tensor([index]))
 
 

@@ -158,8 +158,8 @@ VQ = VectorQuantizer(4, 16)
         (
             [VQ, nn.Identity()],
             TypeError,
-            "`quantizers[1]` must be a quantizer, got Identity. A `TextureQuantizer` goes outside of "
-            "all others.",
+            "`quantizers[1]` must be a quantizer, got Identity. A `TextureQuantizer` goes outside "
+            "of all others.",
         ),
         (
             [TextureQuantizer(VQ)],
@@ -170,7 +170,8 @@ VQ = VectorQuantizer(4, 16)
         (
             [ChannelFirst(VQ)],
             ValueError,
-            "`quantizers[0]` must have features last, got ChannelFirst. Put `ChannelFirst` outside.",
+            "`quantizers[0]` must have features last, got ChannelFirst. Put `ChannelFirst` "
+            "outside.",
         ),
         (
             [VQ, MultiScale(VQ, (1, 2))],

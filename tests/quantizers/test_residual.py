@@ -489,7 +489,8 @@ vq, wide = VectorQuantizer(4, 16), VectorQuantizer(5, 16)
             [ChannelFirst(MultiScale(vq, (1, 2)))],
             {},
             ValueError,
-            "`quantizers[0]` must have features last, got ChannelFirst. Put `ChannelFirst` outside.",
+            "`quantizers[0]` must have features last, got ChannelFirst. Put `ChannelFirst` "
+            "outside.",
         ),
         ([vq], {"dropout": 1.1}, ValueError, "`dropout` must be in [0, 1], got 1.1."),
         ([vq], {"beam_size": 0}, ValueError, "`beam_size` must be at least 1, got 0."),

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from vqprior._checks import (
     check_codes,
     check_floating,
+    check_index_range,
     check_integer,
     check_interval,
     check_positive,
@@ -37,7 +38,8 @@ def code_cross_entropy(
     Raises:
         TypeError: If ``logits`` or ``weights`` is not floating point or ``indices`` not an
             integer tensor.
-        ValueError: If the shapes do not fit or ``label_smoothing`` is out of range.
+        ValueError: If the shapes do not fit, an index on the CPU names no code, or
+            ``label_smoothing`` is out of range.
 
     Shape:
         - ``logits``: ``(..., k)``
@@ -93,7 +95,8 @@ def distance_cross_entropy(
     Raises:
         TypeError: If ``logits``, ``codes`` or ``weights`` is not floating point or ``indices``
             not an integer tensor.
-        ValueError: If the shapes do not fit or ``temperature`` is not greater than 0.
+        ValueError: If the shapes do not fit, an index on the CPU names no code, or
+            ``temperature`` is not greater than 0.
 
     Shape:
         - ``logits``: ``(..., k)``
@@ -146,6 +149,7 @@ def _admit(logits: Tensor, indices: Tensor, weights: Tensor | None) -> tuple[Ten
     check_floating("logits", logits)
     check_integer("indices", indices)
     check_shape("indices", indices, logits.shape[:-1])
+    check_index_range("indices", indices, logits.shape[-1])
     counted = indices >= 0
     if weights is not None:
         check_floating("weights", weights)

@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor
 
-from vqprior._checks import check_at_least, check_floating, check_integer, check_shape
+from vqprior._checks import (
+    check_at_least,
+    check_floating,
+    check_index_range,
+    check_integer,
+    check_shape,
+)
 
 
 def code_statistics(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
@@ -22,7 +28,8 @@ def code_statistics(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
 
     Raises:
         TypeError: If ``x`` is not floating point or ``indices`` not an integer tensor.
-        ValueError: If ``indices`` has another shape than the tokens or ``num_codes`` is below 1.
+        ValueError: If ``indices`` has another shape than the tokens, an index on the CPU names no
+            code, or ``num_codes`` is below 1.
 
     Shape:
         - ``x``: ``(..., d)``
@@ -41,6 +48,7 @@ def code_statistics(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     check_integer("indices", indices)
     check_shape("indices", indices, x.shape[:-1])
     check_at_least("num_codes", num_codes, 1)
+    check_index_range("indices", indices, num_codes)
     dtype = torch.promote_types(x.dtype, torch.float32)
     flat_indices = indices.reshape(-1).long()
     flat = x.detach().reshape(flat_indices.shape[0], x.shape[-1]).to(dtype)

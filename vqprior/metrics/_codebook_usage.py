@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from vqprior._checks import check_at_least, check_integer
+from vqprior._checks import check_at_least, check_index_range, check_integer
 from vqprior._distributed import all_reduce_sum_
 from vqprior.metrics._accumulator import Accumulator
 
@@ -90,13 +90,13 @@ class CodebookUsage(Accumulator):
     def update(self, indices: Tensor) -> None:
         """Counts the indices; those that are -1, masked or dropped, are counted as skipped.
 
-        Other values outside ``[0, codebook_size)`` are an error of ``scatter_add_``, which a GPU
-        reports late.
-
         Raises:
             TypeError: If ``indices`` is not an integer tensor.
+            ValueError: If another index on the CPU names no code; a GPU reports it late, as an
+                error of its own.
         """
         check_integer("indices", indices)
+        check_index_range("indices", indices, self.codebook_size)
         flat = indices.reshape(-1).long()
         skipped = flat == -1
         # A -1 adds nothing to code 0; anything lower stays out of range.

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from vqprior._checks import check_at_least
+from vqprior._checks import check_at_least, check_index_range
 from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
 from vqprior._tokens import admit, admit_assigned, check_indices, result
 from vqprior.functional import join_indices, split_indices, straight_through
@@ -118,15 +118,17 @@ class FSQ(Quantizer):
 
         Raises:
             TypeError: If ``indices`` is not an integer tensor.
+            ValueError: If an index on the CPU names no code.
         """
         check_indices(indices, 1)
+        check_index_range("indices", indices, self.codebook_size)
         digits = split_indices(indices.long(), self._levels)
         codes = self._values(digits.to(torch.float32))
         return torch.where((indices >= 0).unsqueeze(-1), codes, 0.0)
 
     def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result for indices chosen elsewhere."""
-        x, counted = admit_assigned(x, indices, self.dim, 1)
+        x, counted = admit_assigned(x, indices, self.dim, self.codebook_sizes)
         chosen = torch.where(counted, indices.long(), -1)
         return self._result(x, self._bounded(x), counted, chosen)
 

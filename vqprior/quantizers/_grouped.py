@@ -108,7 +108,7 @@ class Grouped(Quantizer):
 
     def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result for indices ``(..., q)`` chosen elsewhere; -1 masks a group."""
-        x, counted = admit_assigned(x, indices, self.dim, self.num_codebooks)
+        x, counted = admit_assigned(x, indices, self.dim, self.codebook_sizes)
         parts = x.split(self._dims, dim=-1)
         chosen = self.groups.split(leave_out(indices, counted, self.num_codebooks))
         triples = zip(self.groups, parts, chosen, strict=True)

@@ -10,6 +10,7 @@ from vqprior._checks import (
     check_at_least,
     check_choice,
     check_floating,
+    check_index_range,
     check_integer,
     check_last_dim,
     check_positive,
@@ -153,8 +154,10 @@ class VectorQuantizer(Quantizer):
 
         Raises:
             TypeError: If ``indices`` is not an integer tensor.
+            ValueError: If an index on the CPU names no code.
         """
         check_integer("indices", indices)
+        check_index_range("indices", indices, self.codebook_size)
         codes = F.embedding(indices.long().clamp_min(0), self.codebook.vectors())
         return torch.where((indices >= 0).unsqueeze(-1), codes, 0.0)
 
@@ -165,7 +168,7 @@ class VectorQuantizer(Quantizer):
             TypeError: If ``x`` is not floating point or ``indices`` not an integer tensor.
             ValueError: On a wrong shape.
         """
-        x, counted = admit_assigned(x, indices, self.dim, 1)
+        x, counted = admit_assigned(x, indices, self.dim, self.codebook_sizes)
         return self._result(x, counted, indices.long().clamp_min(0))
 
     def logits(

@@ -108,7 +108,7 @@ class Projected(Wrapper, Quantizer):
 
     def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result for indices chosen elsewhere."""
-        x, counted = admit_assigned(x, indices, self.dim, self.num_codebooks)
+        x, counted = admit_assigned(x, indices, self.dim, self.codebook_sizes)
         indices = leave_out(indices, counted, self.num_codebooks)
         return self._raised(self.quantizer.assign(self._lowered(x), indices), x)
 

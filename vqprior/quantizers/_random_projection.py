@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vqprior._checks import check_at_least
+from vqprior._checks import check_at_least, check_index_range
 from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
 from vqprior._precision import KeepsDtypes
 from vqprior._tokens import admit, admit_assigned, check_indices, result
@@ -114,8 +114,10 @@ class RandomProjectionQuantizer(KeepsDtypes, Quantizer):
 
         Raises:
             TypeError: If ``indices`` is not an integer tensor.
+            ValueError: If an index on the CPU names no code.
         """
         check_indices(indices, 1)
+        check_index_range("indices", indices, self.codebook_size)
         codes = F.embedding(indices.long().clamp_min(0), self.codes)
         with torch.autocast(codes.device.type, enabled=False):
             vectors = codes @ self.back
@@ -123,7 +125,7 @@ class RandomProjectionQuantizer(KeepsDtypes, Quantizer):
 
     def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result for indices chosen elsewhere."""
-        x, counted = admit_assigned(x, indices, self.dim, 1)
+        x, counted = admit_assigned(x, indices, self.dim, self.codebook_sizes)
         chosen = torch.where(counted, indices.long(), -1)
         quantized = straight_through(x, self.decode(chosen).to(x.dtype))
         return result(quantized, chosen, {})

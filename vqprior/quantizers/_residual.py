@@ -173,7 +173,7 @@ class Residual(Quantizer):
 
     def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result for indices ``(..., q)`` chosen elsewhere; -1 drops a stage."""
-        x, counted = admit_assigned(x, indices, self.dim, self.num_codebooks)
+        x, counted = admit_assigned(x, indices, self.dim, self.codebook_sizes)
         parts = self.stages.split(leave_out(indices, counted, self.num_codebooks))
         return self._run(x, counted, lambda i, rest: self.stages[i].assign(rest, parts[i]))
 
