@@ -14,8 +14,9 @@ def from_encodec(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> Resid
     """Reads the residual quantizer of EnCodec, and of AudioCraft, which has the same layout.
 
     Indices are ``(..., q)`` where the original has ``(q, b, n)``. A lower bandwidth is the
-    first stages: set the indices of the others to -1. Once a ``CodebookEMA`` has taken the codebooks over, the loss is the original's, the mean
-    commitment of the stages; statistics of the moving average are checked and left behind.
+    first stages: set the indices of the others to -1. Statistics of the moving average are
+    checked and left behind. Once a ``CodebookEMA`` has taken the codebooks over, the loss is the
+    original's, the mean commitment of the stages.
 
     Args:
         state_dict: What the file holds, a dictionary of tensors.
