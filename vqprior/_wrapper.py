@@ -1,6 +1,8 @@
 """What all wrappers of one quantizer share."""
 
-from vqprior._interfaces import Codebook, CodeSpace, Quantizer
+from torch import Tensor
+
+from vqprior._interfaces import Codebook, CodeSpace, Quantizer, QuantizerOutput
 from vqprior._tokens import check_quantizer
 
 
@@ -41,3 +43,38 @@ class Wrapper(CodeSpace):
     def codebooks(self) -> tuple[Codebook, ...]:
         """Those of the wrapped quantizer."""
         return self.quantizer.codebooks
+
+
+class Transparent(Wrapper, Quantizer):
+    """A wrapper that passes every call on; subclasses override what they change."""
+
+    @property
+    def learns_from_result(self) -> bool:
+        """That of the wrapped quantizer."""
+        return self.quantizer.learns_from_result
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
+        """Quantizes ``x``."""
+        return self.quantizer(x, mask)
+
+    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Returns the indices."""
+        return self.quantizer.encode(x, mask)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Returns the codes named by ``indices``."""
+        return self.quantizer.decode(indices)
+
+    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+        """Returns the result for indices chosen elsewhere."""
+        return self.quantizer.assign(x, indices)
+
+    def logits(
+        self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
+    ) -> Tensor:
+        """Returns how well each code fits."""
+        return self.quantizer.logits(x, temperature=temperature, indices=indices)
+
+    def nearest(self, x: Tensor, num_nearest: int) -> Tensor:
+        """Returns the indices of the nearest codes, nearest first."""
+        return self.quantizer.nearest(x, num_nearest)

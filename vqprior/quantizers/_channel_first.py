@@ -7,11 +7,11 @@ from torch import Tensor
 from vqprior._checks import check_mask
 from vqprior._interfaces import Quantizer, QuantizerOutput
 from vqprior._tokens import check_features_last, with_quantized
-from vqprior._wrapper import Wrapper
+from vqprior._wrapper import Transparent
 
 
 @final
-class ChannelFirst(Wrapper, Quantizer):
+class ChannelFirst(Transparent):
     """Applies a quantizer to feature maps ``(b, d, *spatial)``, a token at each position.
 
     Selections, which rules and losses read, keep their features last.
@@ -57,11 +57,6 @@ class ChannelFirst(Wrapper, Quantizer):
         """
         out = self.quantizer(self._features_last(x, mask), mask)
         return with_quantized(out, out.quantized.movedim(-1, 1))
-
-    @property
-    def learns_from_result(self) -> bool:
-        """That of the wrapped quantizer."""
-        return self.quantizer.learns_from_result
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the indices ``(b, *spatial)`` or ``(b, *spatial, q)``."""

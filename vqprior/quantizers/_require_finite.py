@@ -8,15 +8,16 @@ from torch import Tensor
 from vqprior._checks import check_floating, check_last_dim, check_mask
 from vqprior._interfaces import Quantizer, QuantizerOutput
 from vqprior._tokens import check_features_last
-from vqprior._wrapper import Wrapper
+from vqprior._wrapper import Transparent
 
 
 @final
-class RequireFinite(Wrapper, Quantizer):
+class RequireFinite(Transparent):
     """Raises at a token with a NaN or an infinity, which quantizers by themselves leave out.
 
     For finding out where such a token comes from. Reads one number back to the host in each
     call, so it waits for the device and does not compile. Masked tokens may hold anything.
+    ``forward`` and ``encode`` check; ``assign``, ``logits`` and ``nearest`` do not.
 
     Args:
         quantizer: Any quantizer with features last; ``ChannelFirst`` goes outside.
@@ -57,11 +58,6 @@ class RequireFinite(Wrapper, Quantizer):
         self._check(x, mask)
         return self.quantizer(x, mask)
 
-    @property
-    def learns_from_result(self) -> bool:
-        """That of the wrapped quantizer."""
-        return self.quantizer.learns_from_result
-
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the indices.
 
@@ -70,24 +66,6 @@ class RequireFinite(Wrapper, Quantizer):
         """
         self._check(x, mask)
         return self.quantizer.encode(x, mask)
-
-    def decode(self, indices: Tensor) -> Tensor:
-        """Returns the codes named by ``indices``."""
-        return self.quantizer.decode(indices)
-
-    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
-        """Returns the result for indices chosen elsewhere; does not check."""
-        return self.quantizer.assign(x, indices)
-
-    def logits(
-        self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
-    ) -> Tensor:
-        """Returns how well each code fits; does not check."""
-        return self.quantizer.logits(x, temperature=temperature, indices=indices)
-
-    def nearest(self, x: Tensor, num_nearest: int) -> Tensor:
-        """Returns the nearest codes; does not check."""
-        return self.quantizer.nearest(x, num_nearest)
 
     def _check(self, x: Tensor, mask: Tensor | None) -> None:
         check_floating("x", x)

@@ -5,16 +5,17 @@ from typing import cast, final
 from torch import Tensor, nn
 
 from vqprior._interfaces import Quantizer, QuantizerOutput, Rule
-from vqprior._wrapper import Wrapper
+from vqprior._wrapper import Transparent
 
 
 @final
-class SelfUpdating(Wrapper, Quantizer):
+class SelfUpdating(Transparent):
     """Steps rules at the end of each forward in training mode, as batch norm does.
 
     For training loops that cannot be edited. Everywhere else an explicit ``rule.step(out)``
     is better: activation checkpointing, for one, runs a forward twice and would step twice.
-    The rules are submodules, so their statistics travel with the ``state_dict``.
+    The rules are submodules, so their statistics travel with the ``state_dict``. Other methods step
+    nothing; a stage of a beam search is assigned its codes, so put this outside of it.
 
     Args:
         quantizer: The quantizer that is called.
@@ -59,30 +60,3 @@ class SelfUpdating(Wrapper, Quantizer):
             for rule in self.rules:
                 cast("Rule", rule).step(out)
         return out
-
-    @property
-    def learns_from_result(self) -> bool:
-        """That of the wrapped quantizer."""
-        return self.quantizer.learns_from_result
-
-    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Returns the indices; steps nothing."""
-        return self.quantizer.encode(x, mask)
-
-    def decode(self, indices: Tensor) -> Tensor:
-        """Returns the codes named by ``indices``."""
-        return self.quantizer.decode(indices)
-
-    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
-        """Returns the result for indices chosen elsewhere; steps nothing."""
-        return self.quantizer.assign(x, indices)
-
-    def logits(
-        self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
-    ) -> Tensor:
-        """Returns how well each code fits; steps nothing."""
-        return self.quantizer.logits(x, temperature=temperature, indices=indices)
-
-    def nearest(self, x: Tensor, num_nearest: int) -> Tensor:
-        """Returns the indices of the nearest codes; steps nothing."""
-        return self.quantizer.nearest(x, num_nearest)
