@@ -96,6 +96,21 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"`{name}` must be greater than 0, got {value}.")
 
 
+def check_callable(name: str, value: object, way_out: str) -> None:
+    """Raises ``TypeError`` unless ``value`` can be called."""
+    if not callable(value):
+        raise TypeError(f"`{name}` must be callable, got {type(value).__name__}. {way_out}")
+
+
+def check_module(name: str, value: object) -> None:
+    """Raises ``TypeError`` unless ``value`` is a module."""
+    if not isinstance(value, torch.nn.Module):
+        raise TypeError(
+            f"`{name}` must be a module, got {type(value).__name__}. Derive a class from "
+            "`torch.nn.Module`."
+        )
+
+
 def check_interval(name: str, value: float, low: float, high: float) -> None:
     """Raises ``ValueError`` unless ``low <= value < high``."""
     if not low <= value < high:

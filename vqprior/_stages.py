@@ -17,6 +17,11 @@ class Stages(nn.Module):
 
     def __init__(self, quantizers: Sequence[Quantizer]) -> None:
         super().__init__()
+        if isinstance(quantizers, nn.Module) and not isinstance(quantizers, nn.ModuleList):
+            raise TypeError(
+                f"`quantizers` must be a sequence, got {type(quantizers).__name__}. Put it in a "
+                "list."
+            )
         if not quantizers:
             raise ValueError("`quantizers` must hold at least one quantizer, got none.")
         unique: list[Quantizer] = []

@@ -5,7 +5,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from vqprior._checks import check_shape
+from vqprior._checks import check_module, check_shape
 from vqprior._interfaces import Codebook
 
 
@@ -22,6 +22,7 @@ class Transformed(Codebook):
         module: Any module ``(k, d') -> (k, d)``.
 
     Raises:
+        TypeError: If ``module`` is not a module.
         ValueError: If ``module`` returns another number of codes or no matrix.
 
     Shape:
@@ -42,6 +43,7 @@ class Transformed(Codebook):
 
     def __init__(self, codebook: Codebook, module: nn.Module) -> None:
         super().__init__()
+        check_module("module", module)
         self.codebook = codebook
         self.module = module
         vectors = self.vectors()

@@ -29,6 +29,7 @@ class FSQ(Quantizer):
             even. By default even numbers of levels have a level at 0, as in the paper.
 
     Raises:
+        TypeError: If ``levels`` is a number.
         ValueError: If ``levels`` is empty, one is too low, or their product is too large.
 
     Shape:
@@ -55,6 +56,8 @@ class FSQ(Quantizer):
 
     def __init__(self, levels: Sequence[int], *, symmetric: bool = False) -> None:
         super().__init__()
+        if isinstance(levels, int):
+            raise TypeError(f"`levels` must be a sequence, got {levels}. Write `[{levels}]`.")
         if not levels:
             raise ValueError("`levels` must hold at least one number of levels, got none.")
         for level in levels:

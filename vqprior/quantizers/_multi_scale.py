@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vqprior._checks import (
     check_at_least,
+    check_callable,
     check_floating,
     check_mask,
     check_scales,
@@ -84,6 +85,8 @@ class MultiScale(Quantizer):
         super().__init__()
         self.scales = check_scales(scales)
         check_tokenwise("quantizer", quantizer)
+        if refine is not None:
+            check_callable("refine", refine, "For example `nn.ScaleRefinement`.")
         check_at_least("commitment_weight", commitment_weight, 0.0)
         check_at_least("codebook_weight", codebook_weight, 0.0)
         learns = isinstance(refine, nn.Module) and any(

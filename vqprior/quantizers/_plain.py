@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from vqprior._checks import (
     check_at_least,
+    check_callable,
     check_choice,
     check_floating,
     check_index_range,
@@ -51,6 +52,7 @@ class VectorQuantizer(Quantizer):
             0.25.
 
     Raises:
+        TypeError: If ``codebook`` is no codebook or ``estimator`` cannot be called.
         ValueError: If a size is below 1, ``codebook`` has another size, ``metric`` is unknown,
             or a weight is negative.
 
@@ -89,6 +91,13 @@ class VectorQuantizer(Quantizer):
         super().__init__()
         check_at_least("dim", dim, 1)
         check_at_least("codebook_size", codebook_size, 1)
+        if codebook is not None and not isinstance(codebook, Codebook):
+            raise TypeError(
+                f"`codebook` must be a Codebook, got {type(codebook).__name__}. For given vectors, "
+                "pass `Table.from_vectors(vectors)`."
+            )
+        if not isinstance(estimator, IndexEstimator):
+            check_callable("estimator", estimator, "For example `functional.straight_through`.")
         self.codebook: Codebook = Table(codebook_size, dim) if codebook is None else codebook
         if (self.codebook.num_codes, self.codebook.dim) != (codebook_size, dim):
             raise ValueError(

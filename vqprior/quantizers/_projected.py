@@ -5,7 +5,13 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from vqprior._checks import check_at_least, check_floating, check_last_dim, check_shape
+from vqprior._checks import (
+    check_at_least,
+    check_floating,
+    check_last_dim,
+    check_module,
+    check_shape,
+)
 from vqprior._interfaces import Quantizer, QuantizerOutput
 from vqprior._tokens import (
     admit,
@@ -36,7 +42,7 @@ class Projected(Wrapper, Quantizer):
             ``quantizer``.
 
     Raises:
-        TypeError: If ``quantizer`` is not a quantizer.
+        TypeError: If ``quantizer`` is not a quantizer, or ``down`` or ``up`` not a module.
         ValueError: If ``quantizer`` has not features last or no index for each token, or ``dim``
             is below 1.
 
@@ -63,6 +69,8 @@ class Projected(Wrapper, Quantizer):
     ) -> None:
         super().__init__(quantizer)
         check_tokenwise("quantizer", quantizer)
+        check_module("down", down)
+        check_module("up", up)
         found = getattr(down, "in_features", quantizer.dim)
         self._dim = int(found) if dim is None else dim
         check_at_least("dim", self._dim, 1)

@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from vqprior._checks import check_at_least, check_floating, check_fraction
+from vqprior._checks import check_at_least, check_callable, check_floating, check_fraction
 from vqprior._interfaces import Codebook, GradientEstimator, Quantizer, QuantizerOutput
 from vqprior._stages import Stages
 from vqprior._tokens import (
@@ -45,7 +45,8 @@ class Residual(Quantizer):
         estimator: ``(x, codes) -> codes``, which defines the gradient of the sum.
 
     Raises:
-        TypeError: If ``beam_size`` is above 1 and a stage cannot rank its codes.
+        TypeError: If an entry is not a quantizer, ``estimator`` cannot be called, or ``beam_size``
+            is above 1 and a stage cannot rank its codes.
         ValueError: If there is no stage, stages differ in ``dim`` or have no index for each
             token, or an option is out of range.
 
@@ -90,6 +91,7 @@ class Residual(Quantizer):
             )
         check_fraction("dropout", dropout)
         check_at_least("beam_size", beam_size, 1)
+        check_callable("estimator", estimator, "For example `functional.straight_through`.")
         if beam_size > 1:
             for stage in self.stages:
                 like = next(stage.parameters(), torch.zeros(()))
