@@ -37,7 +37,8 @@ LAYERS = {
         "metrics",
     },
     "predictors": {"_checks", "_interfaces", "functional", "nn"},
-    "_binary": {"_checks", "_interfaces", "_tokens", "functional"},
+    "_implied": {"_interfaces", "_tokens"},
+    "_binary": {"_checks", "_implied", "_interfaces", "_tokens", "functional"},
     # Wrappers and rules know interfaces only; a quantizer may name its default codebook.
     "quantizers": {
         "_checks",
@@ -47,6 +48,7 @@ LAYERS = {
         "_tokens",
         "_scales",
         "_stages",
+        "_implied",
         "_binary",
         "functional",
         "codebooks._table",

@@ -443,7 +443,7 @@ FAULTS = {
     ),
     "random-fsq-skips-its-bound": Fault(
         "quantizers/_fsq.py",
-        "straight_through(self._values(bounded).to(x.dtype), codes)",
+        "straight_through(self._values(prepared).to(x.dtype), codes)",
         "straight_through(x, codes)",
         "contracts/test_cross_product.py",
         "law_3",
@@ -604,8 +604,8 @@ FAULTS = {
     ),
     "fsq-ties-go-to-even-levels": Fault(
         "quantizers/_fsq.py",
-        "(bounded - 0.5).ceil()",
-        "bounded.round()",
+        "(prepared - 0.5).ceil()",
+        "prepared.round()",
         "quantizers/test_fsq.py",
         "ties",
     ),

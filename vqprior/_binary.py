@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from vqprior._checks import check_at_least, check_index_range, check_positive
-from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
-from vqprior._tokens import admit, admit_assigned, check_indices, result
+from vqprior._implied import ImpliedCodes
+from vqprior._interfaces import QuantizerOutput
+from vqprior._tokens import check_indices, result
 from vqprior.functional import (
     bit_entropy_loss,
     join_indices,
@@ -19,7 +20,7 @@ from vqprior.functional import (
 _MAX_BITS = 62  # so that every index is an int64
 
 
-class BinaryQuantizer(Quantizer):
+class BinaryQuantizer(ImpliedCodes):
     """Keeps the sign of each feature; subclasses say of what, and how long a code is."""
 
     def __init__(
@@ -61,10 +62,6 @@ class BinaryQuantizer(Quantizer):
     def scale(self) -> float:
         """Absolute value of each feature of a code."""
 
-    @abc.abstractmethod
-    def _prepared(self, x: Tensor) -> Tensor:
-        """What the signs are taken of, in float32 or wider."""
-
     @property
     def dim(self) -> int:
         """One feature for each bit."""
@@ -75,11 +72,6 @@ class BinaryQuantizer(Quantizer):
         """One index, for all patterns of bits."""
         return (2**self.num_bits,)
 
-    @property
-    def codebooks(self) -> tuple[Codebook, ...]:
-        """None: codes are implied, nothing learns."""
-        return ()
-
     def extra_repr(self) -> str:
         """Shows the options in ``repr``."""
         return (
@@ -88,23 +80,6 @@ class BinaryQuantizer(Quantizer):
             f"batch_entropy_weight={self.batch_entropy_weight}, "
             f"temperature={self.temperature}, group_size={self.group_size}"
         )
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
-        """Quantizes ``x`` ``(..., bits)``; ``mask`` ``(...)`` is True for real tokens.
-
-        Raises:
-            TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
-            ValueError: On a wrong shape.
-        """
-        x, counted = admit(x, mask, self.dim)
-        prepared = self._prepared(x)
-        return self._result(x, prepared, counted, self._indices(prepared, counted))
-
-    @torch.no_grad()
-    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Returns the index of each vector: bit ``i`` is 1 where feature ``i`` is positive."""
-        x, counted = admit(x, mask, self.dim)
-        return self._indices(self._prepared(x), counted)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Returns the codes named by ``indices``: ``(...) -> (..., bits)``; -1 gives zeros.
@@ -118,11 +93,6 @@ class BinaryQuantizer(Quantizer):
         bits = split_indices(indices.long(), (2,) * self.num_bits)
         signs = torch.where(bits < 0, 0, 2 * bits - 1)
         return signs.to(torch.float32) * self.scale
-
-    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
-        """Returns the result for indices chosen elsewhere."""
-        x, counted = admit_assigned(x, indices, self.dim, self.codebook_sizes)
-        return self._result(x, self._prepared(x), counted, torch.where(counted, indices.long(), -1))
 
     def _indices(self, prepared: Tensor, counted: Tensor) -> Tensor:
         bits = (prepared > 0).long()

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from vqprior._checks import check_at_least, check_index_range
-from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
-from vqprior._tokens import admit, admit_assigned, check_indices, result
+from vqprior._implied import ImpliedCodes
+from vqprior._interfaces import QuantizerOutput
+from vqprior._tokens import check_indices, result
 from vqprior.functional import join_indices, split_indices, straight_through
 
 
 @final
-class FSQ(Quantizer):
+class FSQ(ImpliedCodes):
     """Bounds each feature by a tanh and rounds it to one of a few levels; nothing learns.
 
     The product of the levels is the number of codes, which are never listed. There is no loss:
@@ -90,31 +91,9 @@ class FSQ(Quantizer):
         """One index, for all combinations of levels."""
         return (math.prod(self._levels),)
 
-    @property
-    def codebooks(self) -> tuple[Codebook, ...]:
-        """None: codes are implied, nothing learns."""
-        return ()
-
     def extra_repr(self) -> str:
         """Shows the options in ``repr``."""
         return f"{list(self._levels)}, symmetric={self.symmetric}"
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
-        """Quantizes ``x`` ``(..., d)``; ``mask`` ``(...)`` is True for real tokens.
-
-        Raises:
-            TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
-            ValueError: On a wrong shape.
-        """
-        x, counted = admit(x, mask, self.dim)
-        bounded = self._bounded(x)
-        return self._result(x, bounded, counted, self._indices(bounded, counted))
-
-    @torch.no_grad()
-    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Returns the index of each vector."""
-        x, counted = admit(x, mask, self.dim)
-        return self._indices(self._bounded(x), counted)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Returns the codes named by ``indices``: ``(...) -> (..., d)``; -1 gives zeros.
@@ -129,13 +108,7 @@ class FSQ(Quantizer):
         codes = self._values(digits.to(torch.float32))
         return torch.where((indices >= 0).unsqueeze(-1), codes, 0.0)
 
-    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
-        """Returns the result for indices chosen elsewhere."""
-        x, counted = admit_assigned(x, indices, self.dim, self.codebook_sizes)
-        chosen = torch.where(counted, indices.long(), -1)
-        return self._result(x, self._bounded(x), counted, chosen)
-
-    def _bounded(self, x: Tensor) -> Tensor:
+    def _prepared(self, x: Tensor) -> Tensor:
         """Features as fractional digits: rounding them gives 0 to ``levels - 1``."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         levels = self.levels.to(wide.dtype)
@@ -155,16 +128,16 @@ class FSQ(Quantizer):
         half = torch.floor(levels / 2)
         return (digits - half) / half
 
-    def _indices(self, bounded: Tensor, counted: Tensor) -> Tensor:
+    def _indices(self, prepared: Tensor, counted: Tensor) -> Tensor:
         # Above a thousand levels, the little more is more than half a level.
         # Ties go to the lower level: `round` would send them to the even one.
-        nearest = (bounded - 0.5).ceil().long()
+        nearest = (prepared - 0.5).ceil().long()
         digits = torch.minimum(nearest.clamp_min(0), self.levels - 1)
         return torch.where(counted, join_indices(digits, self._levels), -1)
 
     def _result(
-        self, x: Tensor, bounded: Tensor, counted: Tensor, indices: Tensor
+        self, x: Tensor, prepared: Tensor, counted: Tensor, indices: Tensor
     ) -> QuantizerOutput:
         codes = self.decode(indices).to(x.dtype)
-        quantized = straight_through(self._values(bounded).to(x.dtype), codes)
+        quantized = straight_through(self._values(prepared).to(x.dtype), codes)
         return result(torch.where(counted.unsqueeze(-1), quantized, 0.0), indices, {})
