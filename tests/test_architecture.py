@@ -61,6 +61,8 @@ INDEPENDENT = {"codebooks", "predictors", "quantizers"}
 # Folders that are public namespaces; the rest are shelves, public as ``vqprior.<Name>``.
 NAMESPACES = {"functional", "interop", "losses", "metrics", "nn"}
 EXTERNAL = {"torch", "einops", "numpy", "typing_extensions"}
+# What need not be installed, and the start of the name of every module that may import it.
+OPTIONAL = {"triton": "_triton"}
 MAX_LINES = 300
 
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
@@ -102,6 +104,9 @@ def test_module_imports_only_what_its_layer_allows(path):
     layer = layer_of(path)
     for name in imports(path):
         top, _, rest = name.partition(".")
+        if top in OPTIONAL:
+            assert path.name.startswith(OPTIONAL[top]), f"{name} need not be installed"
+            continue
         if top != "vqprior":
             assert top in EXTERNAL or top in sys.stdlib_module_names, f"undeclared: {name}"
             continue
@@ -154,7 +159,10 @@ def test_the_library_does_not_know_its_applications(path):
 
 
 def test_import_has_no_side_effects():
-    """Importing changes no environment variable, logger, warning filter, default or RNG."""
+    """Importing changes no environment variable, logger, warning filter, default or RNG.
+
+    It does not import what need not be installed, nor a module that does.
+    """
     code = """
 import logging, os, random, sys, warnings
 import numpy, torch
@@ -163,9 +171,11 @@ def state():
             torch.get_default_dtype(), torch.get_num_threads(), torch.initial_seed(),
             torch.get_rng_state().tolist(), numpy.random.get_state()[2], torch.is_grad_enabled(),
             torch.cuda.is_initialized(), torch.get_float32_matmul_precision())
-before = state()
+before, imported = state(), set(sys.modules)
 import vqprior
 assert state() == before
+optional = ("triton", "vqprior.functional._triton_")  # the second is what imports the first
+assert not [name for name in set(sys.modules) - imported if name.startswith(optional)]
 """
     # A minimal environment: this process has imported vqprior already.
     inherited = {k: os.environ[k] for k in ("PATH", "PYTHONPATH", "SYSTEMROOT") if k in os.environ}

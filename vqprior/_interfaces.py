@@ -99,8 +99,7 @@ class Codebook(nn.Module, abc.ABC):
     def assign_(self, vectors: Tensor, where: Tensor) -> None:
         """Overwrites the codes ``where`` (``(k,)``, bool) is True by ``vectors`` (``(k, d)``).
 
-        Raises:
-            TypeError: If the codes are computed from something else and cannot be set.
+        Raises ``TypeError`` if the codes are computed from something else and cannot be set.
         """
 
 
@@ -200,6 +199,10 @@ class Quantizer(CodeSpace):
         """Whether a parameter gets a gradient from ``quantized``, as those of a module do."""
         return any(parameter.requires_grad for parameter in self.parameters())
 
+    def search_space(self) -> tuple[Tensor, str] | None:
+        """Returns the codes ``(k, d)`` and the metric if all it does is to choose the nearest."""
+        return None
+
     @abc.abstractmethod
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantizes ``x`` ``(..., d)``; ``mask`` ``(...)`` is True for real tokens."""
@@ -230,18 +233,15 @@ class Quantizer(CodeSpace):
         """Returns how well each code fits: ``(..., d) -> (..., k)``, or ``(..., q, k)``.
 
         Quantizers that choose one index after the other take ``indices`` as the choices made so
-        far (teacher forcing), and otherwise their own.
-
-        Raises:
-            TypeError: If the quantizer has no explicit codebook.
+        far (teacher forcing), and otherwise their own. Raises ``TypeError`` without an explicit
+        codebook.
         """
         raise no_codebook_error(self, "logits")
 
     def nearest(self, x: Tensor, num_nearest: int) -> Tensor:
         """Returns the best choices, best first, without gradients: ``(..., d) -> (..., m)``.
 
-        Raises:
-            TypeError: If the quantizer has not exactly one explicit codebook.
+        Raises ``TypeError`` unless the quantizer has exactly one explicit codebook.
         """
         raise no_codebook_error(self, "nearest")
 

@@ -49,7 +49,8 @@ def admit(x: Tensor, mask: Tensor | None, dim: int) -> tuple[Tensor, Tensor]:
     """Checks the input; returns it with zeros where it does not count, and where it does."""
     check_floating("x", x)
     check_last_dim("x", x, dim)
-    counted = x.isfinite().all(dim=-1)
+    # Two plain passes; `isfinite` takes three, and the reduction of booleans is slow.
+    counted = (x.amax(dim=-1) < torch.inf) & (x.amin(dim=-1) > -torch.inf)
     if mask is not None:
         check_mask(mask, x.shape[:-1])
         counted = counted & mask

@@ -19,7 +19,7 @@ from tests.claims.cast import (
 from tests.contracts.factories import DIM, state, vq
 from tests.contracts.observers import LargestTensor, NoHostSync, watching
 from vqprior import BSQ, LFQ, CodebookEMA, CodebookRevival, Grouped, Residual
-from vqprior.functional import IndexBackpropagation, _index_backpropagation, _search
+from vqprior.functional import IndexBackpropagation, _search_blocks, _softmax_gradient
 
 BLOCK = 1 << 14
 
@@ -45,8 +45,8 @@ def test_claim_04_nothing_of_tokens_by_codes_is_stored(make, training, monkeypat
     """vector-quantize-pytorch stores several matrices of tokens x codes, one of them int64: 12 GiB
     for 65536 tokens and 8192 codes. Here the largest tensor of a training step, rules included,
     is a block of bounded size, or as large as the tokens or the codes."""
-    monkeypatch.setattr(_search, "_MAX_BLOCK_ENTRIES", BLOCK)
-    monkeypatch.setattr(_index_backpropagation, "_MAX_BLOCK_ENTRIES", BLOCK)
+    monkeypatch.setattr(_search_blocks, "_MAX_BLOCK_ENTRIES", BLOCK)
+    monkeypatch.setattr(_softmax_gradient, "_MAX_BLOCK_ENTRIES", BLOCK)
     quantizer = make().train(training)
     rules = [RULES["ema"](quantizer), RULES["revival"](quantizer)] if training else []
     tokens = 4096
@@ -77,8 +77,8 @@ def test_claim_04_lookup_free_quantizers_list_no_codes(make):
 def test_claim_04_blocks_change_no_index(monkeypatch):
     """vector-quantize-pytorch needs the whole matrix to find its minimum. Here indices found
     block by block are those of a search in float64."""
-    monkeypatch.setattr(_search, "_MAX_BLOCK_ENTRIES", BLOCK)
-    monkeypatch.setattr(_search, "_MAX_BLOCK_CODES", 100)
+    monkeypatch.setattr(_search_blocks, "_MAX_BLOCK_ENTRIES", BLOCK)
+    monkeypatch.setattr(_search_blocks, "_MAX_BLOCK_CODES", 100)
     quantizer = vq(k=512, d=8)
     x = torch.randn(1000, 8)
     expected = torch.cdist(x.double(), quantizer.codebook.codes.double()).argmin(dim=1)

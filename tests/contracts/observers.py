@@ -38,6 +38,26 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
+class LargeTensors(TorchDispatchMode):
+    """Collects, and keeps alive, the storages of new results with at least ``numel`` entries."""
+
+    def __init__(self, numel):
+        super().__init__()
+        self.numel = numel
+        self.storages = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        known = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs))
+                 if isinstance(leaf, torch.Tensor)}  # fmt: skip
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.numel() >= self.numel:
+                storage = leaf.untyped_storage()
+                if storage._cdata not in known:
+                    self.storages[storage._cdata] = storage
+        return result
+
+
 class NoHostSync(TorchDispatchMode):
     """Fails on the operators that would make the host wait for the device."""
 

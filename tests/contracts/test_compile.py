@@ -13,7 +13,7 @@ from tests.contracts.factories import (
     waits_for_nothing,
 )
 from tests.contracts.observers import LargestTensor, NoHostSync, watching
-from vqprior.functional import _index_backpropagation, _search
+from vqprior.functional import _search_blocks, _softmax_gradient
 
 
 def train_step(quantizer, x, mask=None):
@@ -37,8 +37,8 @@ def widest_token(quantizer):
 
 @every_quantizer
 def test_nothing_of_size_n_by_k_is_stored(make, monkeypatch):
-    monkeypatch.setattr(_search, "_MAX_BLOCK_ENTRIES", 512)
-    monkeypatch.setattr(_index_backpropagation, "_MAX_BLOCK_ENTRIES", 512)
+    monkeypatch.setattr(_search_blocks, "_MAX_BLOCK_ENTRIES", 512)
+    monkeypatch.setattr(_softmax_gradient, "_MAX_BLOCK_ENTRIES", 512)
     quantizer = make()
     x = draw(quantizer, (600,)).requires_grad_()
     with watching(LargestTensor()) as largest:

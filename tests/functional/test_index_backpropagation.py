@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from vqprior import CodebookRevival, Table, VectorQuantizer
-from vqprior.functional import IndexBackpropagation, _index_backpropagation, select_codes
+from vqprior.functional import IndexBackpropagation, _softmax_gradient, select_codes
 from vqprior.functional._random import counter_uniform, to_gumbel
 from vqprior.functional._scores import score_codes
 
@@ -26,7 +26,8 @@ def make(k=7, d=3, metric="euclidean", **options):
 
 @pytest.fixture(params=[1 << 20, 21, 1], ids=["one-block", "blocks-of-3", "blocks-of-1"])
 def block(request, monkeypatch):
-    monkeypatch.setattr(_index_backpropagation, "_MAX_BLOCK_ENTRIES", request.param)
+    monkeypatch.setattr(_softmax_gradient, "_MAX_BLOCK_ENTRIES", request.param)
+    monkeypatch.setattr(_softmax_gradient, "_MIN_BLOCK_ROWS", 1)
 
 
 def autograd_of_a_softmax(logits, codes, estimator, indices, temperature):

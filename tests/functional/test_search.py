@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from tests.contracts.observers import LargestTensor, NoHostSync, watching
-from vqprior.functional import _search, nearest_codes
+from vqprior.functional import _search_blocks, nearest_codes
 
+NO_TABLE = (
+    "`codes` must have shape (k, d), or (q, k, d) for q codebooks, with each at least 1, got "
+)
 METRICS = ["euclidean", "cosine", "dot"]
 sizes = {"n": st.integers(1, 17), "k": st.integers(1, 9), "d": st.integers(1, 6)}
 
@@ -68,20 +71,25 @@ def test_several_nearest_break_ties_by_index(seed, m):
 
 @pytest.mark.parametrize("entries", [1, 7, 64, 1 << 20])
 @pytest.mark.parametrize("block_codes", [1, 3, 8, 16, 17])
+@pytest.mark.parametrize("group", [1, 4, 5])
 @pytest.mark.parametrize("num_nearest", [1, 5])
-def test_block_sizes_do_not_change_the_result(monkeypatch, entries, block_codes, num_nearest):
+def test_block_sizes_do_not_change_the_result(
+    monkeypatch, entries, block_codes, group, num_nearest
+):
     generator = torch.Generator().manual_seed(0)
     x, codes = integers(33, 3, generator=generator), integers(16, 3, generator=generator)
-    monkeypatch.setattr(_search, "_MAX_BLOCK_ENTRIES", entries)
-    monkeypatch.setattr(_search, "_MAX_BLOCK_CODES", block_codes)
+    monkeypatch.setattr(_search_blocks, "_MAX_BLOCK_ENTRIES", entries)
+    monkeypatch.setattr(_search_blocks, "_MAX_BLOCK_CODES", block_codes)
+    monkeypatch.setattr(_search_blocks, "_GROUP", group)
     expected = nearest_by_definition(x, codes, num_nearest=num_nearest)
     exactly(nearest_codes(x, codes, num_nearest=num_nearest), expected)
 
 
 def test_more_codes_than_one_block_holds():
-    codes = torch.arange(2.0 * _search._MAX_BLOCK_CODES + 5).unsqueeze(1)
-    x = torch.tensor([0.2, 8191.4, 8192.4, 16384.3, 99999.0]).unsqueeze(1)
-    exactly(nearest_codes(x, codes), torch.tensor([0, 8191, 8192, 16384, 16388]))
+    size = _search_blocks._MAX_BLOCK_CODES
+    codes = torch.arange(2.0 * size + 5).unsqueeze(1)
+    x = torch.tensor([0.2, size - 0.6, size + 0.4, 2 * size + 0.3, 99999.0]).unsqueeze(1)
+    exactly(nearest_codes(x, codes), torch.tensor([0, size - 1, size, 2 * size, 2 * size + 4]))
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -171,6 +179,19 @@ def test_leading_dimensions_are_free(leading, num_nearest):
     assert found.dtype == torch.int64
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("num_nearest", [1, 3])
+@pytest.mark.parametrize("leading", [(), (7,), (2, 3), (2, 0)])
+def test_several_codebooks_are_searched_as_one_after_the_other(metric, num_nearest, leading):
+    # Of different scales and offsets: each has a shift and a scale of its own.
+    codes = (torch.randn(3, 9, 4) + 5) * torch.tensor([1.0, 1e30, 1e-30]).view(3, 1, 1)
+    x = (torch.randn(*leading, 3, 4) + 5) * torch.tensor([1.0, 1e30, 1e-30]).view(3, 1)
+    found = nearest_codes(x, codes, metric=metric, num_nearest=num_nearest)
+    parts = [nearest_codes(x[..., i, :], codes[i], metric=metric, num_nearest=num_nearest)
+             for i in range(3)]  # fmt: skip
+    exactly(found, torch.stack(parts, dim=len(leading)))
+
+
 def test_a_transposed_input_is_searched_like_a_copy():
     x, codes = torch.randn(2, 4, 9), torch.randn(6, 4)
     exactly(nearest_codes(x.mT, codes), nearest_codes(x.mT.contiguous(), codes))
@@ -182,14 +203,16 @@ def test_no_gradient_and_no_graph():
 
 
 def test_memory_beyond_the_result_is_one_block():
-    x, codes = torch.randn(3000, 2), torch.randn(2000, 2)
+    x, codes = torch.randn(30000, 2), torch.randn(2000, 2)
     with watching(LargestTensor()) as largest, NoHostSync():
         nearest_codes(x, codes)
-    assert largest.numel <= _search._MAX_BLOCK_ENTRIES < 3000 * 2000
+    assert largest.numel <= _search_blocks._MAX_BLOCK_ENTRIES < 30000 * 2000
 
 
-def test_the_operator_is_registered_correctly():
-    arguments = (torch.randn(3, 5, 4), torch.randn(6, 4), "euclidean", 2)
+@pytest.mark.parametrize("q", [None, 5])
+def test_the_operator_is_registered_correctly(q):
+    codes = torch.randn(6, 4) if q is None else torch.randn(q, 6, 4)
+    arguments = (torch.randn(3, 5, 4), codes, "euclidean", 2)
     torch.library.opcheck(torch.ops.vqprior.nearest_codes.default, arguments)
 
 
@@ -199,17 +222,22 @@ def test_the_operator_is_registered_correctly():
         (
             torch.zeros(0, 4),
             ValueError,
-            "`codes` must have shape (k, d) with k and d at least 1, got (0, 4).",
+            NO_TABLE + "(0, 4).",
         ),
         (
             torch.zeros(4),
             ValueError,
-            "`codes` must have shape (k, d) with k and d at least 1, got (4,).",
+            NO_TABLE + "(4,).",
         ),
         (
             torch.zeros(3, 0),
             ValueError,
-            "`codes` must have shape (k, d) with k and d at least 1, got (3, 0).",
+            NO_TABLE + "(3, 0).",
+        ),
+        (
+            torch.zeros(3, 6, 4),
+            ValueError,
+            "`x` must have shape (..., 3, 4), a vector for each codebook, got (2, 4).",
         ),
         (
             torch.zeros(3, 5),

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from tests.contracts.observers import LargestTensor, NoHostSync
-from vqprior.functional import select_codes
+from tests.contracts.observers import LargestTensor, LargeTensors, NoHostSync
+from vqprior.functional import _select, _softmax_gradient, select_codes
 
 ESTIMATORS = ["straight_through", "soft", "gumbel", "reinmax"]
 HARD = ["straight_through", "gumbel", "reinmax"]
@@ -267,6 +267,53 @@ def test_autocast_changes_nothing(estimator):
     exactly(results[1], results[0])
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("entries", [1, 14, 40])
+def test_block_sizes_do_not_change_the_result(monkeypatch, estimator, entries):
+    results = []
+    for limit in (1 << 20, entries):
+        monkeypatch.setattr(_softmax_gradient, "_MAX_BLOCK_ENTRIES", limit)
+        monkeypatch.setattr(_softmax_gradient, "_MIN_BLOCK_ROWS", 1)
+        torch.manual_seed(0)
+        logits, codes, weight = case(leading=(3, 5))
+        vectors, _ = select_codes(logits, codes, estimator=estimator, temperature=0.7)
+        results.append((vectors, *gradients(vectors, logits, codes, weight)))
+    assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize("estimator", ["straight_through", "soft", "reinmax"])
+def test_the_gradient_can_be_differentiated_again(estimator):
+    """A penalty on gradients, say. The choice itself is constant."""
+    logits, codes, weight = case(leading=(4,))
+    codes = codes.detach()
+
+    def gradient(logits):
+        torch.manual_seed(0)
+        vectors, _ = select_codes(logits, codes, estimator=estimator)
+        return torch.autograd.grad((weight * vectors).sum(), logits, create_graph=True)[0]
+
+    assert torch.autograd.gradcheck(gradient, logits)
+
+
+@pytest.mark.parametrize("of", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("estimator", ["soft", "reinmax"])
+def test_the_operators_are_registered_correctly(estimator, of):
+    logits, codes, weight = (t.detach() for t in case(dtype=torch.float32))
+    torch.library.opcheck(torch.ops.vqprior.mean_code.default, (logits, codes, 0.7))
+    arguments = (weight, logits, codes, logits.argmax(-1), 0.7, estimator, *of)
+    torch.library.opcheck(_select._gradients_op, arguments)
+
+
+@pytest.mark.parametrize("estimator", ["straight_through", "soft", "reinmax"])
+def test_beyond_the_gradient_of_the_logits_memory_is_one_block(monkeypatch, estimator):
+    monkeypatch.setattr(_softmax_gradient, "_MAX_BLOCK_ENTRIES", 1 << 10)
+    logits, codes, weight = case(dtype=torch.float32, k=50, d=4, leading=(3000,))
+    vectors, _ = select_codes(logits, codes, estimator=estimator)
+    with LargeTensors(3000 * 50 // 4) as large:
+        gradients(vectors, logits, codes, weight)
+    assert len(large.storages) == 1
+
+
 @pytest.mark.parametrize("estimator", HARD)
 def test_no_one_hot_matrix_per_feature_and_no_host_sync(estimator):
     logits, codes, weight = case(dtype=torch.float32, k=50, d=20, leading=(300,))
@@ -287,8 +334,6 @@ def test_leading_dimensions_are_free(estimator, leading):
     ]
 
 
-# Tracing an autograd function instantiates it, in torch itself.
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_compiles_in_one_graph(estimator):
     torch.compiler.reset()

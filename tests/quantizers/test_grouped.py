@@ -17,6 +17,8 @@ from vqprior import (
     TextureQuantizer,
     VectorQuantizer,
 )
+from vqprior.functional import IndexBackpropagation, nearest_codes
+from vqprior.quantizers import _grouped, _plain
 
 
 def exactly(actual, expected):
@@ -213,3 +215,50 @@ def test_other_wrong_calls():
         grouped.logits(torch.zeros(2, 4))
     with pytest.raises(TypeError, match=r"explicit codebook for `nearest`, got Grouped\."):
         grouped.nearest(torch.zeros(2, 4), 1)
+
+
+def count_searches(monkeypatch):
+    """The calls of the search, those of the groups and those of the wrapper."""
+    calls = []
+
+    def counted(x, codes, **options):
+        calls.append(codes.shape)
+        return nearest_codes(x, codes, **options)
+
+    for module in (_grouped, _plain):
+        monkeypatch.setattr(module, "nearest_codes", counted)
+    return calls
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "dot"])
+def test_groups_of_one_form_are_searched_at_once(monkeypatch, metric):
+    quantizers = [VectorQuantizer(3, 16, metric=metric) for _ in range(4)]
+    x, mask = torch.randn(4, 6, 12), torch.rand(4, 6) > 0.3
+    apart = [q(part, mask) for q, part in zip(quantizers, x.split(3, dim=-1), strict=True)]
+    grouped = Grouped(quantizers)
+    calls = count_searches(monkeypatch)
+    out = grouped(x, mask)
+    exactly(grouped.encode(x, mask), out.indices)
+    assert calls == [(4, 16, 3)] * 2
+    exactly(out.indices, torch.stack([each.indices for each in apart], dim=-1))
+    exactly(out.quantized, torch.cat([each.quantized for each in apart], dim=-1))
+    assert_close(out.loss, sum(each.loss for each in apart))
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        lambda: [VectorQuantizer(3, 16), VectorQuantizer(3, 8)],
+        lambda: [VectorQuantizer(3, 16), VectorQuantizer(2, 16)],
+        lambda: [VectorQuantizer(3, 16), VectorQuantizer(3, 16, metric="cosine")],
+        lambda: [VectorQuantizer(3, 16), FSQ([4, 4, 4])],
+        lambda: [VectorQuantizer(3, 16), Residual([VectorQuantizer(3, 16)])],
+        lambda: [VectorQuantizer(3, 16, estimator=IndexBackpropagation())] * 2,
+    ],
+    ids=["sizes", "dims", "metrics", "no-codebook", "wrapped", "own-choice"],
+)
+def test_groups_of_several_forms_are_searched_each(monkeypatch, others):
+    grouped = Grouped(others())
+    calls = count_searches(monkeypatch)
+    grouped(torch.randn(5, grouped.dim))
+    assert all(len(shape) == 2 for shape in calls)

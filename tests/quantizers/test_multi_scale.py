@@ -30,7 +30,7 @@ from vqprior import (
     TextureQuantizer,
     VectorQuantizer,
 )
-from vqprior.functional import IndexBackpropagation, _index_backpropagation, _search
+from vqprior.functional import IndexBackpropagation, _search_blocks, _softmax_gradient
 from vqprior.nn import ScaleRefinement
 
 SIZES = {1: [(1,), (3,), (6,)], 2: [(1, 1), (2, 1), (2, 3), (4, 5)], 3: [(1, 1, 1), (2, 3, 2)]}
@@ -353,8 +353,8 @@ def test_half_precision_maps_are_averaged_in_float32():
 
 @every_pure
 def test_nothing_of_size_n_by_k_is_stored(make, monkeypatch):
-    monkeypatch.setattr(_search, "_MAX_BLOCK_ENTRIES", 512)
-    monkeypatch.setattr(_index_backpropagation, "_MAX_BLOCK_ENTRIES", 512)
+    monkeypatch.setattr(_search_blocks, "_MAX_BLOCK_ENTRIES", 512)
+    monkeypatch.setattr(_softmax_gradient, "_MAX_BLOCK_ENTRIES", 512)
     quantizer = make()
     x = draw(quantizer, (40,)).requires_grad_()
     with watching(LargestTensor()) as largest:

@@ -1,5 +1,7 @@
 """Gradient estimators: functions ``(x, codes) -> codes`` that define the backward pass."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,11 +11,11 @@ from vqprior._checks import check_floating, check_positive, check_shape
 def straight_through(x: Tensor, codes: Tensor) -> Tensor:
     """Returns ``codes``, with the gradient of the identity with respect to ``x``.
 
-    The value is ``codes`` bit for bit: ``x - x.detach()`` is exactly zero for finite ``x``,
-    whereas the common ``x + (codes - x).detach()`` rounds twice.
+    The value is a copy of ``codes``, bit for bit, whereas the common
+    ``x + (codes - x).detach()`` rounds twice.
 
     Args:
-        x: Vectors before quantization, finite.
+        x: Vectors before quantization.
         codes: Their codes; no gradient flows to them.
 
     Returns:
@@ -38,7 +40,26 @@ def straight_through(x: Tensor, codes: Tensor) -> Tensor:
         tensor([1., 1.])
     """
     check_shape("codes", codes, x.shape)
-    return codes.detach() + (x - x.detach())
+    passed: Tensor = _PassGradient.apply(x, codes.detach())
+    return passed
+
+
+class _PassGradient(torch.autograd.Function):
+    """One pass over memory forward, none backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, codes: Tensor) -> Tensor:
+        return codes.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ANN401
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        return grad, None
 
 
 def rotation_trick(x: Tensor, codes: Tensor, *, max_gain: float | None = None) -> Tensor:
@@ -97,31 +118,53 @@ def rotation_trick(x: Tensor, codes: Tensor, *, max_gain: float | None = None) -
     check_shape("codes", codes, x.shape)
     if max_gain is not None:
         check_positive("max_gain", max_gain)
-    dtype = torch.promote_types(torch.promote_types(x.dtype, codes.dtype), torch.float32)
-    u, x_peak, x_length = _unit(x.detach().to(dtype))
-    q, code_peak, code_length = _unit(codes.detach().to(dtype))
-    between = u + q
-    length = torch.linalg.vector_norm(between, dim=-1, keepdim=True)
-    # Below this length, the direction of the sum is rounding.
-    turns = (length > torch.finfo(dtype).eps ** 0.5) & (x_peak > 0)
-    w = torch.where(turns, between / length, 0.0)
-    q = torch.where(turns, q, 0.0)
     # A larger gain would take gradients out of the range of `x.dtype`.
     bound = torch.finfo(x.dtype).max ** 0.5
     bound = bound if max_gain is None else min(bound, max_gain)
-    gain = code_peak / x_peak * (code_length / x_length)
-    gain = torch.where(x_peak > 0, gain, 1.0).clamp_max(bound)
-    # The rotation acts on zeros that carry the gradient of `x`: its value cannot overflow.
-    carrier = gain * (x - x.detach()).to(dtype)
-    along_w = (w * carrier).sum(dim=-1, keepdim=True)
-    along_u = (u * carrier).sum(dim=-1, keepdim=True)
-    return codes.detach() + (carrier - 2 * w * along_w + 2 * q * along_u).to(x.dtype)
+    rotated: Tensor = _RotateGradient.apply(x, codes.detach(), bound)
+    return rotated
+
+
+class _RotateGradient(torch.autograd.Function):
+    """Only vectors and codes are kept; what turns one into the other is computed backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, codes: Tensor, max_gain: float) -> Tensor:
+        return codes.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
+        x, codes, ctx.max_gain = inputs
+        ctx.save_for_backward(x, codes)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        x, codes = (saved.detach() for saved in ctx.saved_tensors)
+        dtype = torch.promote_types(torch.promote_types(x.dtype, codes.dtype), torch.float32)
+        u, x_peak, x_length = _unit(x.to(dtype))
+        q, code_peak, code_length = _unit(codes.to(dtype))
+        between = u + q
+        length = torch.linalg.vector_norm(between, dim=-1, keepdim=True)
+        # Below this length, the direction of the sum is rounding.
+        turns = (length > torch.finfo(dtype).eps ** 0.5) & (x_peak > 0)
+        gain = code_peak / x_peak * (code_length / x_length)
+        gain = torch.where(x_peak > 0, gain, 1.0).clamp_max(ctx.max_gain)
+        wide = grad.to(dtype)
+        along_w = (between * wide).sum(dim=-1, keepdim=True)
+        along_q = (q * wide).sum(dim=-1, keepdim=True)
+        # With `between` = `length` w, the two terms of the rotation that are not the identity.
+        reflect = torch.where(turns, -2 * gain * along_w / length.square(), 0.0)
+        forward = torch.where(turns, 2 * gain * along_q, 0.0)
+        rotated = (wide * gain).addcmul_(between, reflect).addcmul_(u, forward)
+        return rotated.to(x.dtype), None, None
 
 
 def _unit(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Unit vectors, and two factors of the lengths, whose product may overflow; 0 stays 0."""
-    peak = vectors.abs().amax(dim=-1, keepdim=True)
+    peak = torch.maximum(vectors.amax(dim=-1, keepdim=True), -vectors.amin(dim=-1, keepdim=True))
     scaled = vectors / torch.where(peak > 0, peak, 1.0)
     length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
     length = torch.where(peak > 0, length, 1.0)
-    return scaled / length, peak, length
+    return scaled.div_(length), peak, length

@@ -11,10 +11,9 @@ from vqprior._interfaces import IndexEstimator
 from vqprior.functional._random import counter_uniform, to_gumbel
 from vqprior.functional._scores import score_codes, score_gradients
 from vqprior.functional._search import nearest_codes
-from vqprior.functional._select import _reinmax_backward, _softmax_backward
+from vqprior.functional._softmax_gradient import row_blocks, softmax_gradient
 
 _ESTIMATORS = ("straight_through", "gumbel", "reinmax")
-_MAX_BLOCK_ENTRIES = 1 << 20
 
 
 @final
@@ -145,16 +144,15 @@ def _select_backward(  # noqa: PLR0913
     grad_x = torch.empty_like(flat)
     grad_codes = torch.zeros_like(codes).index_add_(0, chosen, wanted)
     with torch.autocast(x.device.type, enabled=False):
-        for part in _blocks(flat.shape[0], k):
+        for part in row_blocks(flat.shape[0], k):
             logits = score_codes(flat[part], codes, metric)
             if seed is not None:
                 logits = logits + _noise(seed, part, logits)
             value = wanted[part] @ (codes - codes.mean(dim=0)).T
             probabilities = (logits / temperature).softmax(dim=-1)
-            if estimator == "reinmax":
-                inner = _reinmax_backward(logits, probabilities, chosen[part], value)
-            else:
-                inner = _softmax_backward(probabilities, value) / temperature
+            inner = softmax_gradient(
+                logits, probabilities, chosen[part], value, temperature, estimator
+            )
             grad_x[part], of_codes = score_gradients(inner, flat[part], codes, metric)
             grad_codes += of_codes
     return grad_x.reshape(x.shape), grad_codes
@@ -182,7 +180,7 @@ def _sample(x: Tensor, codes: Tensor, seed: Tensor, metric: str) -> Tensor:
     """Draws from the softmax of the scores by the Gumbel trick, a block at a time."""
     flat = x.reshape(-1, x.shape[-1])
     drawn = torch.empty(flat.shape[0], dtype=torch.int64, device=x.device)
-    for part in _blocks(flat.shape[0], codes.shape[0]):
+    for part in row_blocks(flat.shape[0], codes.shape[0]):
         logits = score_codes(flat[part], codes, metric)
         drawn[part] = (logits + _noise(seed, part, logits)).argmax(dim=-1)
     return drawn.reshape(x.shape[:-1])
@@ -191,11 +189,6 @@ def _sample(x: Tensor, codes: Tensor, seed: Tensor, metric: str) -> Tensor:
 @_sample.register_fake
 def _(x: Tensor, codes: Tensor, seed: Tensor, metric: str) -> Tensor:
     return x.new_empty(x.shape[:-1], dtype=torch.int64)
-
-
-def _blocks(n: int, k: int) -> list[slice]:
-    rows = max(1, _MAX_BLOCK_ENTRIES // k)
-    return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
 
 
 def _noise(seed: Tensor, part: slice, logits: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Losses as functions of what codebooks saw and chose; weighted where the sum is written."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -68,7 +70,7 @@ def commitment_loss(out: QuantizerOutput | Selection) -> Tensor:
         >>> torch.equal(0.25 * commitment_loss(out), out.terms["commitment"])
         True
     """
-    return total([_mean_square_error(s.inputs, s.codes.detach(), s.mask) for s in selections(out)])
+    return total([pulls(s.inputs, s.codes.detach(), s.mask)[0] for s in selections(out)])
 
 
 def codebook_loss(out: QuantizerOutput | Selection) -> Tensor:
@@ -98,7 +100,7 @@ def codebook_loss(out: QuantizerOutput | Selection) -> Tensor:
         >>> torch.equal(codebook_loss(out), out.terms["codebook"])
         True
     """
-    return total([_mean_square_error(s.inputs.detach(), s.codes, s.mask) for s in selections(out)])
+    return total([pulls(s.inputs.detach(), s.codes, s.mask)[1] for s in selections(out)])
 
 
 def joint_loss(out: QuantizerOutput | Selection) -> Tensor:
@@ -126,12 +128,56 @@ def joint_loss(out: QuantizerOutput | Selection) -> Tensor:
         >>> torch.allclose(x.grad.sum(dim=0), -vq.codebook.codes.grad.sum(dim=0))
         True
     """
-    return total([_mean_square_error(s.inputs, s.codes, s.mask) for s in selections(out)])
+    both = [pulls(s.inputs, s.codes, s.mask) for s in selections(out)]
+    return total([on_inputs + (on_codes - on_codes.detach()) for on_inputs, on_codes in both])
 
 
-def _mean_square_error(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
-    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    return masked_mean_square(a.to(dtype) - b.to(dtype), mask)
+def pulls(inputs: Tensor, codes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean square error twice: with a gradient to the inputs alone, and to the codes alone."""
+    both: tuple[Tensor, Tensor] = _MeanSquareError.apply(inputs, codes, mask)
+    return both
+
+
+class _MeanSquareError(torch.autograd.Function):
+    """One difference forward and one backward for both losses."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(inputs: Tensor, codes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = _difference(inputs, codes).square().sum(dim=-1)
+        mean = torch.where(mask, tokens, 0.0).sum() / _count(inputs, mask)
+        return mean, mean.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: object) -> None:  # noqa: ANN401
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        on_inputs: Tensor,
+        on_codes: Tensor,
+    ) -> tuple[Tensor | None, Tensor | None, None]:
+        inputs, codes, mask = ctx.saved_tensors
+        difference = torch.where(mask.unsqueeze(-1), _difference(inputs, codes), 0.0)
+        slope = 2 / _count(inputs, mask)
+        grad_inputs = grad_codes = None
+        if ctx.needs_input_grad[0]:
+            grad_inputs = (difference * (slope * on_inputs)).to(inputs.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_codes = (difference * (-slope * on_codes)).to(codes.dtype)
+        return grad_inputs, grad_codes, None
+
+
+def _difference(inputs: Tensor, codes: Tensor) -> Tensor:
+    dtype = torch.promote_types(torch.promote_types(inputs.dtype, codes.dtype), torch.float32)
+    return inputs.to(dtype) - codes.to(dtype)
+
+
+def _count(inputs: Tensor, mask: Tensor) -> Tensor:
+    """How many numbers the mean runs over, at least 1."""
+    return (mask.sum() * inputs.shape[-1]).clamp_min(1)
 
 
 def total(losses: list[Tensor]) -> Tensor:

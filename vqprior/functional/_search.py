@@ -1,21 +1,13 @@
-"""Nearest-code search, a block of the distance matrix at a time."""
+"""Nearest-code search: one operator, whatever computes it."""
 
 import torch
 from torch import Tensor
 
-from vqprior._checks import (
-    check_at_least,
-    check_choice,
-    check_codes,
-    check_floating,
-    check_last_dim,
-)
+from vqprior._checks import check_at_least, check_choice, check_floating, check_last_dim
+from vqprior.functional import _triton
+from vqprior.functional._search_blocks import search_blocks
 
 _METRICS = ("euclidean", "cosine", "dot")
-_MAX_BLOCK_CODES = 8192
-_MAX_BLOCK_ENTRIES = 1 << 20  # 4 MiB of float32 scores: about what stays in cache
-# A token further away than this many times the codes' own scale could overflow a score.
-_FAR = 1e30
 
 
 def nearest_codes(
@@ -27,11 +19,13 @@ def nearest_codes(
     the inputs and inside ``torch.autocast`` too, after a shift and a power-of-two scaling that
     keep an offset or a scale common to ``x`` and ``codes`` from costing accuracy. No gradient
     flows. Memory beyond the result is bounded: a block of scores, never all ``n`` x ``k``.
-    Vectors with a non-finite feature get an arbitrary valid index.
+    Vectors with a non-finite feature get an arbitrary valid index. On a CUDA device, one fused
+    kernel does it, where Triton is installed, ``num_nearest`` is 1 and nothing is wider than
+    float32.
 
     Args:
         x: Vectors to match.
-        codes: Candidates, one a row.
+        codes: Candidates, one a row; several codebooks of one size are searched together.
         metric: ``"euclidean"`` distance, ``"cosine"`` similarity (a zero vector is equally
             similar to all codes) or ``"dot"`` product.
         num_nearest: How many codes to return for each vector, the closest first.
@@ -41,13 +35,14 @@ def nearest_codes(
 
     Raises:
         TypeError: If ``x`` or ``codes`` is not floating point.
-        ValueError: If ``codes`` is not a non-empty matrix, the features differ in number,
-            ``metric`` is unknown, or ``num_nearest`` is not between 1 and ``k``.
+        ValueError: If ``codes`` is empty or has another number of dimensions, the features or
+            codebooks differ in number, ``metric`` is unknown, or ``num_nearest`` is not between 1
+            and ``k``.
 
     Shape:
-        - ``x``: ``(..., d)``
-        - ``codes``: ``(k, d)``
-        - returns: ``(...)``, or ``(..., num_nearest)`` if ``num_nearest`` is above 1
+        - ``x``: ``(..., d)``, or ``(..., q, d)`` for ``q`` codebooks
+        - ``codes``: ``(k, d)``, or ``(q, k, d)``
+        - returns: ``(...)`` or ``(..., q)``, with ``num_nearest`` appended if that is above 1
 
     References:
         van den Oord, Vinyals and Kavukcuoglu, *Neural Discrete Representation Learning*,
@@ -67,35 +62,57 @@ def nearest_codes(
 
         >>> nearest_codes(torch.zeros(2, 3, 5, 2), codes).shape
         torch.Size([2, 3, 5])
+
+        Each of two halves of a vector in a codebook of its own:
+
+        >>> halves = torch.tensor([[[0.9, 0.8], [3.0, 0.1]]])
+        >>> nearest_codes(halves, torch.stack([codes, codes.flip(0)]))
+        tensor([[1, 0]])
     """
     check_floating("x", x)
-    check_codes("codes", codes)
-    check_last_dim("x", x, codes.shape[1])
+    _check_tables(x, codes)
     check_choice("metric", metric, _METRICS)
     check_at_least("num_nearest", num_nearest, 1)
-    if num_nearest > codes.shape[0]:
+    if num_nearest > codes.shape[-2]:
         raise ValueError(
-            f"`num_nearest` must be at most the number of codes, {codes.shape[0]}, "
+            f"`num_nearest` must be at most the number of codes, {codes.shape[-2]}, "
             f"got {num_nearest}."
         )
     found: Tensor = _nearest_codes(x.detach(), codes.detach(), metric, num_nearest)
     return found.squeeze(-1) if num_nearest == 1 else found
 
 
+def _check_tables(x: Tensor, codes: Tensor) -> None:
+    check_floating("codes", codes)
+    if codes.ndim not in (2, 3) or codes.numel() == 0:
+        raise ValueError(
+            "`codes` must have shape (k, d), or (q, k, d) for q codebooks, with each at least 1, "
+            f"got {tuple(codes.shape)}."
+        )
+    check_last_dim("x", x, codes.shape[-1])
+    if codes.ndim == 3 and x.shape[-2:-1] != codes.shape[:1]:
+        raise ValueError(
+            f"`x` must have shape (..., {codes.shape[0]}, {codes.shape[2]}), a vector for each "
+            f"codebook, got {tuple(x.shape)}."
+        )
+
+
 @torch.library.custom_op("vqprior::nearest_codes", mutates_args=())
 def _nearest_codes(x: Tensor, codes: Tensor, metric: str, num_nearest: int) -> Tensor:
-    """The search as one operator, so that compilers need not look inside."""
+    """The search as one operator, so that compilers need not look inside: ``(..., [q,] m)``."""
+    several = codes.ndim == 3
     dtype = torch.promote_types(torch.promote_types(x.dtype, codes.dtype), torch.float32)
     with torch.autocast(x.device.type, enabled=False):
-        flat = x.reshape(-1, x.shape[-1])
-        keys, bias, shift, scale = _prepare(codes.to(dtype), metric)
-        found = torch.empty(flat.shape[0], num_nearest, dtype=torch.int64, device=x.device)
-        num_rows = max(1, _MAX_BLOCK_ENTRIES // min(keys.shape[0], _MAX_BLOCK_CODES))
-        for start in range(0, flat.shape[0], num_rows):
-            block = flat[start : start + num_rows].to(dtype)
-            block = ((block - shift) * scale).clamp(-_FAR, _FAR)
-            _search_block(block, keys, bias, found[start : start + num_rows])
-    return found.reshape(*x.shape[:-1], num_nearest)
+        tables = codes.to(dtype) if several else codes.to(dtype).unsqueeze(0)
+        prepared = _prepare(tables, metric)
+        tokens = x.reshape(-1, len(tables), x.shape[-1]).transpose(0, 1)
+        if num_nearest == 1 and _triton.is_usable(x, codes):
+            from vqprior.functional._triton_search import nearest  # needs Triton
+
+            found = nearest(tokens, *(part.contiguous() for part in prepared)).unsqueeze(-1)
+        else:
+            found = search_blocks(tokens, *prepared, num_nearest)
+    return found.transpose(0, 1).contiguous().view(*x.shape[:-1], num_nearest)
 
 
 @_nearest_codes.register_fake
@@ -108,50 +125,22 @@ def _prepare(codes: Tensor, metric: str) -> tuple[Tensor, Tensor, Tensor, Tensor
 
     ``||x||^2`` is the same for every code, so it cannot change the arg-min and is left out: it
     would only cost precision. Shifting by the mean code does not change distances, and a scale
-    that is a power of two multiplies without rounding.
+    that is a power of two multiplies without rounding. For codes ``(q, k, d)``: keys
+    ``(q, k, d)``, bias ``(q, k)``, shift ``(q, d)``, scale ``(q,)``.
     """
-    shift = codes.new_zeros(codes.shape[1])
+    shift = torch.zeros_like(codes[:, 0])
     if metric == "euclidean":
-        shift = codes.mean(dim=0)
-        codes = codes - shift
+        shift = codes.mean(dim=1)
+        codes = codes - shift.unsqueeze(1)
     elif metric == "cosine":
         # Rows are scaled first, since the square of a small or large length is not a number.
-        rows = codes / codes.abs().amax(dim=1, keepdim=True).clamp_min(
+        rows = codes / codes.abs().amax(dim=2, keepdim=True).clamp_min(
             torch.finfo(codes.dtype).tiny
         )
-        codes = torch.nn.functional.normalize(rows, dim=1)
-    _, exponent = torch.frexp(codes.abs().amax())
-    scale = torch.ldexp(torch.ones_like(shift[0]), -exponent.clamp(-120, 120))
-    codes = codes * scale
-    bias = codes.square().sum(dim=1) if metric == "euclidean" else codes.new_zeros(len(codes))
-    return codes, bias, shift, scale
-
-
-def _search_block(block: Tensor, keys: Tensor, bias: Tensor, found: Tensor) -> None:
-    """Writes the nearest keys of each row of ``block`` into ``found`` ``(rows, m)``."""
-    best = block.new_full(found.shape, torch.inf)
-    found.zero_()
-    for start in range(0, keys.shape[0], _MAX_BLOCK_CODES):
-        part = slice(start, start + _MAX_BLOCK_CODES)
-        scores = torch.addmm(bias[part], block, keys[part].T, alpha=-2.0)
-        for place in range(min(found.shape[1], scores.shape[1])):
-            value, index = scores.min(dim=1)
-            _insert(best, found, value, index + start)
-            if place + 1 < found.shape[1]:
-                scores.scatter_(1, index.unsqueeze(1), torch.inf)
-
-
-def _insert(best: Tensor, found: Tensor, value: Tensor, index: Tensor) -> None:
-    """Inserts one candidate a row into the sorted lists; an equal one stays behind."""
-    closer = torch.zeros_like(value, dtype=torch.bool)
-    for place in range(best.shape[1]):
-        # From where it goes in, everything moves up by one, equal values too.
-        closer = closer | (value < best[:, place])
-        best[:, place], value = (
-            torch.where(closer, value, best[:, place]),
-            torch.where(closer, best[:, place], value),
-        )
-        found[:, place], index = (
-            torch.where(closer, index, found[:, place]),
-            torch.where(closer, found[:, place], index),
-        )
+        codes = torch.nn.functional.normalize(rows, dim=2)
+    low, high = codes.flatten(1).aminmax(dim=1)
+    _, exponent = torch.frexp(torch.maximum(-low, high))
+    scale = torch.ldexp(torch.ones_like(low), -exponent.clamp(-120, 120))
+    keys = codes * scale[:, None, None]
+    bias = keys.square().sum(dim=2) if metric == "euclidean" else keys.new_zeros(keys.shape[:2])
+    return keys, bias, shift, scale

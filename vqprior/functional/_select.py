@@ -12,6 +12,7 @@ from vqprior._checks import (
     check_positive,
 )
 from vqprior.functional._random import to_gumbel
+from vqprior.functional._softmax_gradient import row_blocks, softmax_gradient
 
 _ESTIMATORS = ("straight_through", "soft", "gumbel", "reinmax")
 
@@ -91,18 +92,13 @@ def select_codes(
     check_choice("estimator", estimator, _ESTIMATORS)
     check_positive("temperature", temperature)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if estimator == "soft":
-        probabilities = (logits / temperature).softmax(dim=-1)
-        with torch.autocast(logits.device.type, enabled=False):
-            mean = probabilities @ codes.to(probabilities.dtype)
-        return mean.to(codes.dtype), logits.argmax(dim=-1)
     if estimator in ("gumbel", "reinmax"):
         perturbed = logits + gumbel_noise(logits, generator)
         indices = perturbed.argmax(dim=-1)
         logits = perturbed if estimator == "gumbel" else logits
     else:
         indices = logits.argmax(dim=-1)
-    return _Select.apply(logits, codes, indices, temperature, estimator == "reinmax"), indices
+    return _Select.apply(logits, codes, indices, temperature, estimator), indices
 
 
 def gumbel_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -112,7 +108,7 @@ def gumbel_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 class _Select(torch.autograd.Function):
-    """``codes[indices]`` with the gradient of a mean code under the softmax of the logits."""
+    """A code or the mean code, with the gradient of the mean code under the softmax."""
 
     @staticmethod
     def forward(
@@ -121,41 +117,90 @@ class _Select(torch.autograd.Function):
         codes: Tensor,
         indices: Tensor,
         temperature: float,
-        second_order: bool,  # noqa: FBT001
+        estimator: str,
     ) -> Tensor:
         ctx.save_for_backward(logits, codes, indices)
-        ctx.temperature, ctx.second_order = temperature, second_order
+        ctx.options = temperature, estimator
+        if estimator == "soft":
+            mean: Tensor = _mean_code(logits, codes, temperature)
+            return mean
         return codes[indices]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        logits, codes, indices = ctx.saved_tensors
-        grad_logits = grad_codes = None
-        with torch.autocast(logits.device.type, enabled=False):
-            if ctx.needs_input_grad[0]:
-                wanted = grad.to(logits.dtype) @ codes.to(logits.dtype).T
-                probabilities = (logits / ctx.temperature).softmax(dim=-1)
-                if ctx.second_order:
-                    grad_logits = _reinmax_backward(logits, probabilities, indices, wanted)
-                else:
-                    grad_logits = _softmax_backward(probabilities, wanted) / ctx.temperature
-            if ctx.needs_input_grad[1]:
-                sums = codes.new_zeros(codes.shape, dtype=logits.dtype)
-                rows = grad.reshape(-1, codes.shape[1]).to(logits.dtype)
-                grad_codes = sums.index_add_(0, indices.reshape(-1), rows).to(codes.dtype)
-        return grad_logits, grad_codes, None, None, None
+        # A second derivative cannot pass an operator; nothing needs to be one outside of a graph.
+        gradients = _gradients_op if torch.compiler.is_compiling() else _gradients
+        needs = ctx.needs_input_grad[:2]
+        found = gradients(grad, *ctx.saved_tensors, *ctx.options, *needs)
+        of_logits, of_codes = (
+            one if needed else None for one, needed in zip(found, needs, strict=True)
+        )
+        return of_logits, of_codes, None, None, None
 
 
-def _softmax_backward(probabilities: Tensor, grad: Tensor) -> Tensor:
-    """The Jacobian ``diag(p) - p p^T`` of the softmax, applied to ``grad``."""
-    return probabilities * (grad - (probabilities * grad).sum(dim=-1, keepdim=True))
+@torch.library.custom_op("vqprior::mean_code", mutates_args=())
+def _mean_code(logits: Tensor, codes: Tensor, temperature: float) -> Tensor:
+    """The mean code under the softmax of the logits, a block at a time."""
+    k, d = codes.shape
+    flat = logits.reshape(-1, k)
+    mean = torch.empty(len(flat), d, dtype=codes.dtype, device=codes.device)
+    with torch.autocast(logits.device.type, enabled=False):
+        for part in row_blocks(len(flat), k):
+            mean[part] = (flat[part] / temperature).softmax(dim=-1) @ codes.to(flat.dtype)
+    return mean.reshape(*logits.shape[:-1], d)
 
 
-def _reinmax_backward(
-    logits: Tensor, probabilities: Tensor, indices: Tensor, grad: Tensor
-) -> Tensor:
-    """Heun's method: twice the Jacobian at the midpoint less half of that at the start."""
-    half = probabilities.new_full((), 0.5).expand(*indices.shape, 1)
-    midpoint = (probabilities / 2).scatter_add(-1, indices.unsqueeze(-1), half)
-    start = logits.softmax(dim=-1)
-    return 2 * _softmax_backward(midpoint, grad) - _softmax_backward(start, grad) / 2
+@_mean_code.register_fake
+def _(logits: Tensor, codes: Tensor, temperature: float) -> Tensor:
+    return codes.new_empty((*logits.shape[:-1], codes.shape[1]))
+
+
+def _gradients(  # noqa: PLR0913
+    grad: Tensor,
+    logits: Tensor,
+    codes: Tensor,
+    indices: Tensor,
+    temperature: float,
+    estimator: str,
+    of_logits: bool,  # noqa: FBT001
+    of_codes: bool,  # noqa: FBT001
+) -> tuple[Tensor, Tensor]:
+    """Both gradients, a block of the softmax at a time; empty if not asked for."""
+    (k, d), dtype = codes.shape, logits.dtype
+    flat, chosen = logits.reshape(-1, k), indices.reshape(-1)
+    wide, table = grad.reshape(-1, d).to(dtype), codes.to(dtype)
+    grad_logits = torch.empty_like(flat) if of_logits else flat.new_empty(0)
+    grad_codes = torch.zeros_like(table) if of_codes else table.new_empty(0)
+    if of_codes and estimator != "soft":
+        grad_codes.index_add_(0, chosen, wide)
+    by_blocks = of_logits or estimator == "soft"
+    with torch.autocast(logits.device.type, enabled=False):
+        for part in row_blocks(len(flat), k) if by_blocks else ():
+            probabilities = (flat[part] / temperature).softmax(dim=-1)
+            if of_codes and estimator == "soft":
+                grad_codes += probabilities.T @ wide[part]
+            if of_logits:
+                wanted = wide[part] @ table.T
+                grad_logits[part] = softmax_gradient(
+                    flat[part], probabilities, chosen[part], wanted, temperature, estimator
+                )
+    return grad_logits.reshape(logits.shape if of_logits else 0), grad_codes.to(codes.dtype)
+
+
+_gradients_op = torch.library.custom_op("vqprior::select_gradients", _gradients, mutates_args=())
+
+
+@_gradients_op.register_fake
+def _(  # noqa: PLR0913
+    grad: Tensor,
+    logits: Tensor,
+    codes: Tensor,
+    indices: Tensor,
+    temperature: float,
+    estimator: str,
+    of_logits: bool,  # noqa: FBT001
+    of_codes: bool,  # noqa: FBT001
+) -> tuple[Tensor, Tensor]:
+    return logits.new_empty(logits.shape if of_logits else 0), codes.new_empty(
+        codes.shape if of_codes else 0
+    )

@@ -10,13 +10,16 @@ from vqprior._checks import (
     check_integer,
     check_shape,
 )
+from vqprior.functional import _triton
 
 
 def code_statistics(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     """Sums, for each code, the vectors that chose it, and counts them.
 
     Computed by scatter-add in float32 or wider, without a one-hot matrix. Sums and counts
-    share one tensor, so that a distributed caller needs one collective.
+    share one tensor, so that a distributed caller needs one collective. On a CUDA device the
+    order of additions, and with it the last bits, differs from call to call, unless
+    ``torch.use_deterministic_algorithms`` forbids it.
 
     Args:
         x: Vectors; ``d`` may be 0, to count only.
@@ -49,11 +52,32 @@ def code_statistics(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     check_shape("indices", indices, x.shape[:-1])
     check_at_least("num_codes", num_codes, 1)
     check_index_range("indices", indices, num_codes)
-    dtype = torch.promote_types(x.dtype, torch.float32)
     flat_indices = indices.reshape(-1).long()
-    flat = x.detach().reshape(flat_indices.shape[0], x.shape[-1]).to(dtype)
-    counted = (flat_indices >= 0).unsqueeze(1)
-    rows = torch.cat([flat, flat.new_ones(flat.shape[0], 1)], dim=1)
-    rows = torch.where(counted, rows, 0.0)
-    totals = flat.new_zeros(num_codes, rows.shape[1])
-    return totals.index_add_(0, flat_indices.clamp_min(0), rows)
+    flat = x.detach().reshape(flat_indices.shape[0], x.shape[-1])
+    totals: Tensor = _code_statistics(flat, flat_indices, num_codes)
+    return totals
+
+
+@torch.library.custom_op("vqprior::code_statistics", mutates_args=())
+def _code_statistics(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
+    """The statistics of ``(n, d)`` and ``(n,)`` as one operator."""
+    if _triton.is_usable(x, indices) and not torch.are_deterministic_algorithms_enabled():
+        from vqprior.functional._triton_statistics import add_statistics_  # needs Triton
+
+        totals = x.new_zeros(num_codes, x.shape[1] + 1, dtype=torch.float32)
+        add_statistics_(totals, x, indices)
+        return totals
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    # What is left out goes to a row of its own, whatever it holds: no pass over `x` to blank it.
+    indices = torch.where(indices >= 0, indices, num_codes)
+    sums = x.new_zeros(num_codes + 1, x.shape[1], dtype=dtype)
+    sums.index_add_(0, indices, x.to(dtype))
+    counts = x.new_zeros(num_codes + 1, 1, dtype=dtype)
+    counts.index_add_(0, indices, counts.new_ones(1, 1).expand(len(x), 1))
+    return torch.cat([sums[:-1], counts[:-1]], dim=1)
+
+
+@_code_statistics.register_fake
+def _(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return x.new_empty(num_codes, x.shape[1] + 1, dtype=dtype)

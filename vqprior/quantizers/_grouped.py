@@ -17,6 +17,7 @@ from vqprior._tokens import (
     leave_out,
     stack_logits,
 )
+from vqprior.functional import nearest_codes
 
 
 @final
@@ -25,7 +26,7 @@ class Grouped(Quantizer):
 
     Also known as product quantization: ``q`` codebooks of ``k`` codes express ``k ** q``
     vectors. A token is left out as a whole if any of its features is not finite. Terms of the
-    groups add up.
+    groups add up. Codebooks of one size and metric are searched as one batched product.
 
     Args:
         quantizers: One for each group, in the order of the features; pass the same one
@@ -85,15 +86,23 @@ class Grouped(Quantizer):
             ValueError: On a wrong shape.
         """
         x, counted = admit(x, mask, self.dim)
-        parts = zip(self.groups, x.split(self._dims, dim=-1), strict=True)
-        return self._join([group(part, counted) for group, part in parts])
+        parts, found = x.split(self._dims, dim=-1), self._search(x, counted)
+        if found is None:
+            outs = [group(part, counted) for group, part in zip(self.groups, parts, strict=True)]
+        else:
+            triples = zip(self.groups, parts, found, strict=True)
+            outs = [group.assign(part, indices) for group, part, indices in triples]
+        return self._join(outs)
 
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the indices ``(..., q)`` of all groups."""
         x, counted = admit(x, mask, self.dim)
-        parts = zip(self.groups, x.split(self._dims, dim=-1), strict=True)
-        return self.groups.join([group.encode(part, counted) for group, part in parts])
+        found = self._search(x, counted)
+        if found is None:
+            parts = zip(self.groups, x.split(self._dims, dim=-1), strict=True)
+            found = [group.encode(part, counted) for group, part in parts]
+        return self.groups.join(found)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Returns the codes ``(..., d)`` named by ``indices``; -1 gives zeros in its group.
@@ -131,6 +140,23 @@ class Grouped(Quantizer):
         triples = zip(self.groups, x.split(self._dims, dim=-1), given, strict=True)
         parts = [g.logits(part, temperature=temperature, indices=i) for g, part, i in triples]
         return stack_logits(parts, self.groups.counts)
+
+    def _search(self, x: Tensor, counted: Tensor) -> list[Tensor] | None:
+        """What the groups choose, by one search for all; None where they are not of one form."""
+        tables: list[Tensor] = []
+        metrics: list[str] = []
+        for group in self.groups:
+            space = group.search_space()
+            if space is None or (tables and space[0].shape != tables[0].shape):
+                return None
+            tables.append(space[0])
+            metrics.append(space[1])
+        if any(metric != metrics[0] for metric in metrics):
+            return None
+        codes = torch.stack(tables)
+        parts = x.unflatten(-1, (len(codes), codes.shape[2]))
+        found = nearest_codes(parts, codes, metric=metrics[0])
+        return list(torch.where(counted.unsqueeze(-1), found, -1).unbind(-1))
 
     @property
     def _dims(self) -> list[int]:

@@ -26,7 +26,8 @@ from vqprior._interfaces import (
 )
 from vqprior._tokens import admit, admit_assigned, result
 from vqprior.codebooks._table import Table
-from vqprior.functional import codebook_loss, commitment_loss, nearest_codes, straight_through
+from vqprior.functional import nearest_codes, straight_through
+from vqprior.functional._losses import pulls
 from vqprior.functional._scores import score_codes
 
 
@@ -133,6 +134,12 @@ class VectorQuantizer(Quantizer):
         """Whether the estimator reaches the codebook."""
         return isinstance(self.estimator, IndexEstimator) and super().learns_from_result
 
+    def search_space(self) -> tuple[Tensor, str] | None:
+        """Returns the codes and the metric, unless the estimator has a way of its own to choose."""
+        if isinstance(self.estimator, IndexEstimator):
+            return None
+        return self.codebook.vectors(), self.metric
+
     def extra_repr(self) -> str:
         """Shows the options in ``repr``."""
         return (
@@ -219,23 +226,25 @@ class VectorQuantizer(Quantizer):
             selected, chosen = self.estimator.select(
                 x, vectors, metric=self.metric, indices=chosen, sample=self.training
             )
-            quantized = selected.to(x.dtype)
             codes = torch.where(counted.unsqueeze(-1), F.embedding(chosen, vectors), 0.0)
+            quantized = torch.where(counted.unsqueeze(-1), selected.to(x.dtype), 0.0)
         else:
             if chosen is None:
                 chosen = nearest_codes(x, vectors, metric=self.metric)
             codes = torch.where(counted.unsqueeze(-1), F.embedding(chosen, vectors), 0.0)
             quantized = self.estimator(x, codes.to(x.dtype))
+            if self.estimator is not straight_through:  # which returns the zeros it is given
+                quantized = torch.where(counted.unsqueeze(-1), quantized, 0.0)
         indices = torch.where(counted, chosen, -1)
         selection = Selection(inputs=x, codes=codes, indices=indices, mask=counted)
-        quantized = torch.where(counted.unsqueeze(-1), quantized, 0.0)
         return result(quantized, indices, self._terms(selection), (selection,))
 
     def _terms(self, selection: Selection) -> dict[str, Tensor]:
-        terms = {}
-        if self.commitment_weight > 0:
-            terms["commitment"] = self.commitment_weight * commitment_loss(selection)
         learns = any(parameter.requires_grad for parameter in self.codebook.parameters())
-        if self.codebook_weight > 0 and learns:
-            terms["codebook"] = self.codebook_weight * codebook_loss(selection)
-        return terms
+        weights = {"commitment": self.commitment_weight}
+        weights["codebook"] = self.codebook_weight if learns else 0.0
+        # A loss without weight must not reach what it would train, not even by a zero.
+        inputs = selection.inputs if weights["commitment"] > 0 else selection.inputs.detach()
+        codes = selection.codes if weights["codebook"] > 0 else selection.codes.detach()
+        losses = zip(weights.items(), pulls(inputs, codes, selection.mask), strict=True)
+        return {name: weight * loss for (name, weight), loss in losses if weight > 0}

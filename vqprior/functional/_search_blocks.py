@@ -1,0 +1,101 @@
+"""The search in plain operators, a block of the score matrix at a time."""
+
+import torch
+from torch import Tensor
+
+# A block is written by the product and read by the minimum before it leaves the cache: 8 MiB of
+# float32. Products of a thousand codes and thousands of tokens reach the full rate; smaller ones
+# do not.
+_MAX_BLOCK_ENTRIES = 1 << 21
+_MAX_BLOCK_CODES = 1024
+# The plain minimum of a group runs in vector instructions and the arg-min does not, so that is
+# left to the one group that won.
+_GROUP = 64
+# A token further away than this many times the codes' own scale could overflow a score.
+_FAR = 1e30
+
+
+def search_blocks(
+    x: Tensor, keys: Tensor, bias: Tensor, shift: Tensor, scale: Tensor, num_nearest: int
+) -> Tensor:
+    """Returns ``argmin_k bias[k] - 2 <(x - shift) * scale, keys[k]>``, ``(q, n, m)``, best first.
+
+    Args:
+        x: Vectors ``(q, n, d)``.
+        keys: What they are compared with ``(q, k, d)``, in the dtype of the computation.
+        bias: Added to each product ``(q, k)``.
+        shift: Subtracted from every vector ``(q, d)``.
+        scale: Multiplies every difference ``(q,)``.
+        num_nearest: How many to return for each vector, ``m``.
+    """
+    (q, n, d), k = x.shape, keys.shape[1]
+    group = min(_GROUP, k, _MAX_BLOCK_CODES)
+    keys, bias = _fill_up(keys, bias, -k % group)
+    num_codes = min(keys.shape[1], _MAX_BLOCK_CODES // group * group)
+    num_rows = max(1, min(n, _MAX_BLOCK_ENTRIES // (q * max(num_codes, d))))
+    tokens, scores = keys.new_empty(q * num_rows * d), keys.new_empty(q * num_rows * num_codes)
+    minima = keys.new_empty(scores.numel() // group)
+    found = x.new_empty(q, n, num_nearest, dtype=torch.int64)
+    for rows in _blocks(n, num_rows):
+        part = x[:, rows]
+        block = torch.sub(part, shift.unsqueeze(1), out=tokens[: part.numel()].view(part.shape))
+        block.mul_(scale[:, None, None]).clamp_(-_FAR, _FAR)
+        best = keys.new_full((q * part.shape[1], num_nearest), torch.inf)
+        nearest = torch.zeros_like(best, dtype=torch.int64)
+        for columns in _blocks(keys.shape[1], num_codes):
+            some = keys[:, columns]
+            size = part.shape[1] * q * some.shape[1]
+            out = scores[:size].view(q, part.shape[1], -1)
+            torch.baddbmm(bias[:, None, columns], block, some.mT, alpha=-2.0, out=out)
+            minimum = minima[: size // group].view(len(best), -1)
+            _take_best(out.flatten(0, 1), minimum, columns.start, best, nearest)
+        found[:, rows] = nearest.view(q, -1, num_nearest)
+    return found
+
+
+def _fill_up(keys: Tensor, bias: Tensor, missing: int) -> tuple[Tensor, Tensor]:
+    """Appends keys that nothing is near to, so that groups are whole."""
+    if missing == 0:
+        return keys, bias
+    bias = torch.cat([bias, bias.new_full((len(bias), missing), torch.inf)], dim=1)
+    return torch.cat([keys, keys.new_zeros(len(keys), missing, keys.shape[2])], dim=1), bias
+
+
+def _blocks(size: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+def _take_best(scores: Tensor, minima: Tensor, start: int, best: Tensor, found: Tensor) -> None:
+    """Merges a block of scores into the sorted lists ``best`` and ``found`` ``(rows, m)``.
+
+    A group is found by its minimum, and the code inside the group. ``minima`` is scratch space
+    ``(rows, groups)``; ``scores`` loses what it gave.
+    """
+    groups = scores.view(minima.numel(), -1)
+    torch.amin(groups, dim=1, out=minima.view(-1))
+    first = torch.arange(0, minima.numel(), minima.shape[1], device=scores.device)
+    for place in range(min(found.shape[1], scores.shape[1])):
+        value, group = minima.min(dim=1)
+        members = groups.index_select(0, first + group)
+        member = members.argmin(dim=1)
+        _insert(best, found, value, member + group * groups.shape[1] + start)
+        if place + 1 < found.shape[1]:
+            members.scatter_(1, member.unsqueeze(1), torch.inf)
+            groups.index_copy_(0, first + group, members)
+            minima.scatter_(1, group.unsqueeze(1), members.amin(dim=1, keepdim=True))
+
+
+def _insert(best: Tensor, found: Tensor, value: Tensor, index: Tensor) -> None:
+    """Inserts one candidate a row into the sorted lists; an equal one stays behind."""
+    closer = torch.zeros_like(value, dtype=torch.bool)
+    for place in range(best.shape[1]):
+        # From where it goes in, everything moves up by one, equal values too.
+        closer = closer | (value < best[:, place])
+        best[:, place], value = (
+            torch.where(closer, value, best[:, place]),
+            torch.where(closer, best[:, place], value),
+        )
+        found[:, place], index = (
+            torch.where(closer, index, found[:, place]),
+            torch.where(closer, found[:, place], index),
+        )

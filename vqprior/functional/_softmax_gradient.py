@@ -1,0 +1,41 @@
+"""The gradient of a choice by the softmax of its scores, for a block of rows at a time."""
+
+from torch import Tensor
+
+_MAX_BLOCK_ENTRIES = 1 << 20  # 4 MiB of float32: a few such blocks stay in the cache
+_MIN_BLOCK_ROWS = 32  # a product with fewer rows is slow
+
+
+def row_blocks(n: int, k: int) -> list[slice]:
+    """Splits ``n`` rows of ``k`` numbers into blocks that stay in the cache."""
+    rows = max(_MIN_BLOCK_ROWS, _MAX_BLOCK_ENTRIES // k)
+    return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
+
+
+def softmax_gradient(
+    logits: Tensor,
+    probabilities: Tensor,
+    chosen: Tensor,
+    wanted: Tensor,
+    temperature: float,
+    estimator: str,
+) -> Tensor:
+    """The gradient of the logits, where ``wanted`` is that of the probabilities: ``(n, k)``."""
+    if estimator == "reinmax":
+        return _reinmax_backward(logits, probabilities, chosen, wanted)
+    return _softmax_backward(probabilities, wanted) / temperature
+
+
+def _softmax_backward(probabilities: Tensor, grad: Tensor) -> Tensor:
+    """The Jacobian ``diag(p) - p p^T`` of the softmax, applied to ``grad``."""
+    return probabilities * (grad - (probabilities * grad).sum(dim=-1, keepdim=True))
+
+
+def _reinmax_backward(
+    logits: Tensor, probabilities: Tensor, indices: Tensor, grad: Tensor
+) -> Tensor:
+    """Heun's method: twice the Jacobian at the midpoint less half of that at the start."""
+    half = probabilities.new_full((), 0.5).expand(*indices.shape, 1)
+    midpoint = (probabilities / 2).scatter_add(-1, indices.unsqueeze(-1), half)
+    start = logits.softmax(dim=-1)
+    return 2 * _softmax_backward(midpoint, grad) - _softmax_backward(start, grad) / 2
