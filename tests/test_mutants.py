@@ -631,8 +631,8 @@ FAULTS = {
     ),
     "scales-train-the-map-twice": Fault(
         "quantizers/_multi_scale.py",
-        "masked_mean_square(flat.detach() - total, counted)",
-        "masked_mean_square(flat - total, counted)",
+        "pulls(pulled, pulling, counted)",
+        "pulls(pulled, pulling, counted)[::-1]",
         "quantizers/test_multi_scale.py",
         "independent",
     ),

@@ -45,8 +45,8 @@ def check_tokenwise(name: str, quantizer: Quantizer) -> None:
         )
 
 
-def admit(x: Tensor, mask: Tensor | None, dim: int) -> tuple[Tensor, Tensor]:
-    """Checks the input; returns it with zeros where it does not count, and where it does."""
+def which_count(x: Tensor, mask: Tensor | None, dim: int) -> Tensor:
+    """Checks the input; returns which tokens count: not masked, and finite."""
     check_floating("x", x)
     check_last_dim("x", x, dim)
     # Two plain passes; `isfinite` takes three, and the reduction of booleans is slow.
@@ -54,6 +54,12 @@ def admit(x: Tensor, mask: Tensor | None, dim: int) -> tuple[Tensor, Tensor]:
     if mask is not None:
         check_mask(mask, x.shape[:-1])
         counted = counted & mask
+    return counted
+
+
+def admit(x: Tensor, mask: Tensor | None, dim: int) -> tuple[Tensor, Tensor]:
+    """Checks the input; returns it with zeros where it does not count, and where it does."""
+    counted = which_count(x, mask, dim)
     return torch.where(counted.unsqueeze(-1), x, 0.0), counted
 
 

@@ -208,3 +208,36 @@ def test_rotation_compiles_in_one_graph():
 def test_rotation_rejects_wrong_arguments(x, codes, max_gain, error, message):
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         rotation_trick(x, codes, max_gain=max_gain)
+
+
+# In-place operators under `vmap` are slow, and right.
+@pytest.mark.filterwarnings("ignore:.*not yet implemented the batching rule:UserWarning")
+@pytest.mark.parametrize("estimator", [straight_through, rotation_trick])
+def test_function_transforms_see_through_them(estimator):
+    x, codes, weight = (torch.randn(5, 4, 3, dtype=torch.float64) for _ in range(3))
+    expected = gradient_of(estimator, x, codes, weight)
+
+    def loss(x, codes, weight):
+        return (weight * estimator(x, codes)).sum()
+
+    assert_close(torch.func.grad(loss)(x, codes, weight), expected)
+    assert_close(torch.func.vmap(torch.func.grad(loss))(x, codes, weight), expected)
+
+
+@pytest.mark.parametrize("estimator", [straight_through, rotation_trick])
+def test_the_gradient_can_be_differentiated_again(estimator):
+    """It is linear in what comes back: the derivative of <w, gradient> is the map's transpose."""
+    x, codes = (torch.randn(20, 4, dtype=torch.float64) for _ in range(2))
+    back = torch.randn(20, 4, dtype=torch.float64, requires_grad=True)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(estimator(x, codes), x, back, create_graph=True)
+    weight = torch.randn(20, 4, dtype=torch.float64)
+    (twice,) = torch.autograd.grad((weight * gradient).sum(), back)
+    step = torch.randn(20, 4, dtype=torch.float64)
+    (moved,) = torch.autograd.grad(estimator(x, codes), x, back.detach() + step)
+    assert_close((twice * step).sum(), (weight * (moved - gradient)).sum())
+
+
+def gradient_of(estimator, x, codes, weight):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad((weight * estimator(x, codes)).sum(), x)[0]

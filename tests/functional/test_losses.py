@@ -118,3 +118,23 @@ def test_losses_compile_in_one_graph(loss):
     with NoHostSync():
         expected = loss(chosen)
     assert_close(compiled(chosen), expected)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_have_the_derivatives_of_the_formula_twice_over(loss):
+    chosen = selection(dtype=torch.float64)
+
+    def of(inputs, codes):
+        return loss(dataclasses.replace(chosen, inputs=inputs, codes=codes))
+
+    inputs, codes = (t.detach().requires_grad_() for t in (chosen.inputs, chosen.codes))
+    fixed = {commitment_loss: (inputs, codes.detach()), codebook_loss: (inputs.detach(), codes)}
+    arguments = fixed.get(loss, (inputs, codes))
+    assert torch.autograd.gradcheck(of, arguments)
+    assert torch.autograd.gradgradcheck(of, arguments)
+    expected = torch.autograd.grad(of(inputs, codes), (inputs, codes), materialize_grads=True)
+    batch = (torch.stack([t.detach()] * 2) for t in (inputs, codes))
+    for found, one in zip(
+        torch.func.vmap(torch.func.grad(of, (0, 1)))(*batch), expected, strict=True
+    ):
+        assert_close(found, torch.stack([one] * 2))

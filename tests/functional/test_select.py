@@ -295,6 +295,18 @@ def test_the_gradient_can_be_differentiated_again(estimator):
     assert torch.autograd.gradcheck(gradient, logits)
 
 
+@pytest.mark.parametrize("estimator", ["straight_through", "soft"])
+def test_function_transforms_see_through_it(estimator):
+    logits, codes, weight = case()
+    vectors, _ = select_codes(logits, codes, estimator=estimator)
+    expected = gradients(vectors, logits, codes, weight)
+
+    def loss(logits, codes):
+        return (weight * select_codes(logits, codes, estimator=estimator)[0]).sum()
+
+    assert_close(torch.func.grad(loss, argnums=(0, 1))(logits, codes), expected)
+
+
 @pytest.mark.parametrize("of", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("estimator", ["soft", "reinmax"])
 def test_the_operators_are_registered_correctly(estimator, of):

@@ -145,7 +145,8 @@ class _MeanSquareError(torch.autograd.Function):
 
     @staticmethod
     def forward(inputs: Tensor, codes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = _difference(inputs, codes).square().sum(dim=-1)
+        # The length of each token, since squares of its features would be one more tensor.
+        tokens = torch.linalg.vector_norm(_difference(inputs, codes), dim=-1).square()
         mean = torch.where(mask, tokens, 0.0).sum() / _count(inputs, mask)
         return mean, mean.clone()
 

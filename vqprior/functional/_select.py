@@ -112,19 +112,17 @@ class _Select(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,  # noqa: ANN401
-        logits: Tensor,
-        codes: Tensor,
-        indices: Tensor,
-        temperature: float,
-        estimator: str,
+        logits: Tensor, codes: Tensor, indices: Tensor, temperature: float, estimator: str
     ) -> Tensor:
-        ctx.save_for_backward(logits, codes, indices)
-        ctx.options = temperature, estimator
         if estimator == "soft":
             mean: Tensor = _mean_code(logits, codes, temperature)
             return mean
         return codes[indices]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
+        logits, codes, indices, *ctx.options = inputs
+        ctx.save_for_backward(logits, codes, indices)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401

@@ -17,7 +17,8 @@ from vqprior._checks import (
 from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
 from vqprior._scales import ScaleLayout
 from vqprior._tokens import check_tokenwise, code_dtype, join, leave_out, result
-from vqprior.functional import masked_mean_square, straight_through
+from vqprior.functional import straight_through
+from vqprior.functional._losses import pulls
 from vqprior.functional._resizing import average_down, enlarge
 
 
@@ -219,7 +220,9 @@ class MultiScale(Quantizer):
         given = None if indices is None else self._layout.split_for(indices, leading)
         rest, outs = flat, []
         total = torch.zeros_like(flat, dtype=code_dtype(self))
-        commitment = codebook = total.new_zeros(())
+        losses = {"commitment": total.new_zeros(()), "codebook": total.new_zeros(())}
+        weights = self._weights()
+        pulled = flat if weights["commitment"] > 0 else flat.detach()
         for number in range(len(self.scales)):
             small, seen = self._shrink(rest, counted, number)
             if given is None:
@@ -231,24 +234,24 @@ class MultiScale(Quantizer):
             total = total + self._enlarged(out.indices, number)
             rest = flat - total.detach().to(flat.dtype)
             outs.append(out)
-            if self.commitment_weight > 0:
-                commitment = commitment + masked_mean_square(flat - total.detach(), counted)
-            if self.codebook_weight > 0:
-                codebook = codebook + masked_mean_square(flat.detach() - total, counted)
+            pulling = total if weights["codebook"] > 0 else total.detach()
+            for name, loss in zip(losses, pulls(pulled, pulling, counted), strict=True):
+                losses[name] = losses[name] + loss
         joined = join(outs, flat, self._layout.join([out.indices for out in outs], leading))
         terms = dict(joined.terms)
-        self._add(terms, "commitment", self.commitment_weight, commitment)
-        if any(parameter.requires_grad for parameter in self.parameters()):
-            self._add(terms, "codebook", self.codebook_weight, codebook)
+        for name, weight in weights.items():
+            if weight > 0:
+                term = weight * losses[name] / len(self.scales)
+                terms[name] = terms[name] + term if name in terms else term
         codes = total.detach().reshape(*leading, *self.scales[-1], self.dim).to(x.dtype)
         inputs = torch.where(counted.reshape(codes.shape[:-1]).unsqueeze(-1), x, 0.0)
         quantized = straight_through(inputs, codes)
         return result(quantized, joined.indices, terms, joined.selections)
 
-    def _add(self, terms: dict[str, Tensor], name: str, weight: float, total: Tensor) -> None:
-        if weight > 0:
-            term = weight * total / len(self.scales)
-            terms[name] = terms[name] + term if name in terms else term
+    def _weights(self) -> dict[str, float]:
+        learns = any(parameter.requires_grad for parameter in self.parameters())
+        codebook_weight = self.codebook_weight if learns else 0.0
+        return {"commitment": self.commitment_weight, "codebook": codebook_weight}
 
     def _admit(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, torch.Size]:
         """Checks the map; returns it as ``(b, *spatial, d)``, what counts, leading sizes."""

@@ -24,7 +24,7 @@ from vqprior._interfaces import (
     QuantizerOutput,
     Selection,
 )
-from vqprior._tokens import admit, admit_assigned, result
+from vqprior._tokens import admit, admit_assigned, result, which_count
 from vqprior.codebooks._table import Table
 from vqprior.functional import nearest_codes, straight_through
 from vqprior.functional._losses import pulls
@@ -161,7 +161,8 @@ class VectorQuantizer(Quantizer):
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the index of the nearest code of each vector: ``(..., d) -> (...)``."""
-        x, counted = admit(x, mask, self.dim)
+        counted = which_count(x, mask, self.dim)
+        # What does not count gets some index, so there is no copy of `x` to blank it.
         nearest = nearest_codes(x, self.codebook.vectors(), metric=self.metric)
         return torch.where(counted, nearest, -1)
 

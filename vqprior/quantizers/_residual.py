@@ -217,17 +217,20 @@ class Residual(Quantizer):
         dtype = code_dtype(self)
         wide = x.to(torch.promote_types(x.dtype, dtype))
         total = torch.zeros_like(wide, dtype=dtype)
-        trained, rest, outs = torch.zeros_like(total), wide, []
+        trained, rest, outs = None, wide, []
         for number, stage in enumerate(self.stages):
             out = quantize(number, rest)
             if torch.is_grad_enabled() and stage.learns_from_result:
                 # What is inside a stage learns from the result; `x` has the outer estimator.
                 inner = stage.assign(rest.detach(), out.indices).quantized.to(dtype)
-                trained = trained + (inner - inner.detach())
+                carried = inner - inner.detach()
+                trained = carried if trained is None else trained + carried
             total = total + out.quantized.detach().to(dtype)
             rest = wide - total.to(wide.dtype)
             outs.append(out)
-        quantized = self.estimator(x, total.to(x.dtype)) + trained.to(x.dtype)
+        quantized = self.estimator(x, total.to(x.dtype))
+        if trained is not None:
+            quantized = quantized + trained.to(x.dtype)
         quantized = torch.where(counted.unsqueeze(-1), quantized, 0.0)
         return join(outs, quantized, self.stages.join([out.indices for out in outs]))
 
