@@ -102,9 +102,9 @@ def rotation_trick(x: Tensor, codes: Tensor, *, max_gain: float | None = None) -
         >>> from vqprior.functional import rotation_trick
         >>> x = torch.tensor([2.0, 0.0], requires_grad=True)
         >>> y = rotation_trick(x, torch.tensor([0.0, 1.0]))  # a quarter turn, half the length
-        >>> y.backward(torch.tensor([0.0, 1.0]))
+        >>> y.backward(torch.tensor([1.0, 1.0]))
         >>> x.grad.round(decimals=3)
-        tensor([0.5000, 0.0000])
+        tensor([ 0.5000, -0.5000])
 
         As the estimator of a quantizer, without amplification:
 

@@ -138,9 +138,9 @@ def _prepare(codes: Tensor, metric: str) -> tuple[Tensor, Tensor, Tensor, Tensor
             torch.finfo(codes.dtype).tiny
         )
         codes = torch.nn.functional.normalize(rows, dim=2)
-    low, high = codes.flatten(1).aminmax(dim=1)
-    _, exponent = torch.frexp(torch.maximum(-low, high))
-    scale = torch.ldexp(torch.ones_like(low), -exponent.clamp(-120, 120))
+    largest = torch.maximum(codes.amax(dim=(1, 2)), -codes.amin(dim=(1, 2)))
+    _, exponent = torch.frexp(largest)
+    scale = torch.ldexp(torch.ones_like(largest), -exponent.clamp(-120, 120))
     keys = codes * scale[:, None, None]
     bias = keys.square().sum(dim=2) if metric == "euclidean" else keys.new_zeros(keys.shape[:2])
     return keys, bias, shift, scale

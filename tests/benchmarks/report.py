@@ -1,0 +1,194 @@
+"""Results as lines on the screen and as tables on the page."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks import peer
+from tests.benchmarks.results import Results, Row, write
+
+RATIOS = ("search", "training", "eval", "residual", "composition", "select")
+OTHERS = {
+    "memory": "Memory",
+    "exactness": "Exactness",
+    "import": "Import",
+    "ceilings": "Ceilings of the machine",
+}
+QUICK = (
+    "**This is a quick run: small sizes, to try the command. Its numbers are no measurement of "
+    "anything.**"
+)
+
+
+def number(value: float | None) -> str:
+    """Three digits that count, with separators."""
+    if not value:
+        return "" if value is None else "0"
+    if abs(value) < 0.001:
+        return f"{value:.1e}"
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
+    return f"{value:,.{digits}f}"
+
+
+def seconds(value: float) -> str:
+    """In a unit that suits."""
+    return f"{number(value)} s" if value >= 1 else f"{number(1000 * value)} ms"
+
+
+def sizes(row: Row) -> str:
+    return ", ".join(f"{name} = {size:,}" for name, size in row["sizes"].items())
+
+
+def outcome(row: Row) -> str:
+    """The value with its quartiles."""
+    if row["value"] is None:
+        return "not measured"
+    unit = f" {row['unit']}".replace(" %", "%")
+    spread = "" if row["low"] is None else f" ({number(row['low'])} to {number(row['high'])})"
+    return f"{number(row['value'])}{spread}{unit}"
+
+
+def target(row: Row) -> str:
+    """What was hoped for."""
+    if row["target"] is None:
+        return "none"
+    unit = f" {row['unit']}" if row["unit"] in ("MiB", "ms") else ""
+    return f"{row['target']['bound']} {row['target']['of']:g}{unit}"
+
+
+def met(row: Row) -> bool | None:
+    """Whether the target was met; None where there is none, or nothing to judge it by."""
+    if row["target"] is None or row["value"] is None:
+        return None
+    bound, of = row["target"]["bound"], row["target"]["of"]
+    return row["value"] <= of if bound == "at most" else row["value"] >= of
+
+
+def line(row: Row) -> str:
+    """One row on the screen."""
+    text = f"  {row['what']:<41} {sizes(row):<39} {outcome(row):<37} target {target(row)}"
+    return f"{text}; {row['note']}" if row["note"] else text
+
+
+def heading(part: str, against: str) -> str:
+    """What stands above the rows of a part on the screen."""
+    return f"{part}, against {against}" if against else part
+
+
+def render(results: Results | None) -> str:
+    """What stands between the markers of the page; pictures are named after the file."""
+    if results is None:
+        return "Not measured yet."
+    suffix = "" if results["machine"]["gpu"] is None else "-cuda"
+    blocks = [_head(results)] + ([QUICK] if results["quick"] else [])
+    rows = results["rows"]
+    ratios = [row for row in rows if row["part"] in RATIOS]
+    if ratios:
+        blocks += ["### Ratios", f"![Ratios, with their targets](speed{suffix}.png)"]
+        blocks.append(_ratios(ratios, judge=not results["quick"]))
+    for part, title in OTHERS.items():
+        chosen = [row for row in rows if row["part"] == part]
+        if chosen:
+            blocks += [f"### {title}", _plain(chosen, judge=not results["quick"])]
+    curves = [row for row in rows if row["part"] == "scaling"]
+    if curves:
+        picture = f"![Time of a token as each size grows](scaling{suffix}.png)"
+        blocks += ["### Scaling", picture, _curves(curves)]
+    return "\n\n".join(blocks)
+
+
+def rewrite(page: Path, name: str, results: Results | None) -> bool:
+    """Puts the tables between the markers of the page; False if it has none of this name."""
+    if not page.exists():
+        return False
+    old = page.read_text()
+    begin, end = markers(name)
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    new, count = pattern.subn(lambda _: f"{begin}\n{render(results)}\n{end}", old)
+    if count and new != old:
+        write(page, lambda temporary: temporary.write_text(new))
+    return count > 0
+
+
+def markers(name: str) -> tuple[str, str]:
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+
+
+def _head(results: Results) -> str:
+    machine: dict[str, Any] = results["machine"]
+    dates = sorted(row["measured"] for row in results["rows"]) or ["at no time"]
+    when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+    facts = [
+        ("when", when),
+        ("code", f"commit {results['commit']}" if results["commit"] else "of no commit"),
+        ("GPU", machine["gpu"]),
+        ("processor", f"{machine['processor']}, {machine['cores']} cores"),
+        ("threads", machine["threads"]),
+        ("memory", f"{machine['memory_gib']} GiB" if machine["memory_gib"] else None),
+        ("system", machine["system"]),
+        ("Python, torch", f"{machine['python']}, {machine['torch']}"),
+        (peer.PEER, machine[peer.PEER] or "not installed: its rows are left out"),
+    ]
+    return _table(["measured", ""], [[name, fact] for name, fact in facts if fact is not None])
+
+
+def _ratios(rows: list[Row], *, judge: bool) -> str:
+    head = ["what", "sizes", "against", "ratio (quartiles)", "target", "ours", "other", "rounds"]
+    cells = []
+    for row in rows:
+        both = ["", ""] if row["seconds"] is None else [seconds(s) for s in row["seconds"]]
+        result = outcome(row) if row["value"] is not None else row["note"]
+        name = [row["what"], sizes(row), row["against"]]
+        cells.append([*name, result, _judged(row, judge), *both, row["rounds"] or ""])
+    return _table(head, cells)
+
+
+def _plain(rows: list[Row], *, judge: bool) -> str:
+    head = ["what", "sizes", "result", "target", "note"]
+    return _table(
+        head, [[r["what"], sizes(r), outcome(r), _judged(r, judge), r["note"]] for r in rows]
+    )
+
+
+def _curves(rows: list[Row]) -> str:
+    head = [
+        "what",
+        "others",
+        "size",
+        "ours, microseconds",
+        f"{peer.PEER}, microseconds",
+        "ours grew",
+        "target",
+    ]
+    cells = []
+    for row in rows:
+        points = row["points"] or []
+        if not points:
+            cells.append([row["what"], sizes(row), "", row["note"], "", "", target(row)])
+            continue
+        theirs = [p for p in points if p["theirs"] is not None]
+        there = f"{_ends(theirs, 'theirs')}, up to {theirs[-1]['size']:,}" if theirs else ""
+        grown = row["what"].split()[-2]
+        others = {name: size for name, size in row["sizes"].items() if name != grown}
+        ends = f"{grown} = {points[0]['size']:,} to {points[-1]['size']:,}"
+        ours = _ends(points, "ours")
+        growth = f"{number(row['value'])} times"
+        cells.append(
+            [row["what"], sizes({"sizes": others}), ends, ours, there, growth, target(row)]
+        )
+    return _table(head, cells)
+
+
+def _ends(points: list[dict[str, Any]], side: str) -> str:
+    return f"{number(points[0][side])} to {number(points[-1][side])}"
+
+
+def _judged(row: Row, judge: bool) -> str:
+    words = {None: "", True: ": met", False: ": **missed**"}
+    return target(row) + (words[met(row)] if judge else "")
+
+
+def _table(head: list[str], cells: list[list[Any]]) -> str:
+    rows = [head, ["---"] * len(head), *cells]
+    texts = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in texts)
