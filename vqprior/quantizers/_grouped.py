@@ -10,12 +10,12 @@ from vqprior._checks import check_floating, check_last_dim
 from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
 from vqprior._stages import Stages
 from vqprior._tokens import (
-    admit,
     admit_assigned,
     check_indices,
     join,
     leave_out,
     stack_logits,
+    which_count,
 )
 from vqprior.functional import nearest_codes
 
@@ -85,7 +85,8 @@ class Grouped(Quantizer):
             TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
             ValueError: On a wrong shape.
         """
-        x, counted = admit(x, mask, self.dim)
+        # The groups blank what does not count, so there is no copy of `x` to do so.
+        counted = which_count(x, mask, self.dim)
         parts, found = x.split(self._dims, dim=-1), self._search(x, counted)
         if found is None:
             outs = [group(part, counted) for group, part in zip(self.groups, parts, strict=True)]
@@ -97,7 +98,7 @@ class Grouped(Quantizer):
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the indices ``(..., q)`` of all groups."""
-        x, counted = admit(x, mask, self.dim)
+        counted = which_count(x, mask, self.dim)
         found = self._search(x, counted)
         if found is None:
             parts = zip(self.groups, x.split(self._dims, dim=-1), strict=True)
