@@ -25,6 +25,7 @@ BLOCKS = {
     "residual_bare": (lambda: ResidualBlock(8, norm=nn.Identity), (2, 8, 5, 6)),
     "downsample": (lambda: Downsample(8, 6), (2, 8, 5, 6)),
     "upsample": (lambda: Upsample(8, 6), (2, 8, 5, 6)),
+    "upsample_by_sums": (lambda: Upsample(32, 6), (2, 32, 9, 15)),
     "swin": (lambda: SwinLayer(8, num_heads=2, window_size=3), (2, 8, 6, 9)),
     "swin_shifted": (lambda: SwinLayer(8, num_heads=2, window_size=3, shift=1), (2, 8, 5, 7)),
     "discriminator": (lambda: PatchDiscriminator(3, width=4), (2, 3, 33, 40)),

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from tests.nn.recorder import Recorder
 from vqprior.nn import (
     ChannelNorm,
     Downsample,
@@ -77,6 +78,113 @@ def test_upsample_repeats_then_convolves():
     x = torch.randn(2, 3, 3, 2, dtype=torch.float64)
     repeated = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     assert_close(layer(x), F.conv2d(repeated, layer.conv.weight, layer.conv.bias, padding=1))
+
+
+def repeated_and_convolved(x, conv):
+    repeated = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    return F.conv2d(repeated, conv.weight, conv.bias, padding=1)
+
+
+def adds_up_the_kernel(layer, x):
+    """Whether the layer takes its shorter way: a transposed convolution with sums."""
+    with Recorder() as recorder:
+        layer(x)
+    return any(name == "convolution" and args[6] for name, args, _ in recorder.calls)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 16, 16), (3, 9, 11), (64, 2, 2)])
+def test_upsample_by_sums_is_the_same_function(batch, height, width, layout, dtype):
+    layer = Upsample(32, 5).to(dtype).to(memory_format=layout)
+    x = torch.randn(batch, 32, height, width, dtype=dtype).contiguous(memory_format=layout)
+    x.requires_grad_()
+    assert adds_up_the_kernel(layer, x)
+    out, expected = layer(x), repeated_and_convolved(x, layer.conv)
+    assert_close(out, expected)
+    assert out.is_contiguous(memory_format=layout)
+    direction = torch.randn_like(out)
+    wanted = [x, layer.conv.weight, layer.conv.bias]
+    grads = torch.autograd.grad(out, wanted, direction)
+    for grad, other in zip(grads, torch.autograd.grad(expected, wanted, direction), strict=True):
+        # Sums over the map in another order: 1e-5 of the largest.
+        assert_close(grad, other, rtol=0, atol=1e-5 * other.abs().max().item())
+
+
+def test_upsample_by_sums_needs_no_bias_and_takes_any_layout():
+    layer, wide = Upsample(32, 5), torch.randn(2, 40, 32, 48)
+    layer.conv.bias = None
+    for x in (
+        wide[:, 8:],
+        wide[:, 8:].mT,
+        wide[:, :32, ::2, ::2],
+        wide[:1, :32].expand(3, -1, -1, -1),
+    ):
+        assert adds_up_the_kernel(layer, x)
+        assert_close(layer(x), repeated_and_convolved(x, layer.conv))
+
+
+def test_upsample_by_sums_has_second_derivatives():
+    layer = Upsample(32, 1).double()
+    x = torch.randn(1, 32, 16, 16, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(layer, (x,), fast_mode=True)
+
+
+def test_upsample_by_sums_sees_every_change_of_its_weights():
+    layer, x = Upsample(32, 5), torch.randn(1, 32, 16, 16)
+    layer(x)
+    layer.conv.weight.data.mul_(2)
+    assert_close(layer(x), repeated_and_convolved(x, layer.conv))
+    layer.load_state_dict({name: torch.randn_like(v) for name, v in layer.state_dict().items()})
+    assert_close(layer(x), repeated_and_convolved(x, layer.conv), rtol=1e-4, atol=1e-3)
+    assert set(layer.state_dict()) == {"conv.weight", "conv.bias"}
+
+
+def halve(module, args):
+    module.weight.data.mul_(0.5)
+
+
+def tile(conv):
+    conv.padding_mode, conv._reversed_padding_repeated_twice = "circular", [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda conv: conv.register_forward_pre_hook(halve),
+        lambda conv: conv.register_forward_hook(lambda module, args, out: 2 * out),
+        lambda conv: setattr(conv, "forward", lambda x: F.avg_pool2d(x, 2)),
+        tile,
+    ],
+    ids=["pre_hook", "hook", "forward", "circular"],
+)
+def test_upsample_calls_a_convolution_that_was_changed(change):
+    layer, x = Upsample(32), torch.randn(1, 32, 16, 16)
+    change(layer.conv)
+    assert not adds_up_the_kernel(layer, x)
+    doubled = F.interpolate(x, scale_factor=2.0)
+    other = Upsample(32)
+    other.load_state_dict(layer.state_dict())
+    change(other.conv)
+    assert torch.equal(layer(x), other.conv(doubled))
+
+
+def test_upsample_calls_a_convolution_that_was_replaced():
+    layer, x = Upsample(32), torch.randn(1, 32, 16, 16)
+    layer.conv = nn.Conv2d(32, 4, 5, padding=2, groups=4)
+    assert_close(layer(x), layer.conv(F.interpolate(x, scale_factor=2.0)))
+    layer.conv = nn.Sequential(nn.Conv2d(32, 4, 1))
+    assert_close(layer(x), layer.conv(F.interpolate(x, scale_factor=2.0)))
+
+
+def test_upsample_adds_up_the_kernel_only_where_it_pays():
+    layer = Upsample(32)
+    assert not adds_up_the_kernel(layer, torch.randn(1, 32, 15, 17))
+    assert not adds_up_the_kernel(Upsample(31), torch.randn(1, 31, 16, 16))
+    x = torch.randn(1, 32, 16, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not adds_up_the_kernel(layer, x)
+    assert not adds_up_the_kernel(layer.bfloat16(), x.bfloat16())
 
 
 @pytest.mark.parametrize("make", [ResidualBlock, Downsample, Upsample])

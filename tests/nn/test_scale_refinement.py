@@ -94,6 +94,24 @@ def test_half_precision_inside_multi_scale():
     assert out.quantized.isfinite().all()
 
 
+def test_codes_keep_their_dtype_under_autocast():
+    refine, codes = ScaleRefinement(3), torch.randn(1, 4, 4, 3, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        refined = refine(codes, 0.4)
+    assert refined.dtype == torch.float32
+    torch.testing.assert_close(refined, refine(codes, 0.4), rtol=2e-2, atol=2e-2)
+    refined.sum().backward()
+    assert codes.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 0.5, 0.9, 1.0])
+def test_the_mixture_is_its_formula(ratio):
+    refine, codes = ScaleRefinement(3, 1, ratio=ratio), torch.randn(2, 4, 5, 3)
+    convolved = refine.convolutions[0](codes.movedim(-1, 1)).movedim(1, -1)
+    expected = (1 - ratio) * codes + ratio * convolved
+    torch.testing.assert_close(refine(codes, 0.5), expected)
+
+
 def test_compiles_as_one_graph():
     refine, codes = ScaleRefinement(3), torch.randn(1, 4, 4, 3)
     compiled = torch.compile(refine, fullgraph=True, backend="eager")

@@ -86,7 +86,8 @@ class ScaleRefinement(nn.Module):
         dtype = torch.promote_types(codes.dtype, weight.dtype)
         channels_first = codes.movedim(-1, 1).to(dtype)
         added = F.conv2d(channels_first, weight.to(dtype), bias.to(dtype), padding=1)
-        mixed = (1 - self.ratio) * channels_first + self.ratio * added
+        # Autocast can make the convolution narrower than the codes.
+        mixed = channels_first.lerp(added.to(dtype), self.ratio)
         return mixed.movedim(1, -1).to(codes.dtype)
 
     def _nearest(self, position: float) -> int:

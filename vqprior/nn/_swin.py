@@ -13,6 +13,7 @@ from vqprior._checks import (
     check_interval,
     check_positive,
 )
+from vqprior.nn._windows import arrange_windows, name_offsets
 
 # Standard deviation of the relative position biases at the start; from the authors' code.
 _BIAS_STD = 0.02
@@ -24,9 +25,11 @@ class SwinLayer(nn.Module):
 
     With windows of ``m`` x ``m`` positions and a shift ``s``, two positions see each other
     exactly if ``(row - s) // m`` and ``(column - s) // m`` agree. Any height and width works:
-    windows at the borders are smaller, and what fills them up is masked out of the attention,
-    so it cannot influence the result. Alternate layers of shift 0 and ``window_size // 2`` to
+    windows at the borders are smaller. Alternate layers of shift 0 and ``window_size // 2`` to
     connect the windows.
+
+    Features are kept together: the result is in channels-last memory format, and an input in
+    this format is not copied. What follows from sizes alone is remembered for the last few.
 
     Args:
         channels: Number of channels ``c``, a multiple of ``num_heads``.
@@ -47,8 +50,8 @@ class SwinLayer(nn.Module):
     References:
         Liu et al., *Swin Transformer: Hierarchical Vision Transformer using Shifted Windows*,
         ICCV 2021, equations 3 and 4. Deviations: a map smaller than a window is still
-        shifted, and borders are masked where the authors' code lets positions attend to the
-        padding. <https://arxiv.org/abs/2103.14030>
+        shifted, and no position attends to padding, as some do in the authors' code.
+        <https://arxiv.org/abs/2103.14030>
 
     Examples:
         >>> import torch
@@ -96,7 +99,8 @@ class SwinLayer(nn.Module):
         )
         self.relative_bias = nn.Parameter(torch.empty(num_heads, (2 * window_size - 1) ** 2))
         nn.init.trunc_normal_(self.relative_bias, std=_BIAS_STD)
-        self.register_buffer("relative_index", _relative_index(window_size), persistent=False)
+        relative_index = torch.tensor(name_offsets(window_size, window_size, window_size))
+        self.register_buffer("relative_index", relative_index, persistent=False)
 
     def extra_repr(self) -> str:
         """Shows the geometry in ``repr``."""
@@ -113,13 +117,40 @@ class SwinLayer(nn.Module):
             ValueError: If ``x`` is not of shape ``(b, c, h, w)``.
         """
         check_feature_map("x", x, self.channels)
-        tokens = x.permute(0, 2, 3, 1)
-        tokens = tokens + self._attend(self.norm1(tokens))
+        # The only change of layout: everything after works on features that lie together, and
+        # so does the next layer, since this is what channels-last means.
+        tokens = x.permute(0, 2, 3, 1).contiguous()
+        attended: Tensor = self.proj(self._attend(self.norm1(tokens)))
+        tokens = tokens + attended
         expanded: Tensor = self.mlp(self.norm2(tokens))
         return (tokens + expanded).permute(0, 3, 1, 2)
 
     def _attend(self, tokens: Tensor) -> Tensor:
         """Attention among the tokens of each window, ``(b, h, w, c)``."""
+        if _must_not_remember(tokens):
+            return self._attend_masked(tokens)
+        batch, height, width, channels = tokens.shape
+        windows = arrange_windows(batch, height, width, self.window_size, self.shift, tokens.device)
+        # Windows of one shape lie together and share a bias, and none is filled up. So nothing
+        # has to be masked: a mask for each window takes longer to build than to use.
+        qkv: Tensor = self.qkv(tokens.flatten(0, 2).index_select(0, windows.order))
+        # Parameters can change unnoticed, through `.data`; gathering anew costs next to nothing.
+        bias = self.relative_bias.index_select(1, windows.offsets).to(qkv.dtype)
+        parts = qkv.split([count * length for count, length in windows.shapes])
+        biases = bias.split([length**2 for _, length in windows.shapes], dim=1)
+        attended = []
+        for part, mask, (count, length) in zip(parts, biases, windows.shapes, strict=True):
+            heads = part.view(count, length, 3, self.num_heads, channels // self.num_heads)
+            q, k, v = (one.transpose(1, 2) for one in heads.unbind(2))
+            mixed = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask.view(1, self.num_heads, length, length)
+            )
+            attended.append(mixed.transpose(1, 2).reshape(count * length, channels))
+        joined = attended[0] if len(attended) == 1 else torch.cat(attended)
+        return joined.index_select(0, windows.place).view(tokens.shape)
+
+    def _attend_masked(self, tokens: Tensor) -> Tensor:
+        """The same as one attention of fixed form, whose trace fits maps of other sizes."""
         m, (height, width) = self.window_size, tokens.shape[1:3]
         rows, columns = -(-height // m), -(-width // m)
         bottom, right = rows * m - height, columns * m - width
@@ -155,8 +186,7 @@ class SwinLayer(nn.Module):
         )
         if self.shift:
             joined = joined.roll((self.shift, self.shift), dims=(1, 2))
-        projected: Tensor = self.proj(joined[:, :height, :width])
-        return projected
+        return joined[:, :height, :width]
 
     def _same_region(self, height: int, width: int, device: torch.device) -> Tensor:
         """Whether two positions of a rolled window may see each other: ``(windows, m*m, m*m)``.
@@ -181,9 +211,14 @@ class SwinLayer(nn.Module):
         return label.masked_fill(position >= size, 2).roll(-self.shift)
 
 
-def _relative_index(window_size: int) -> Tensor:
-    """Names the offset between any two positions of a window: ``(m*m, m*m)``."""
-    axis = torch.arange(window_size)
-    offset = axis.unsqueeze(1) - axis + window_size - 1
-    rows = offset[:, None, :, None] * (2 * window_size - 1)
-    return (rows + offset[None, :, None, :]).reshape(window_size**2, window_size**2)
+def _must_not_remember(tokens: Tensor) -> bool:
+    """Whether ``tokens`` are traced, fake, or recorded: what is cached has no place in these.
+
+    A CUDA graph would go on reading what the cache has dropped.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or type(tokens) is not Tensor
+        or (tokens.is_cuda and torch.cuda.is_current_stream_capturing())
+    )

@@ -1,0 +1,88 @@
+"""Square windows on feature maps of any size: which positions share one."""
+
+import functools
+from itertools import pairwise
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+_Integers: TypeAlias = npt.NDArray[np.int64]
+
+# Enough for two shifts of the windows at eight sizes of the map. An entry holds two integers for
+# each position, where a map holds all its channels.
+_REMEMBERED = 16
+
+
+class Windows(NamedTuple):
+    """The positions of a batch, window by window; windows of one shape lie together.
+
+    Attributes:
+        order: Numbers of the positions in that order, ``(b * h * w,)``.
+        place: Where each position went: the inverse of ``order``.
+        offsets: Names the offset between any two positions of a window, for one window of each
+            shape, end to end.
+        shapes: Number of windows and of positions in each, for each shape.
+    """
+
+    order: Tensor
+    place: Tensor
+    offsets: Tensor
+    shapes: tuple[tuple[int, int], ...]
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def arrange_windows(
+    batch: int, height: int, width: int, window_size: int, shift: int, device: torch.device
+) -> Windows:
+    """Sorts the positions of ``batch`` maps by window.
+
+    All callers share the result, so it must not be written to; and it must not be asked for
+    while a call is traced, whose tensors would then turn up in others.
+    """
+    images = np.arange(batch)[:, None] * (height * width)
+    order, offsets, shapes = [], [], []
+    for rows in _pieces(height, window_size, shift):
+        for columns in _pieces(width, window_size, shift):
+            positions = rows[:, None, :, None] * width + columns[None, :, None, :]
+            order.append((images + positions.ravel()).ravel())
+            sides = rows.shape[1], columns.shape[1]
+            offsets.append(name_offsets(window_size, *sides).ravel())
+            shapes.append((batch * len(rows) * len(columns), sides[0] * sides[1]))
+    joined = np.concatenate(order)
+    place = np.empty_like(joined)
+    place[joined] = np.arange(len(joined))
+    # Who asks first may be in inference mode, and who asks next may want gradients.
+    with torch.inference_mode(mode=False):
+        return Windows(
+            order=torch.from_numpy(joined).to(device),
+            place=torch.from_numpy(place).to(device),
+            offsets=torch.from_numpy(np.concatenate(offsets)).to(device),
+            shapes=tuple(shapes),
+        )
+
+
+def name_offsets(window_size: int, rows: int, columns: int) -> _Integers:
+    """Names the offset between any two positions of a window: ``(rows * columns,) * 2``.
+
+    An offset has the same name in every window of at most ``window_size`` rows and columns.
+    """
+    row, column = np.divmod(np.arange(rows * columns, dtype=np.int64), columns)
+    down = row[:, None] - row + window_size - 1
+    right = column[:, None] - column + window_size - 1
+    names: _Integers = down * (2 * window_size - 1) + right
+    return names
+
+
+def _pieces(size: int, window_size: int, shift: int) -> list[_Integers]:
+    """Cuts an axis where windows end: for each length, the positions ``(pieces, length)``."""
+    edges = sorted({0, *range(shift or window_size, size, window_size), size})
+    starts: dict[int, list[int]] = {}
+    for start, end in pairwise(edges):
+        starts.setdefault(end - start, []).append(start)
+    return [
+        np.array(first, dtype=np.int64)[:, None] + np.arange(length)
+        for length, first in starts.items()
+    ]
