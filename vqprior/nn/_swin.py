@@ -131,8 +131,8 @@ class SwinLayer(nn.Module):
             return self._attend_masked(tokens)
         batch, height, width, channels = tokens.shape
         windows = arrange_windows(batch, height, width, self.window_size, self.shift, tokens.device)
-        # Windows of one shape lie together and share a bias, and none is filled up. So nothing
-        # has to be masked: a mask for each window takes longer to build than to use.
+        # Windows of one shape lie together and share a bias, and none is filled up: there is
+        # nothing to mask, and no mask to build.
         qkv: Tensor = self.qkv(tokens.flatten(0, 2).index_select(0, windows.order))
         # Parameters can change unnoticed, through `.data`; gathering anew costs next to nothing.
         bias = self.relative_bias.index_select(1, windows.offsets).to(qkv.dtype)

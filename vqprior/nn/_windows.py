@@ -12,7 +12,7 @@ from torch import Tensor
 _Integers: TypeAlias = npt.NDArray[np.int64]
 
 # Enough for two shifts of the windows at eight sizes of the map. An entry holds two integers for
-# each position, where a map holds all its channels.
+# each position, where a map holds all its channels, and those of a few windows' offsets.
 _REMEMBERED = 16
 
 
