@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
-from model import CodePredictor, ModelConfig, SuperResolver, TextureTokenizer
+from model import Architecture, SuperResolver, TextureTokenizer
 from torch import Tensor, nn
 
 from vqprior import CodebookEMA, CodebookRevival, QuantizerOutput, Rule, initialize_
@@ -42,12 +42,12 @@ class TokenizerStage:
     name = "tokenizer"
 
     def __init__(
-        self, config: ModelConfig, make_objective: MakeObjective, *, code_dropout: float = 0.1
+        self, config: Architecture, make_objective: MakeObjective, *, code_dropout: float = 0.1
     ) -> None:
         self.config = config
         self.trained = TextureTokenizer(config)
-        self.objective = make_objective(self.trained.decoder.network[-2].weight)
-        self.code_dropout = code_dropout if config.structure == "lowres" else 0.0
+        self.objective = make_objective(self.trained.decoder.last_layer.weight)
+        self.code_dropout = 0.0 if self.trained.structure.regressed else code_dropout
         self.rules: list[Rule] = [
             CodebookEMA(self.trained.quantizer),
             CodebookRevival(self.trained.quantizer),
@@ -57,11 +57,11 @@ class TokenizerStage:
     def prepare(self, batches: Batches) -> None:
         """Starts the codebook from what the untrained networks see."""
         hr, lr = (torch.cat(part) for part in zip(*map(batches, range(-8, 0)), strict=True))
-        structure, _ = self.trained.structure(hr, lr)
+        texture = self.trained.texture(hr)
+        features = self.trained.structure.features(hr, lr, texture)
+        structure = self.trained.structure.expand(features)
         generator = torch.Generator().manual_seed(0)
-        initialize_(
-            self.trained.quantizer, self.trained.texture(hr), structure, generator=generator
-        )
+        initialize_(self.trained.quantizer, texture, structure, generator=generator)
 
     def step(self, hr: Tensor, lr: Tensor) -> Step:
         """Reconstructs a batch."""
@@ -87,7 +87,7 @@ class TokenizerStage:
     @torch.no_grad()
     def validate(self, trained: nn.Module, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns reconstructions, the indices they used, and the true ones."""
-        indices = trained.encode(hr, lr)
+        indices = trained.describe(hr, lr).indices
         return trained(hr, lr).picture, indices, indices
 
 
@@ -97,10 +97,10 @@ class PredictorStage:
     name = "predictor"
     rules: tuple[Rule, ...] = ()
 
-    def __init__(self, tokenizer: TextureTokenizer, predictor: CodePredictor | None = None) -> None:
+    def __init__(self, tokenizer: TextureTokenizer, predictor: nn.Module | None = None) -> None:
         self.config = tokenizer.config
         self.tokenizer = tokenizer.requires_grad_(requires_grad=False).eval()
-        self.trained = CodePredictor(tokenizer.config) if predictor is None else predictor
+        self.trained = tokenizer.config.make_predictor() if predictor is None else predictor
 
     def prepare(self, batches: Batches) -> None:
         """Nothing to start."""
@@ -114,13 +114,11 @@ class PredictorStage:
     def supervise(self, hr: Tensor, lr: Tensor) -> tuple:
         """Returns the prediction and its code-level losses."""
         prediction = SuperResolver(self.tokenizer, self.trained).predict(lr)
-        indices = self.tokenizer.encode(hr, lr)
-        terms = {"code": code_cross_entropy(prediction.logits, indices)}
-        if prediction.features is not None:
-            with torch.no_grad():
-                target = self.tokenizer.structure.features(hr)
+        truth = self.tokenizer.describe(hr, lr)
+        terms = {"code": code_cross_entropy(prediction.logits, truth.indices)}
+        if self.tokenizer.structure.regressed:
             # The paper weighs 1 : 0.5; only the ratio matters to Adam.
-            terms["structure"] = 2 * alignment_loss(prediction.features, target)
+            terms["structure"] = 2 * alignment_loss(prediction.features, truth.features)
         return prediction, terms
 
     def after_step(self, step: Step) -> None:
@@ -134,7 +132,7 @@ class PredictorStage:
     def validate(self, trained: nn.Module, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns predicted pictures, the predicted indices, and the true ones."""
         model = self.model(trained)
-        return model(lr), model.indices(lr), self.tokenizer.encode(hr, lr)
+        return model(lr), model.indices(lr), self.tokenizer.describe(hr, lr).indices
 
 
 class RapStage(PredictorStage):
@@ -154,7 +152,7 @@ class RapStage(PredictorStage):
     def __init__(
         self,
         tokenizer: TextureTokenizer,
-        predictor: CodePredictor,
+        predictor: nn.Module,
         make_objective: MakeObjective,
         *,
         estimator: str = "straight_through",

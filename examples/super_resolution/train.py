@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 from cli import UserError, ensure_writable_folder, run
+from convolutional import STRUCTURES
 from data import PhotoPairs
-from model import PRESETS, STRUCTURES
+from presets import PRESETS
 from stages import MakeObjective, PredictorStage, RapStage, TokenizerStage
 from trainer import Settings, Trainer
 from weights import load_super_resolver, load_tokenizer

@@ -1,12 +1,11 @@
 """Model files: safetensors with the configuration in the header, so nothing executes on reading."""
 
-import dataclasses
-import json
 from pathlib import Path
 
 import safetensors
 from cli import UserError, atomic_write
-from model import CodePredictor, ModelConfig, SuperResolver, TextureTokenizer
+from model import Architecture, SuperResolver, TextureTokenizer
+from presets import config_from_json, config_to_json
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -32,7 +31,7 @@ def save_model(path: Path, model: SuperResolver | TextureTokenizer, notes: dict[
         for part, module in parts.items()
         for name, value in module.state_dict().items()
     }
-    header = {"format": FORMAT, "config": json.dumps(dataclasses.asdict(model.config)), **notes}
+    header = {"format": FORMAT, "config": config_to_json(model.config), **notes}
     with atomic_write(path) as file:
         file.write(save(tensors, metadata=header))
 
@@ -60,8 +59,8 @@ def read_notes(path: Path) -> dict[str, str]:
     return header
 
 
-def load_tokenizer(path: Path) -> TextureTokenizer:
-    """Reads the tokenizer of a model file.
+def load_model(path: Path) -> SuperResolver | TextureTokenizer:
+    """Reads what a model file holds: a super-resolver, or a tokenizer alone.
 
     Raises:
         UserError: As ``read_notes``, and if the tensors do not fit the configuration.
@@ -69,23 +68,34 @@ def load_tokenizer(path: Path) -> TextureTokenizer:
     config, tensors = _read(path)
     tokenizer = TextureTokenizer(config)
     _fill(path, tokenizer, tensors, "tokenizer.")
-    return tokenizer.eval()
+    if not any(name.startswith("predictor.") for name in tensors):
+        return tokenizer.eval()
+    predictor = config.make_predictor()
+    _fill(path, predictor, tensors, "predictor.")
+    return SuperResolver(tokenizer, predictor).eval()
+
+
+def load_tokenizer(path: Path) -> TextureTokenizer:
+    """Reads the tokenizer of a model file.
+
+    Raises:
+        UserError: As ``load_model``.
+    """
+    model = load_model(path)
+    return model.tokenizer if isinstance(model, SuperResolver) else model
 
 
 def load_super_resolver(path: Path) -> SuperResolver:
     """Reads a super-resolver; from a tokenizer alone, one that leaves out the texture.
 
     Raises:
-        UserError: As ``load_tokenizer``, and if the tokenizer alone cannot enlarge.
+        UserError: As ``load_model``, and if the tokenizer alone cannot enlarge.
     """
-    config, tensors = _read(path)
-    tokenizer = load_tokenizer(path)
-    predictor = None
-    if any(name.startswith("predictor.") for name in tensors):
-        predictor = CodePredictor(config)
-        _fill(path, predictor, tensors, "predictor.")
+    model = load_model(path)
+    if isinstance(model, SuperResolver):
+        return model
     try:
-        return SuperResolver(tokenizer, predictor).eval()
+        return SuperResolver(model, None).eval()
     except ValueError:
         raise UserError(
             f"{path}: holds a tokenizer alone, whose structure must be regressed by a predictor; "
@@ -93,10 +103,10 @@ def load_super_resolver(path: Path) -> SuperResolver:
         ) from None
 
 
-def _read(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+def _read(path: Path) -> tuple[Architecture, dict[str, Tensor]]:
     header = read_notes(path)
     try:
-        config = ModelConfig(**json.loads(header["config"]))
+        config = config_from_json(header["config"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: the configuration in the header is not understood ({error})"

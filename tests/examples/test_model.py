@@ -2,7 +2,10 @@
 
 import pytest
 import torch
-from model import PRESETS, CodePredictor, ModelConfig, SuperResolver, TextureTokenizer
+from convolutional import ConvolutionalConfig
+from model import SuperResolver, TextureTokenizer, reflect
+from paper import PaperConfig
+from presets import PRESETS, config_from_json, config_to_json
 from torch.testing import assert_close
 
 LITTLE = {
@@ -16,15 +19,16 @@ LITTLE = {
     "head_blocks": 1,
 }
 CONFIGS = {
-    "lowres": ModelConfig(structure="lowres", **LITTLE),
-    "lowres-4": ModelConfig(structure="lowres", grid=4, **LITTLE),
-    "regressed": ModelConfig(structure="regressed", **LITTLE),
+    "lowres": ConvolutionalConfig(structure="lowres", **LITTLE),
+    "lowres-4": ConvolutionalConfig(structure="lowres", grid=4, **LITTLE),
+    "regressed": ConvolutionalConfig(structure="regressed", **LITTLE),
+    "paper": PaperConfig(width=8, codebook_size=16, predictor_depth=2),
 }
 configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
 
 def make(config):
-    return SuperResolver(TextureTokenizer(config), CodePredictor(config)).eval()
+    return SuperResolver(TextureTokenizer(config), config.make_predictor()).eval()
 
 
 @configs
@@ -44,8 +48,8 @@ def test_tokenizer_reconstructs_from_its_indices(config):
     hr, lr = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 16, 16)
     with torch.no_grad():
         tokenized = tokenizer(hr, lr)
-        indices = tokenizer.encode(hr, lr)
-        structure, _ = tokenizer.structure(hr, lr)
+        features, indices = tokenizer.describe(hr, lr)
+        structure = tokenizer.structure.expand(features)
         decoded = tokenizer.decoder(tokenizer.quantizer.decode(indices, structure), lr)
     assert_close(indices, tokenized.quantizer_output.indices, rtol=0, atol=0)
     assert_close(decoded, tokenized.picture, rtol=0, atol=0)
@@ -94,21 +98,40 @@ def test_code_loss_does_not_move_the_structure(config):
     model = make(config)
     model.predict(torch.rand(1, 3, 16, 16)).logits.square().mean().backward()
     regressor = getattr(model.predictor, "regressor", None)
-    if config.structure == "regressed":
+    if model.tokenizer.structure.regressed:
         assert all(p.grad is None for p in regressor.parameters())
-    assert model.predictor.trunk[0].weight.grad.abs().sum() > 0
+    assert next(model.predictor.trunk.parameters()).grad.abs().sum() > 0
 
 
-def test_alignment_pulls_the_encoder_and_not_the_target():
-    tokenizer = TextureTokenizer(CONFIGS["regressed"])
-    _, terms = tokenizer.structure(torch.rand(1, 3, 64, 64), torch.rand(1, 3, 16, 16))
+@pytest.mark.parametrize("name", ["regressed", "paper"])
+def test_alignment_pulls_the_encoder_and_not_the_target(name):
+    tokenizer = TextureTokenizer(CONFIGS[name])
+    _, _, terms = tokenizer(torch.rand(1, 3, 64, 64), torch.rand(1, 3, 16, 16))
     terms["alignment"].backward()
     assert all(p.grad is None for p in tokenizer.structure.small_encoder.parameters())
-    assert tokenizer.structure.encoder[1].weight.grad.abs().sum() > 0
+    last = list(tokenizer.structure.encoder.parameters())[-1]
+    assert last.grad.abs().sum() > 0
+
+
+def test_a_side_is_mirrored_as_often_as_it_takes():
+    row = torch.arange(3).expand(1, 1, 1, 3)
+    assert reflect(row, 8).shape == (1, 1, 8, 8)
+    assert reflect(row, 8)[0, 0, 5].tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
+    assert reflect(row[..., :1], 4)[0, 0, 0].tolist() == [0, 0, 0, 0]
+    assert reflect(row, 1) is row
+
+
+@pytest.mark.parametrize("config", [*PRESETS.values(), *CONFIGS.values()])
+def test_configurations_survive_as_text(config):
+    assert config_from_json(config_to_json(config)) == config
+
+
+def test_a_configuration_without_architecture_is_convolutional():
+    assert config_from_json('{"width": 32}') == ConvolutionalConfig(width=32)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_stay_within_their_size(name):
     model = make(PRESETS[name])
-    limit = {"tiny": 4_000_000, "small": 8_000_000}[name]
+    limit = {"tiny": 4_000_000, "small": 8_000_000, "paper": 75_009_110}[name]
     assert sum(p.numel() for p in model.parameters()) <= limit

@@ -15,8 +15,8 @@ import torch
 import train
 from cli import UserError
 from data import PhotoPairs
-from model import PRESETS
 from PIL import Image
+from presets import PRESETS
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from weights import load_super_resolver
@@ -107,8 +107,8 @@ def test_killed_at_a_random_moment_and_resumed(photos, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     start = (
-        "import sys, runpy, model; sys.argv = sys.argv[1:];"
-        "from tests.examples.test_model import CONFIGS; model.PRESETS['tiny'] = CONFIGS['lowres'];"
+        "import sys, runpy; sys.argv = sys.argv[1:]; from presets import PRESETS;"
+        "from tests.examples.test_model import CONFIGS; PRESETS['tiny'] = CONFIGS['lowres'];"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     run = [sys.executable, "-c", start, *run[1:]]

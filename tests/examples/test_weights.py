@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cli import UserError
-from model import CodePredictor, SuperResolver, TextureTokenizer
+from model import SuperResolver, TextureTokenizer
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from weights import load_super_resolver, load_tokenizer, read_notes, save_model
@@ -11,10 +11,10 @@ from weights import load_super_resolver, load_tokenizer, read_notes, save_model
 from tests.examples.test_model import CONFIGS
 
 
-@pytest.fixture
-def model():
-    config = CONFIGS["regressed"]
-    return SuperResolver(TextureTokenizer(config), CodePredictor(config)).eval()
+@pytest.fixture(params=["regressed", "paper"])
+def model(request):
+    config = CONFIGS[request.param]
+    return SuperResolver(TextureTokenizer(config), config.make_predictor()).eval()
 
 
 def test_round_trip_is_exact(model, tmp_path):

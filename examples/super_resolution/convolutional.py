@@ -1,0 +1,277 @@
+"""The networks of the presets ``tiny`` and ``small``: residual blocks, nothing else.
+
+They have no normalization over space: what a pixel becomes depends on its surroundings alone, not
+on the size of the picture, so tiles join without seams.
+"""
+
+import dataclasses
+
+import torch
+from model import SCALE, enlarge
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vqprior import IndexPredictor, VectorQuantizer
+from vqprior.losses import alignment_loss
+from vqprior.nn import Downsample, ResidualBlock, Upsample
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvolutionalConfig:
+    """Sizes of a model of residual blocks; makes its networks.
+
+    Attributes:
+        structure: Where the structure comes from: ``"lowres"``, computed from the low-resolution
+            picture, or ``"regressed"``, the paper's: encoded at H/32 from the high-resolution
+            picture and regressed when that is not there.
+        grid: High-resolution pixels for each code, along a side: 8 (the paper's) or 4.
+        width: Channels at H/4.
+        codebook_size: Number of codes.
+        structure_blocks: Residual blocks of the structure network.
+        texture_blocks: Residual blocks of the texture encoder.
+        decoder_blocks: Residual blocks of the decoder.
+        predictor_width: Channels of the predictor at H/4.
+        predictor_blocks: Residual blocks of the predictor at H/4.
+        head_blocks: Residual blocks of the predictor at H/g.
+    """
+
+    structure: str = "lowres"
+    grid: int = 8
+    width: int = 64
+    codebook_size: int = 512
+    structure_blocks: int = 3
+    texture_blocks: int = 3
+    decoder_blocks: int = 6
+    predictor_width: int = 64
+    predictor_blocks: int = 6
+    head_blocks: int = 2
+
+    # Where tiles meet, over how many low-resolution pixels on either side they are mixed.
+    blend = 4
+    default_tile = 256
+
+    @property
+    def fold(self) -> int:
+        """Positions at H/4 for each code, along a side."""
+        return self.grid // SCALE
+
+    @property
+    def code_dim(self) -> int:
+        """Features of one code: those of all its positions at H/4."""
+        return self.fold**2 * self.width
+
+    @property
+    def multiple(self) -> int:
+        """A side of a low-resolution picture is padded to a multiple of this."""
+        return self.fold if self.structure == "lowres" else 32 // SCALE
+
+    @property
+    def overlap(self) -> int:
+        """Low-resolution pixels beyond which nothing influences a pixel of the result."""
+        if self.structure == "regressed":
+            return 8 * 16  # two levels deeper: practically, not exactly
+        head = 2 * self.fold * self.head_blocks
+        path = max(1 + 2 * self.structure_blocks, 1 + 2 * self.predictor_blocks + head)
+        # A code or a bicubic kernel may straddle the border.
+        return path + 2 * self.decoder_blocks + 1 + 2 * self.multiple
+
+    def make_structure(self) -> nn.Module:
+        """The network of the structure."""
+        return STRUCTURES[self.structure](self)
+
+    def make_texture(self) -> nn.Module:
+        """The encoder of the texture: H -> H/g."""
+        return nn.Sequential(
+            nn.PixelUnshuffle(self.grid),
+            nn.Conv2d(3 * self.grid**2, 2 * self.width, 3, padding=1),
+            blocks(2 * self.width, self.texture_blocks),
+            nn.Conv2d(2 * self.width, self.code_dim, 1),
+        )
+
+    def make_fusion(self) -> nn.Module:
+        """What decides, from structure and texture, what is quantized."""
+        return Fusion(self)
+
+    def make_quantizer(self) -> VectorQuantizer:
+        """The quantizer of vectors of ``code_dim`` features."""
+        return VectorQuantizer(self.code_dim, self.codebook_size)
+
+    def make_decoder(self) -> nn.Module:
+        """The decoder of structure plus texture."""
+        return Decoder(self)
+
+    def make_predictor(self) -> nn.Module:
+        """The predictor of codes."""
+        return ConvolutionalPredictor(self)
+
+
+def block(in_channels: int, out_channels: int | None = None) -> ResidualBlock:
+    """A residual block without normalization."""
+    return ResidualBlock(in_channels, out_channels, norm=nn.Identity)
+
+
+def blocks(channels: int, count: int) -> nn.Sequential:
+    """A stack of residual blocks."""
+    return nn.Sequential(*[block(channels) for _ in range(count)])
+
+
+class LowResolutionStructure(nn.Module):
+    """Structure that the receiver computes itself: nothing of the low-resolution picture is lost,
+    and training and inference see the same thing.
+    """
+
+    regressed = False
+
+    def __init__(self, config: ConvolutionalConfig) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.Conv2d(3, config.width, 3, padding=1),
+            blocks(config.width, config.structure_blocks),
+            nn.PixelUnshuffle(config.fold),
+        )
+
+    def features(self, hr: Tensor, lr: Tensor, texture: Tensor) -> Tensor:
+        """The low-resolution picture itself; the rest is not used."""
+        return lr
+
+    def expand(self, features: Tensor) -> Tensor:
+        """Returns the structure on the grid of codes."""
+        return self.network(features)
+
+    def losses(self, features: Tensor, hr: Tensor) -> dict[str, Tensor]:
+        """None: nothing has to keep texture out of it."""
+        return {}
+
+
+class RegressedStructure(nn.Module):
+    """The paper's structure: H/32, kept free of texture by alignment to a low-resolution latent."""
+
+    regressed = True
+    channels = 64
+
+    def __init__(self, config: ConvolutionalConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.encoder = nn.Sequential(  # H -> H/32
+            nn.PixelUnshuffle(8),
+            nn.Conv2d(192, 2 * width, 3, padding=1),
+            blocks(2 * width, config.structure_blocks),
+            Downsample(2 * width),
+            block(2 * width),
+            Downsample(2 * width),
+            block(2 * width, self.channels),
+            nn.Conv2d(self.channels, self.channels, 3, padding=1),
+        )
+        self.expander = nn.Sequential(  # H/32 -> H/8
+            nn.Conv2d(self.channels, 2 * width, 3, padding=1),
+            block(2 * width),
+            Upsample(2 * width),
+            block(2 * width),
+            Upsample(2 * width),
+            block(2 * width, config.code_dim),
+        )
+        self.small_encoder = nn.Sequential(  # H/8 -> H/32
+            nn.PixelUnshuffle(4),
+            nn.Conv2d(48, self.channels, 3, padding=1),
+            blocks(self.channels, 2),
+        )
+        self.small_decoder = nn.Sequential(  # H/32 -> H/8
+            blocks(self.channels, 2),
+            nn.Conv2d(self.channels, 48, 3, padding=1),
+            nn.PixelShuffle(4),
+        )
+
+    def features(self, hr: Tensor, lr: Tensor, texture: Tensor) -> Tensor:
+        """Returns what a predictor regresses: ``(b, 64, H/32, W/32)``, from ``hr`` alone."""
+        return self.encoder(hr)
+
+    def expand(self, features: Tensor) -> Tensor:
+        """Brings features to the grid of codes."""
+        return self.expander(features)
+
+    def losses(self, features: Tensor, hr: Tensor) -> dict[str, Tensor]:
+        """Returns the losses that make features of ``hr`` its structure."""
+        small = F.interpolate(hr, scale_factor=1 / 8, mode="area")
+        latent = self.small_encoder(small)
+        return {
+            "alignment": alignment_loss(features, latent),
+            "small": F.mse_loss(self.small_decoder(latent), small),
+        }
+
+
+STRUCTURES = {"lowres": LowResolutionStructure, "regressed": RegressedStructure}
+
+
+class Fusion(nn.Module):
+    """Decides, from structure and texture, what is quantized."""
+
+    def __init__(self, config: ConvolutionalConfig) -> None:
+        super().__init__()
+        dim = config.code_dim
+        self.network = nn.Sequential(
+            nn.Conv2d(2 * dim, 2 * config.width, 1),
+            block(2 * config.width),
+            nn.Conv2d(2 * config.width, dim, 1),
+        )
+
+    def forward(self, structure: Tensor, texture: Tensor) -> Tensor:
+        """Returns what is left to code: ``(b, d, H/g, W/g)``."""
+        return self.network(torch.cat([structure, texture], dim=1))
+
+
+class Decoder(nn.Module):
+    """Structure plus texture to a picture."""
+
+    def __init__(self, config: ConvolutionalConfig) -> None:
+        super().__init__()
+        self.adds_to_lr = config.structure == "lowres"
+        self.network = nn.Sequential(
+            nn.PixelShuffle(config.fold),
+            blocks(config.width, config.decoder_blocks),
+            nn.Conv2d(config.width, 3 * SCALE**2, 3, padding=1),
+            nn.PixelShuffle(SCALE),
+        )
+
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        """The convolution that everything in a picture passes."""
+        return self.network[-2]
+
+    def forward(self, features: Tensor, lr: Tensor) -> Tensor:
+        """Returns the picture ``(b, 3, H, W)``.
+
+        With structure from the low-resolution picture the network predicts what bicubic
+        enlargement misses; the paper's structure has to carry everything.
+        """
+        picture = self.network(features)
+        return picture + enlarge(lr) if self.adds_to_lr else picture
+
+
+class ConvolutionalPredictor(nn.Module):
+    """What belongs at each place, given the low-resolution picture."""
+
+    def __init__(self, config: ConvolutionalConfig) -> None:
+        super().__init__()
+        width, dim = config.predictor_width, config.code_dim
+        self.fold = config.fold
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1), blocks(width, config.predictor_blocks)
+        )
+        self.gather = nn.Sequential(
+            nn.Conv2d(config.fold**2 * width + dim, 2 * width, 1),
+            blocks(2 * width, config.head_blocks),
+        )
+        self.head = IndexPredictor(2 * width, config.codebook_size)
+        if config.structure == "regressed":
+            channels = RegressedStructure.channels
+            self.regressor = nn.Sequential(  # H/4 -> H/32
+                Downsample(width), block(width),
+                Downsample(width), block(width),
+                Downsample(width), block(width, channels),
+                nn.Conv2d(channels, channels, 3, padding=1),
+            )  # fmt: skip
+
+    def forward(self, trunk: Tensor, structure: Tensor) -> Tensor:
+        """Returns the logits of each code, ``(b, H/g, W/g, k)``."""
+        seen = torch.cat([F.pixel_unshuffle(trunk, self.fold), structure.detach()], dim=1)
+        return self.head(self.gather(seen).movedim(1, -1))

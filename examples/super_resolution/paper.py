@@ -1,0 +1,280 @@
+"""The networks of the preset ``paper``: the architecture that the authors of TVQ&RAP released.
+
+Structure lives at H/32, texture and codes at H/8. The networks see pictures in [-1, 1]; what is
+outside of them sees [0, 1], as everywhere here. Modules are numbered as in the release, so that
+official.py has little to translate.
+
+Reference: Li et al., ICLR 2026, arXiv 2509.23774, and the code at
+https://github.com/CVL-UESTC/TVQ-RAP. Two of its habits are kept because checkpoints rely on them:
+a group of Swin layers without a convolution doubles its input, since a second skip connection goes
+around layers that have one already; and in the loss of the codebook it is commitment that has
+weight 1, and the codes that have 0.25.
+"""
+
+import dataclasses
+
+import torch
+from model import SCALE
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vqprior import IndexPredictor, VectorQuantizer
+from vqprior.losses import alignment_loss
+from vqprior.nn import ResidualBlock, SwinLayer, Upsample, group_norm
+
+WINDOW = 8  # positions along the side of an attention window
+HEADS = 8
+Res = ResidualBlock
+
+
+@dataclasses.dataclass(frozen=True)
+class PaperConfig:
+    """Sizes of a model of the paper's architecture; makes its networks.
+
+    Attributes:
+        width: Channels at H; a multiple of 8. All others are multiples of it.
+        codebook_size: Number of codes.
+        predictor_depth: Swin layers of each of the predictor's five groups.
+    """
+
+    width: int = 64
+    codebook_size: int = 1024
+    predictor_depth: int = 6
+
+    # As annotations would make them settings, these have none.
+    grid = 8
+    fold = grid // SCALE
+    # What the authors pad to. A multiple of 32 would fill all windows as well, but the statistics
+    # of the normalizations would then differ from those of the release.
+    multiple = 64
+    # Normalization and attention reach all over a tile, so no overlap makes tiles join exactly. At
+    # the border of a tile convolutions see zeros; this much is thrown away.
+    overlap = 2
+    blend = 4
+    default_tile = 256
+
+    @property
+    def code_dim(self) -> int:
+        """Features of one code."""
+        return 4 * self.width
+
+    def make_structure(self) -> nn.Module:
+        """The networks of the structure."""
+        return PaperStructure(self.width)
+
+    def make_texture(self) -> nn.Module:
+        """The encoder of the texture."""
+        return texture_encoder(self.width)
+
+    def make_fusion(self) -> nn.Module:
+        """What decides, from structure and texture, what is quantized."""
+        return PaperFusion(self.width)
+
+    def make_quantizer(self) -> VectorQuantizer:
+        """The quantizer of vectors of ``code_dim`` features."""
+        return VectorQuantizer(
+            self.code_dim, self.codebook_size, commitment_weight=1.0, codebook_weight=0.25
+        )
+
+    def make_decoder(self) -> nn.Module:
+        """The decoder of structure plus texture."""
+        return PaperDecoder(self.width)
+
+    def make_predictor(self) -> nn.Module:
+        """The predictor of structure and codes."""
+        return PaperPredictor(self)
+
+
+class Around(nn.Module):
+    """A skip connection around any body."""
+
+    def __init__(self, *body: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*body)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns ``x`` plus what the body makes of it."""
+        return x + self.body(x)
+
+
+def conv(in_channels: int, out_channels: int, *, bias: bool = True) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the size."""
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
+
+
+def down(channels: int, *, bias: bool = False) -> nn.Sequential:
+    """Half as high and wide, with twice the channels: nothing is averaged away."""
+    return nn.Sequential(conv(channels, channels // 2, bias=bias), nn.PixelUnshuffle(2))
+
+
+def swin(channels: int, depth: int) -> list[nn.Module]:
+    """Swin layers whose windows are shifted in every other one."""
+    return [
+        SwinLayer(channels, num_heads=HEADS, window_size=WINDOW, shift=i % 2 * (WINDOW // 2))
+        for i in range(depth)
+    ]
+
+
+def attention(channels: int, depth: int, groups: int = 1) -> nn.Sequential:
+    """Groups of Swin layers, each with a second skip connection around it."""
+    return nn.Sequential(*[Around(*swin(channels, depth)) for _ in range(groups)])
+
+
+def convolved_attention(channels: int, depth: int, groups: int = 1) -> nn.Sequential:
+    """The same with a convolution at the end of each group: the RSTB of SwinIR."""
+    return nn.Sequential(
+        *[Around(*swin(channels, depth), conv(channels, channels)) for _ in range(groups)]
+    )
+
+
+def to_signed(picture: Tensor) -> Tensor:
+    """From [0, 1] to the [-1, 1] of the networks."""
+    return 2 * picture - 1
+
+
+def from_signed(picture: Tensor) -> Tensor:
+    """From the [-1, 1] of the networks to [0, 1]."""
+    return (picture + 1) / 2
+
+
+class OnSigned(nn.Module):
+    """A network that takes a picture."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.network = nn.Sequential(*layers)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """Returns features of a picture in [0, 1]."""
+        return self.network(to_signed(picture))
+
+
+def texture_encoder(w: int) -> OnSigned:
+    """The texture of a picture: H -> H/8. The structure is computed from it, too."""
+    return OnSigned(
+        conv(3, w), Res(w), Res(w),
+        down(w), Res(2 * w), Res(2 * w),
+        down(2 * w), Res(4 * w, 2 * w), Res(2 * w),
+        down(2 * w), Res(4 * w), attention(4 * w, depth=4), Res(4 * w),
+    )  # fmt: skip
+
+
+class PaperStructure(nn.Module):
+    """Structure at H/32, kept free of texture by alignment to the latent of a small picture."""
+
+    regressed = True
+
+    def __init__(self, w: int) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(  # H/8 -> H/32
+            down(4 * w), Res(8 * w, 4 * w), attention(4 * w, depth=2), Res(4 * w),
+            down(4 * w), Res(8 * w, 4 * w), Res(4 * w), Res(4 * w, 2 * w), Res(2 * w),
+            Res(2 * w, w), Res(w), Res(w), group_norm(w), conv(w, w),
+        )  # fmt: skip
+        self.expander = nn.Sequential(  # H/32 -> H/8
+            conv(w, w), *[Res(w) for _ in range(5)],
+            Upsample(w), Res(w, 2 * w), attention(2 * w, depth=2), Res(2 * w),
+            attention(2 * w, depth=2), Res(2 * w),
+            Upsample(2 * w), Res(2 * w, 4 * w), Res(4 * w),
+        )  # fmt: skip
+        self.small_encoder = nn.Sequential(  # H/8 -> H/32
+            conv(3, w // 2), Res(w // 2), Res(w // 2),
+            down(w // 2, bias=True), Res(w), Res(w),
+            down(w, bias=True), Res(2 * w, w), Res(w),
+        )  # fmt: skip
+        self.small_decoder = nn.Sequential(  # H/32 -> H/8
+            conv(w, w), Res(w), Res(w),
+            Upsample(w), Res(w), Res(w),
+            Upsample(w), Res(w, w // 2), Res(w // 2), group_norm(w // 2), conv(w // 2, 3),
+        )  # fmt: skip
+
+    def features(self, hr: Tensor, lr: Tensor, texture: Tensor) -> Tensor:
+        """Returns what a predictor regresses, ``(b, w, H/32, W/32)``, from ``texture`` alone."""
+        return self.encoder(texture)
+
+    def expand(self, features: Tensor) -> Tensor:
+        """Brings features to the grid of codes, ``(b, 4w, H/8, W/8)``."""
+        return self.expander(features)
+
+    def losses(self, features: Tensor, hr: Tensor) -> dict[str, Tensor]:
+        """Returns the losses that make features of ``hr`` its structure."""
+        small = F.interpolate(hr, scale_factor=1 / 8, mode="area")
+        return self.align(features, to_signed((small * 255).round() / 255))
+
+    def align(self, features: Tensor, small: Tensor) -> dict[str, Tensor]:
+        """The same for a small picture ``(b, 3, H/8, W/8)`` in [-1, 1]."""
+        latent = self.small_encoder(small)
+        return {
+            "alignment": alignment_loss(features, latent),
+            "small": F.mse_loss(self.small_decoder(latent), small),
+        }
+
+
+class PaperFusion(nn.Module):
+    """Decides, from structure and texture, what is quantized."""
+
+    def __init__(self, w: int) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            Res(8 * w, 4 * w), Res(4 * w), group_norm(4 * w), conv(4 * w, 4 * w)
+        )
+
+    def forward(self, structure: Tensor, texture: Tensor) -> Tensor:
+        """Returns what is left to code: ``(b, 4w, H/8, W/8)``."""
+        return self.network(torch.cat([structure, texture], dim=1))
+
+
+class PaperDecoder(nn.Module):
+    """Structure plus texture to a picture."""
+
+    def __init__(self, w: int) -> None:
+        super().__init__()
+        self.network = nn.Sequential(  # H/8 -> H
+            Res(4 * w), attention(4 * w, depth=2), Res(4 * w), attention(4 * w, depth=2),
+            Res(4 * w),
+            Upsample(4 * w), Res(4 * w, 2 * w), Res(2 * w), Res(2 * w),
+            Upsample(2 * w), Res(2 * w), Res(2 * w), Res(2 * w),
+            Upsample(2 * w), Res(2 * w, w), Res(w), Res(w), group_norm(w), conv(w, 3),
+        )  # fmt: skip
+
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        """The convolution that everything in a picture passes."""
+        return self.network[-1]
+
+    def forward(self, features: Tensor, lr: Tensor) -> Tensor:
+        """Returns the picture ``(b, 3, H, W)``. ``lr`` is not used."""
+        return from_signed(self.network(features))
+
+
+class PaperPredictor(nn.Module):
+    """Structure and codes of a picture, from its low-resolution version."""
+
+    def __init__(self, config: PaperConfig) -> None:
+        super().__init__()
+        w, depth = config.width, config.predictor_depth
+        self.trunk = OnSigned(  # H/4 -> H/8
+            conv(3, w), Res(w, 2 * w), Res(2 * w), Res(2 * w),
+            down(2 * w), Res(4 * w), Res(4 * w), convolved_attention(4 * w, depth, groups=2),
+            Res(4 * w), Res(4 * w),
+        )  # fmt: skip
+        self.regressor = nn.Sequential(  # H/8 -> H/32
+            nn.Sequential(
+                down(4 * w), Res(8 * w, 4 * w), Res(4 * w, 2 * w),
+                down(2 * w), Res(4 * w), Res(4 * w, 2 * w),
+            ),
+            nn.Sequential(Res(2 * w), Res(2 * w, w), Res(w), Res(w)),
+        )  # fmt: skip
+        self.gather = nn.Sequential(
+            nn.Sequential(Res(8 * w, 4 * w), convolved_attention(4 * w, depth), Res(4 * w)),
+            attention(4 * w, depth, groups=2),
+        )
+        self.head = IndexPredictor(4 * w, config.codebook_size)
+
+    def forward(self, trunk: Tensor, structure: Tensor) -> Tensor:
+        """Returns the logits of each code, ``(b, H/8, W/8, k)``.
+
+        No gradient passes to the structure: it is trained to be right, not to be useful here.
+        """
+        seen = torch.cat([structure.detach(), trunk], dim=1)
+        return self.head(self.gather(seen).movedim(1, -1))

@@ -1,0 +1,45 @@
+"""The models by name, and their configurations as text."""
+
+import dataclasses
+import json
+
+from convolutional import ConvolutionalConfig
+from model import Architecture
+from paper import PaperConfig
+
+PRESETS: dict[str, Architecture] = {
+    # Trains on one CPU thread in about an hour.
+    "tiny": ConvolutionalConfig(),
+    # For a GPU and half an hour.
+    "small": ConvolutionalConfig(
+        width=72,
+        codebook_size=1024,
+        structure_blocks=5,
+        texture_blocks=4,
+        decoder_blocks=10,
+        predictor_width=88,
+        predictor_blocks=12,
+        head_blocks=3,
+    ),
+    # The authors' model: days on several GPUs, or their weights (official.py).
+    "paper": PaperConfig(),
+}
+ARCHITECTURES = {"convolutional": ConvolutionalConfig, "paper": PaperConfig}
+
+
+def config_to_json(config: Architecture) -> str:
+    """Writes a configuration, with the name of its architecture."""
+    (name,) = (name for name, kind in ARCHITECTURES.items() if type(config) is kind)
+    return json.dumps({"architecture": name, **dataclasses.asdict(config)})
+
+
+def config_from_json(text: str) -> Architecture:
+    """Reads a configuration; one without a name is convolutional, as they all were once.
+
+    Raises:
+        KeyError: If the architecture is not known.
+        TypeError: If a setting is not known.
+        ValueError: If ``text`` is not JSON.
+    """
+    settings = json.loads(text)
+    return ARCHITECTURES[settings.pop("architecture", "convolutional")](**settings)
