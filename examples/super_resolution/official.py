@@ -40,6 +40,7 @@ PREDICTOR_LAYERS = (
     ("regressor.1", "exactor.blocks", 0),
     ("gather.0", "blocks_fuse", 0),
 )
+DEFAULT_CONFIG = PaperConfig()  # of what is published
 CODEBOOK = "quantize.embedding.weight"
 # Of a super-resolver's checkpoint, what it takes to encode originals, and not to enlarge.
 NOT_FOR_INFERENCE = ("encoder.", "generator.blocks_2.", "lq_encoder.", "lq_generator.")
@@ -71,7 +72,7 @@ def tokenizer_from_official(
         ValueError: If a tensor is missing, unknown, or has another shape, or a constant another
             value; the message names it.
     """
-    tokenizer = TextureTokenizer(config or PaperConfig())
+    tokenizer = TextureTokenizer(config or DEFAULT_CONFIG)
     _fill(dict(_tokenizer_entries(tokenizer)), state_dict)
     return tokenizer.eval()
 
@@ -91,7 +92,7 @@ def super_resolver_from_official(
     Raises:
         ValueError: As ``tokenizer_from_official``.
     """
-    config = config or PaperConfig()
+    config = config or DEFAULT_CONFIG
     model = SuperResolver(TextureTokenizer(config), config.make_predictor())
     _fill(dict(_model_entries(model)), state_dict)
     return model.eval()
@@ -115,8 +116,8 @@ def read_official(path: Path) -> dict[str, Tensor]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
     except pickle.UnpicklingError as error:
         # The first line says what was found; the rest advises to trust the file.
         reason = str(error).partition("Please file")[0].splitlines()[-1].strip()
@@ -139,7 +140,7 @@ def read_official(path: Path) -> dict[str, Tensor]:
 def _model_entries(model: SuperResolver) -> Iterator[tuple[str, Entry]]:
     yield from _tokenizer_entries(model.tokenizer)
     yield from _listed_entries(model.predictor, PREDICTOR_LAYERS)
-    yield from _layer_entries(model.predictor.gather[1], "ft_layers_low", grid=32)
+    yield from layer_entries(model.predictor.gather[1], "ft_layers_low", grid=32)
     for number, ours in enumerate((model.predictor.head.norm, model.predictor.head.head)):
         yield from _plain_entries(ours, f"idx_pred_layer_low.{number}")
 
@@ -155,10 +156,17 @@ def _listed_entries(
     for ours, theirs, first in table:
         for number, layer in enumerate(module.get_submodule(ours), start=first):
             name = f"{theirs}.{number}"
-            yield from _layer_entries(layer, name, grid=16 if name in SMALLER_MAPS else 32)
+            yield from layer_entries(layer, name, grid=16 if name in SMALLER_MAPS else 32)
 
 
-def _layer_entries(layer: nn.Module, name: str, *, grid: int) -> Iterator[tuple[str, Entry]]:
+def layer_entries(layer: nn.Module, name: str, *, grid: int) -> Iterator[tuple[str, Entry]]:
+    """The tensors of one layer of the release, which has that name there.
+
+    Args:
+        layer: One that paper.py builds with.
+        name: What official names start with.
+        grid: Side of the maps for which the release stores masks.
+    """
     if isinstance(layer, ResidualBlock):
         for ours in ("norm1", "conv1", "norm2", "conv2", "skip"):
             theirs = "conv_out" if ours == "skip" else ours
@@ -310,7 +318,7 @@ def _from_release(source: Path, target: Path) -> str:
 
 def _to_release(source: Path, target: Path) -> str:
     model = load_model(source)
-    if not isinstance(model.config, PaperConfig):
+    if not isinstance(model.config, PaperConfig):  # of any size
         raise UserError(f"{source}: not of the preset `paper`, which is all that the release knows")
     to_official = (
         super_resolver_to_official if isinstance(model, SuperResolver) else tokenizer_to_official
