@@ -1,0 +1,299 @@
+"""How a low-resolution picture is made from a high-resolution crop: clean, or as photos are spoilt.
+
+Both ways are called alike, with a batch of crops and one seed for each. Everything that is random
+about a sample depends on its own seed: not on the rest of the batch, not on its place in it, and
+not on the global random state, which is never touched. Parameters come from NumPy's generator,
+noise from a torch generator on the CPU, so a GPU sees the same noise.
+
+The second-order degradation is that of Wang et al., "Real-ESRGAN: Training Real-World Blind
+Super-Resolution with Pure Synthetic Data", ICCVW 2021, arXiv 2107.10833
+(https://arxiv.org/abs/2107.10833), with the parameters of TVQ&RAP (arXiv 2509.23774). The official
+code of both resizes and adds noise alike to a whole batch, and so needs a pool of older pairs to
+mix batches from. Here every sample has its own choices, and no pool is needed.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from blur_kernels import Blur, KernelChoice, Range, draw_final_sinc, sharpen
+from jpeg import Jpeg
+from model import SCALE
+from torch import Tensor
+from torch.nn import functional as F
+
+MODES = ("area", "bilinear", "bicubic")
+WHITE = 255  # the highest of the 8-bit levels
+
+
+class Degradation(Protocol):
+    """Makes low-resolution pictures."""
+
+    def __call__(self, hr: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Maps crops to the low-resolution pictures of their seeds.
+
+        Computes in float32 whatever autocast says, and without gradients.
+
+        Args:
+            hr: ``(b, 3, H, W)`` RGB in [0, 1], floats; H and W are multiples of 4.
+            seeds: one for each sample, 0 or more.
+
+        Returns:
+            ``(b, 3, H / 4, W / 4)`` in [0, 1], float32, rounded to 8-bit levels, on the device of
+            ``hr``.
+
+        Raises:
+            ValueError: ``hr`` or the number of seeds is not as described.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Bicubic:
+    """Clean: bicubic reduction with antialiasing, as Pillow does it. Seeds change nothing."""
+
+    @torch.no_grad()
+    def __call__(self, hr: Tensor, seeds: Sequence[int]) -> Tensor:
+        """See ``Degradation``."""
+        _check(hr, seeds)
+        size = _fraction(hr.shape[-2:], 1 / SCALE)
+        with torch.autocast(hr.device.type, enabled=False):
+            return _to_levels(F.interpolate(hr.float(), size, mode="bicubic", antialias=True))
+
+
+class Scene(NamedTuple):
+    """What a step may need besides the picture."""
+
+    size: tuple[int, int]  # of the crop
+    generator: torch.Generator  # where noise comes from, on the CPU
+
+
+# Something that happens to a picture (1, 3, h, w), all its parameters drawn.
+Step = Callable[[Tensor, Scene], Tensor]
+
+
+@dataclass(frozen=True)
+class Resize:
+    """A new size, without antialiasing."""
+
+    fraction: float  # of the sides of the crop
+    mode: str  # one of ``MODES``
+
+    def __call__(self, picture: Tensor, scene: Scene) -> Tensor:
+        """Returns at least one pixel."""
+        size = _fraction(scene.size, self.fraction)
+        if size == picture.shape[-2:]:
+            return picture
+        # Real-ESRGAN passes a factor in the first order: where it gives a broken number of pixels,
+        # that shifts what is not at the top left. A size maps the whole to the whole.
+        return F.interpolate(picture, size, mode=self.mode)
+
+
+@dataclass(frozen=True)
+class GaussianNoise:
+    """Noise of the same strength everywhere."""
+
+    sigma: float  # in 8-bit levels
+    gray: bool  # all channels get the same
+
+    def __call__(self, picture: Tensor, scene: Scene) -> Tensor:
+        """Returns the noisy picture in [0, 1]."""
+        shape = (1, 1 if self.gray else 3, *picture.shape[-2:])
+        noise = torch.randn(shape, generator=scene.generator).to(picture.device)
+        return (picture + noise * (self.sigma / WHITE)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class PoissonNoise:
+    """Noise of counting: brighter is noisier.
+
+    White counts as many events as the picture has 8-bit levels, rounded up to a power of two.
+    """
+
+    scale: float  # what the noise is multiplied by
+    gray: bool  # all channels get that of the gray picture
+
+    def __call__(self, picture: Tensor, scene: Scene) -> Tensor:
+        """Returns the noisy picture in [0, 1]."""
+        seen = picture
+        if self.gray:
+            red, green, blue = picture.split(1, dim=1)
+            seen = 0.299 * red + 0.587 * green + 0.114 * blue
+        levels = (seen.clamp(0, 1) * WHITE).round().long()
+        events = 2 ** math.ceil(math.log2(len(levels.unique())))
+        # Not torch.poisson: it takes more or fewer random numbers as the picture has it, so one
+        # level that a GPU rounds differently would change the noise of all pixels after it.
+        uniform = torch.rand(levels.shape, generator=scene.generator).to(picture.device)
+        noise = _poisson(levels, uniform, events) / events - levels / WHITE
+        return (picture + noise * self.scale).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class ResizeChoice:
+    """How a resize is drawn."""
+
+    probs: tuple[float, float, float]  # to enlarge, to reduce, to do neither
+    scale: Range  # reduced to no less than its lower end, enlarged to no more than its upper
+    base: float = 1.0  # sides at scale 1, as a fraction of those of the crop
+
+    def draw(self, rng: np.random.Generator) -> Resize:
+        """Returns a resize; every mode is equally likely."""
+        ranges = ((1, self.scale[1]), (self.scale[0], 1), (1, 1))
+        scale = float(rng.uniform(*ranges[rng.choice(3, p=self.probs)]))
+        return Resize(self.base * scale, str(rng.choice(MODES)))
+
+
+@dataclass(frozen=True)
+class NoiseChoice:
+    """How noise is drawn."""
+
+    sigma: Range  # of Gaussian noise, in 8-bit levels
+    poisson_scale: Range
+    gaussian_prob: float = 0.5  # that it is not Poisson noise
+    gray_prob: float = 0.4
+
+    def draw(self, rng: np.random.Generator) -> GaussianNoise | PoissonNoise:
+        """Returns noise of either kind."""
+        gray = bool(rng.random() < self.gray_prob)
+        if rng.random() < self.gaussian_prob:
+            return GaussianNoise(float(rng.uniform(*self.sigma)), gray)
+        return PoissonNoise(float(rng.uniform(*self.poisson_scale)), gray)
+
+
+@dataclass(frozen=True)
+class Order:
+    """How one order is drawn: blur, resize, noise, JPEG."""
+
+    kernels: KernelChoice
+    resize: ResizeChoice
+    noise: NoiseChoice
+    jpeg: Range | None = None  # of the quality; None: no compression at its end
+    prob: float = 1.0  # that the order takes place at all
+    blur_prob: float = 1.0
+
+    def draw(self, rng: np.random.Generator) -> tuple[Step, ...]:
+        """Returns the steps, none if the order does not take place."""
+        if rng.random() >= self.prob:
+            return ()
+        blurs = [Blur(self.kernels.draw(rng))] if rng.random() < self.blur_prob else []
+        jpegs = [Jpeg(float(rng.uniform(*self.jpeg)))] if self.jpeg else []
+        return (*blurs, self.resize.draw(rng), self.noise.draw(rng), *jpegs)
+
+
+@dataclass(frozen=True)
+class Final:
+    """How the end is drawn: resize to the final size and sinc filter, before or after JPEG.
+
+    Never JPEG between the two: Real-ESRGAN found that it leaves twisted lines.
+    """
+
+    jpeg: Range = (30.0, 95.0)  # of the quality
+    sinc_prob: float = 0.8
+    jpeg_last_prob: float = 0.5
+
+    def draw(self, rng: np.random.Generator) -> tuple[Step, ...]:
+        """Returns the steps."""
+        fit: list[Step] = [Resize(1 / SCALE, str(rng.choice(MODES)))]
+        if rng.random() < self.sinc_prob:
+            fit.append(Blur(draw_final_sinc(rng)))
+        compress = Jpeg(float(rng.uniform(*self.jpeg)))
+        return (*fit, compress) if rng.random() < self.jpeg_last_prob else (compress, *fit)
+
+
+class Plan(NamedTuple):
+    """Everything that was drawn for one sample; noise itself is drawn from ``noise_seed``."""
+
+    first: tuple[Step, ...]
+    second: tuple[Step, ...]
+    final: tuple[Step, ...]
+    noise_seed: int
+
+
+FIRST = Order(
+    KernelChoice(sigma=(0.2, 3.0)),
+    ResizeChoice((0.2, 0.7, 0.1), scale=(0.15, 1.5)),
+    NoiseChoice(sigma=(1.0, 30.0), poisson_scale=(0.05, 3.0)),
+    jpeg=(30.0, 95.0),
+)
+SECOND = Order(
+    KernelChoice(sigma=(0.2, 1.5)),
+    ResizeChoice((0.3, 0.4, 0.3), scale=(0.3, 1.2), base=1 / SCALE),
+    NoiseChoice(sigma=(1.0, 25.0), poisson_scale=(0.05, 2.5)),
+    prob=0.5,
+    blur_prob=0.8,
+)
+
+
+@dataclass(frozen=True)
+class SecondOrder:
+    """As photos are spoilt: sharpened, then twice blurred, resized, made noisy and compressed.
+
+    Samples are degraded one by one, since their sizes differ on the way.
+    """
+
+    first: Order = FIRST
+    second: Order = SECOND
+    final: Final = Final()
+    sharpening: float = 0.5  # weight of what unsharp masking adds to the crop at first
+
+    def draw(self, seed: int) -> Plan:
+        """Returns what happens to the sample of a seed."""
+        rng = np.random.default_rng(seed)
+        first, second, final = (part.draw(rng) for part in (self.first, self.second, self.final))
+        return Plan(first, second, final, noise_seed=int(rng.integers(2**63)))
+
+    @torch.no_grad()
+    def __call__(self, hr: Tensor, seeds: Sequence[int]) -> Tensor:
+        """See ``Degradation``."""
+        _check(hr, seeds)
+        with torch.autocast(hr.device.type, enabled=False):
+            samples = zip(hr.float().split(1), map(self.draw, seeds), strict=True)
+            return torch.cat([self._degrade(*sample) for sample in samples])
+
+    def _degrade(self, hr: Tensor, plan: Plan) -> Tensor:
+        picture = sharpen(hr, self.sharpening)
+        height, width = hr.shape[-2:]
+        scene = Scene((height, width), torch.Generator().manual_seed(plan.noise_seed))
+        for step in (*plan.first, *plan.second, *plan.final):
+            picture = step(picture, scene)
+        return _to_levels(picture)
+
+
+DEGRADATIONS = {"bicubic": Bicubic, "second-order": SecondOrder}
+
+
+def _check(hr: Tensor, seeds: Sequence[int]) -> None:
+    if hr.ndim != 4 or hr.shape[1] != 3 or 0 in hr.shape or not hr.is_floating_point():
+        raise ValueError(f"hr must be floats (b, 3, H, W), got {hr.dtype} {tuple(hr.shape)}")
+    if any(side % SCALE for side in hr.shape[-2:]):
+        raise ValueError(f"height and width must be multiples of {SCALE}, got {tuple(hr.shape)}")
+    if len(seeds) != len(hr):
+        raise ValueError(f"every sample needs one seed, got {len(seeds)} for {len(hr)} samples")
+
+
+def _fraction(size: Sequence[int], fraction: float) -> tuple[int, int]:
+    height, width = (max(int(side * fraction), 1) for side in size)
+    return height, width
+
+
+def _to_levels(picture: Tensor) -> Tensor:
+    return (picture.clamp(0, 1) * WHITE).round() / WHITE
+
+
+def _poisson(levels: Tensor, uniform: Tensor, events: int) -> Tensor:
+    """Poisson numbers of mean ``levels / 255 * events``: the smallest whose cumulative distribution
+    exceeds ``uniform``, which is one number in [0, 1) for each level.
+    """
+    exact = {"dtype": torch.float64, "device": levels.device}
+    rows = torch.arange(WHITE + 1, **exact)[:, None]
+    counts = torch.arange(events + 10 * math.isqrt(events) + 16, **exact)
+    means = rows / WHITE * events
+    logarithms = torch.xlogy(counts, means) - means - torch.lgamma(counts + 1)
+    cumulative = logarithms.exp().cumsum(1)
+    # Row r shifted to [r, r + 1]: all rows are one sorted table, and one search finds all counts.
+    table = (cumulative.clamp(max=1) + rows).flatten()
+    found = torch.searchsorted(table, (levels + uniform.double()).contiguous(), right=True)
+    return (found - levels * len(counts)).float()

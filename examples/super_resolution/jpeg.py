@@ -1,0 +1,113 @@
+"""What JPEG compression loses, computed in torch on the device where the picture is.
+
+The standard is ITU-T T.81; the scaling of its tables by a quality, the coarser color channels and
+their smooth enlargement are those of libjpeg, the encoder and decoder of most photos.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+# Example tables of the standard (annex K): quantization steps at quality 50, by frequency.
+LUMA_STEPS = (
+    (16, 11, 10, 16, 24, 40, 51, 61),
+    (12, 12, 14, 19, 26, 58, 60, 55),
+    (14, 13, 16, 24, 40, 57, 69, 56),
+    (14, 17, 22, 29, 51, 87, 80, 62),
+    (18, 22, 37, 56, 68, 109, 103, 77),
+    (24, 35, 55, 64, 81, 104, 113, 92),
+    (49, 64, 78, 87, 103, 121, 120, 101),
+    (72, 92, 95, 98, 112, 100, 103, 99),
+)
+CHROMA_STEPS = (
+    (17, 18, 24, 47, 99, 99, 99, 99),
+    (18, 21, 26, 66, 99, 99, 99, 99),
+    (24, 26, 56, 99, 99, 99, 99, 99),
+    (47, 66, 99, 99, 99, 99, 99, 99),
+    *((99,) * 8,) * 4,
+)
+BLOCK = 8
+UNIT = 2 * BLOCK  # pixels along a side that one block of each color channel covers
+
+
+def jpeg(picture: Tensor, quality: float) -> Tensor:
+    """Compresses and decompresses pictures: 4:2:0, quantized coefficients, no entropy coding.
+
+    What the matrix products are computed in follows ``torch.backends.cuda.matmul.allow_tf32``,
+    which is off unless somebody turns it on.
+
+    Args:
+        picture: ``(b, 3, h, w)`` RGB in [0, 1], float32, of any size.
+        quality: 1 to 100 as in libjpeg, fractions allowed.
+
+    Returns:
+        ``(b, 3, h, w)`` in [0, 1], not rounded to 8 bits.
+
+    Raises:
+        ValueError: The quality is out of its range.
+    """
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality must be in [1, 100], got {quality}")
+    height, width = picture.shape[-2:]
+    padded = F.pad(picture, (0, -width % UNIT, 0, -height % UNIT), mode="replicate")
+    luma, chroma = _to_luma_and_chroma(padded * 255)
+    luma = _requantize(luma, scaled_steps(LUMA_STEPS, quality))
+    chroma = _requantize(F.avg_pool2d(chroma, 2), scaled_steps(CHROMA_STEPS, quality))
+    # Bilinear is what decoders do by default; repeating pixels would leave squares of color.
+    chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False)
+    rgb = _to_rgb(luma, chroma) / 255
+    return rgb[..., :height, :width].clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Jpeg:
+    """A step of a degradation."""
+
+    quality: float
+
+    def __call__(self, picture: Tensor, scene: object = None) -> Tensor:
+        """Maps ``(b, 3, h, w)``, which a resize may have taken out of [0, 1], to the same shape."""
+        return jpeg(picture.clamp(0, 1), self.quality)
+
+
+def _to_luma_and_chroma(rgb: Tensor) -> tuple[Tensor, Tensor]:
+    """``(b, 1, h, w)`` and ``(b, 2, h, w)``, both about 0, from levels of 0 to 255."""
+    red, green, blue = rgb.unbind(1)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    chroma = torch.stack([(blue - luma) / 1.772, (red - luma) / 1.402], dim=1)
+    return luma[:, None] - 128, chroma
+
+
+def _to_rgb(luma: Tensor, chroma: Tensor) -> Tensor:
+    blueness, redness = chroma.unbind(1)
+    luma = luma[:, 0] + 128
+    red, blue = luma + 1.402 * redness, luma + 1.772 * blueness
+    green = luma - (0.299 * 1.402 * redness + 0.114 * 1.772 * blueness) / 0.587
+    return torch.stack([red, green, blue], dim=1)
+
+
+def scaled_steps(table: tuple[tuple[int, ...], ...], quality: float) -> Tensor:
+    """The steps for a quality: ``(8, 8)`` whole numbers of 1 to 255, what a file can store."""
+    percent = math.floor(5000 / quality if quality < 50 else 200 - 2 * quality)
+    return ((torch.tensor(table) * percent + 50) / 100).floor().clamp(1, 255)
+
+
+def _requantize(channels: Tensor, steps: Tensor) -> Tensor:
+    """Rounds the cosine coefficients of every 8 x 8 block to multiples of their steps."""
+    blocks = rearrange(channels, "b c (h i) (w j) -> b c h w i j", i=BLOCK, j=BLOCK)
+    cosines, steps = _cosines().to(channels), steps.to(channels)
+    coefficients = cosines @ blocks @ cosines.T
+    blocks = cosines.T @ ((coefficients / steps).round() * steps) @ cosines
+    return rearrange(blocks, "b c h w i j -> b c (h i) (w j)")
+
+
+def _cosines() -> Tensor:
+    """The orthonormal discrete cosine transform: ``(frequency, position)``."""
+    line = torch.arange(BLOCK, dtype=torch.float64)
+    matrix = torch.cos(torch.outer(line, 2 * line + 1) * math.pi / (2 * BLOCK))
+    matrix[0] /= math.sqrt(2)
+    return matrix * math.sqrt(2 / BLOCK)

@@ -1,0 +1,634 @@
+"""Degradations: what is drawn, what each step does to a picture, and what depends on what."""
+
+import io
+import math
+import random
+from collections import Counter
+from pathlib import Path
+
+import degradations
+import numpy as np
+import pytest
+import torch
+from blur_kernels import (
+    KINDS,
+    SIZES,
+    BellKernel,
+    Blur,
+    KernelChoice,
+    SincKernel,
+    blur,
+    sharpen,
+)
+from degradations import (
+    DEGRADATIONS,
+    FIRST,
+    SECOND,
+    Bicubic,
+    Final,
+    GaussianNoise,
+    NoiseChoice,
+    Order,
+    PoissonNoise,
+    Resize,
+    ResizeChoice,
+    Scene,
+    SecondOrder,
+)
+from jpeg import CHROMA_STEPS, LUMA_STEPS, Jpeg, jpeg, scaled_steps
+from PIL import Image
+from torch.nn import functional as F
+
+PHOTOS = Path(degradations.__file__).parent / "photos"
+SEEDS = 4000
+
+
+def photo(name="coffee.png", height=256, width=256, top=100, left=200):
+    levels = np.array(Image.open(PHOTOS / name).convert("RGB"))
+    levels = levels[top : top + height, left : left + width]
+    return torch.from_numpy(levels).permute(2, 0, 1)[None].float() / 255
+
+
+def to_pillow(picture):
+    return Image.fromarray((picture[0] * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def from_pillow(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+
+
+def psnr(a, b):
+    return -10 * math.log10((a - b).square().mean().item())
+
+
+def scene(picture, seed=0):
+    return Scene(tuple(picture.shape[-2:]), torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def crops():
+    return torch.cat([photo(height=64, width=64, left=64 * i) for i in range(8)])
+
+
+@pytest.fixture(params=DEGRADATIONS)
+def degradation(request):
+    return DEGRADATIONS[request.param]()
+
+
+# --- both degradations ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_results_are_a_quarter_of_the_size_and_have_8_bit_levels(degradation, dtype, crops):
+    lr = degradation(crops[:, :, :, :48].to(dtype).requires_grad_(), range(8))
+    assert lr.shape == (8, 3, 16, 12)
+    assert lr.dtype == torch.float32
+    assert not lr.requires_grad
+    assert 0 <= lr.min() < 0.2
+    assert 0.8 < lr.max() <= 1
+    torch.testing.assert_close(lr * 255, (lr * 255).round(), rtol=0, atol=1e-4)
+
+
+def test_a_sample_depends_on_its_seed_and_not_on_its_batch(degradation, crops):
+    seeds = [3, 1, 4, 1, 5, 9, 2, 6]
+    together = degradation(crops, seeds)
+    assert torch.equal(together, degradation(crops, seeds))
+    for i, seed in enumerate(seeds):
+        assert torch.equal(together[i : i + 1], degradation(crops[i : i + 1], [seed]))
+    assert torch.equal(together.flip(0), degradation(crops.flip(0), seeds[::-1]))
+
+
+def test_other_seeds_give_other_pictures(crops):
+    same = crops[:1].expand(8, -1, -1, -1)
+    lr = SecondOrder()(same, range(8))
+    assert len({picture.numpy().tobytes() for picture in lr}) == 8
+    assert torch.equal(Bicubic()(same, range(8)), Bicubic()(same, range(8, 16)))
+
+
+def test_global_random_states_are_neither_read_nor_changed(degradation, crops):
+    results = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002  (the state that must not matter)
+        random.seed(seed)
+        before = torch.get_rng_state(), np.random.get_state()[1], random.getstate()  # noqa: NPY002
+        results.append(degradation(crops, range(8)))
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+        assert random.getstate() == before[2]
+    assert torch.equal(*results)
+
+
+def test_autocast_changes_nothing(degradation, crops):
+    expected = degradation(crops, range(8))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (crops.flatten(1) @ crops.flatten(1).T).dtype == torch.bfloat16  # it is on
+        assert torch.equal(degradation(crops, range(8)), expected)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_what_the_cpu_gives(degradation, crops):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    lr = degradation(crops.cuda(), range(8))
+    assert lr.is_cuda
+    # A coefficient that rounds to the other side changes a block of pixels by a few levels.
+    assert psnr(lr.cpu() + 1e-9, degradation(crops, range(8))) > 40
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "seeds", "message"),
+    [
+        ((3, 8, 8), torch.float32, 3, r"floats \(b, 3, H, W\), got torch.float32 \(3, 8, 8\)$"),
+        ((2, 1, 8, 8), torch.float32, 2, r"floats \(b, 3, H, W\)"),
+        ((2, 3, 8, 8), torch.uint8, 2, r"floats \(b, 3, H, W\), got torch.uint8"),
+        ((0, 3, 8, 8), torch.float32, 0, r"floats \(b, 3, H, W\)"),
+        ((2, 3, 8, 10), torch.float32, 2, r"multiples of 4, got \(2, 3, 8, 10\)$"),
+        ((2, 3, 6, 8), torch.float32, 2, r"multiples of 4"),
+        ((2, 3, 8, 8), torch.float32, 1, r"one seed, got 1 for 2 samples$"),
+        ((2, 3, 8, 8), torch.float32, 3, r"one seed, got 3 for 2 samples$"),
+    ],
+)
+def test_wrong_inputs_are_named(degradation, shape, dtype, seeds, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        degradation(torch.zeros(shape, dtype=dtype), range(seeds))
+    assert "\n" not in str(raised.value)
+
+
+def test_bicubic_is_that_of_pillow():
+    hr = photo()
+    # In floats: Pillow rounds 8-bit pictures between the two directions.
+    channels = (Image.fromarray(channel.numpy()) for channel in hr[0])
+    small = (channel.resize((64, 64), Image.Resampling.BICUBIC) for channel in channels)
+    expected = torch.from_numpy(np.stack([np.array(channel) for channel in small]))
+    difference = Bicubic()(hr, [0])[0] - expected.clamp(0, 1)
+    assert difference.abs().max() < 0.501 / 255
+
+
+@pytest.mark.parametrize(
+    ("size", "tolerance"), [((32, 32), 0.03), ((4, 64), 0.05), ((8, 12), 0.15), ((4, 4), 0.3)]
+)
+def test_tiny_crops_work(size, tolerance):
+    hr = photo(height=size[0], width=size[1])
+    lr = SecondOrder()(hr.expand(60, -1, -1, -1), range(60))
+    assert lr.shape == (60, 3, size[0] // 4, size[1] // 4)
+    assert lr.isfinite().all()
+    assert (lr.mean((0, 2, 3)) - hr.mean((0, 2, 3))).abs().max() < tolerance
+
+
+# --- what is drawn -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plans():
+    return [SecondOrder().draw(seed) for seed in range(SEEDS)]
+
+
+def pick(plans, kind, part):
+    """Every step of a kind in one part of the plans."""
+    return [step for plan in plans for step in getattr(plan, part) if isinstance(step, kind)]
+
+
+def assert_occurs(happened, prob):
+    """How often something happened is within 4 standard errors of what is expected."""
+    happened = list(happened)
+    error = math.sqrt(prob * (1 - prob) / len(happened))
+    assert abs(np.mean(happened) - prob) < 4 * error
+
+
+def assert_uniform(values, low, high):
+    """Within the range, and its tenths are equally frequent."""
+    values = np.array(list(values))
+    assert low <= values.min()
+    assert values.max() <= high
+    for tenth in np.histogram(values, 10, (low, high))[0]:
+        assert abs(tenth / len(values) - 0.1) < 4 * math.sqrt(0.09 / len(values))
+
+
+def test_steps_have_their_order_and_probability(plans):
+    noise = GaussianNoise | PoissonNoise
+    for plan in plans:
+        blurred, resized, noisy, compressed = plan.first
+        assert isinstance(blurred, Blur)
+        assert isinstance(resized, Resize)
+        assert isinstance(noisy, noise)
+        assert isinstance(compressed, Jpeg)
+        if plan.second:
+            assert isinstance(plan.second[-2], Resize)
+            assert isinstance(plan.second[-1], noise)
+            assert len(plan.second) == 2 or isinstance(plan.second[0], Blur)
+    assert_occurs((len(plan.second) > 0 for plan in plans), 0.5)
+    assert_occurs((len(plan.second) == 3 for plan in plans if plan.second), 0.8)
+    ends = Counter(tuple(type(step) for step in plan.final) for plan in plans)
+    expected = {
+        (Resize, Blur, Jpeg): 0.4,
+        (Jpeg, Resize, Blur): 0.4,
+        (Resize, Jpeg): 0.1,
+        (Jpeg, Resize): 0.1,
+    }
+    assert ends.keys() == expected.keys()
+    for end, prob in expected.items():
+        assert_occurs((i < ends[end] for i in range(SEEDS)), prob)
+
+
+@pytest.mark.parametrize(("part", "sigma"), [("first", 3.0), ("second", 1.5)])
+def test_kernels_are_drawn_as_stated(plans, part, sigma):
+    kernels = [step.kernel for step in pick(plans, Blur, part)]
+    for size in range(7, 22, 2):
+        assert_occurs((kernel.size == size for kernel in kernels), 1 / 8)
+    assert_occurs((isinstance(kernel, SincKernel) for kernel in kernels), 0.1)
+    bells = [kernel for kernel in kernels if isinstance(kernel, BellKernel)]
+    for kind, prob in zip(KINDS, (0.45, 0.25, 0.12, 0.03, 0.12, 0.03), strict=True):
+        assert_occurs((kernel.kind == kind for kernel in bells), prob)
+    assert_uniform((kernel.sigma[0] for kernel in bells), 0.2, sigma)
+    round_ones = [kernel for kernel in bells if not kernel.kind.endswith("aniso")]
+    assert all(k.sigma[0] == k.sigma[1] and k.rotation == 0 for k in round_ones)
+    others = [kernel for kernel in bells if kernel.kind.endswith("aniso")]
+    assert_uniform((kernel.sigma[1] for kernel in others), 0.2, sigma)
+    assert_uniform((kernel.rotation for kernel in others), -math.pi, math.pi)
+    assert abs(np.corrcoef([kernel.sigma for kernel in others], rowvar=False)[0, 1]) < 0.2
+
+
+def test_exponents_are_drawn_half_below_and_half_above_one(plans):
+    kernels = [step.kernel for part in ("first", "second") for step in pick(plans, Blur, part)]
+    betas = {
+        name: [k.beta for k in kernels if isinstance(k, BellKernel) and k.kind.startswith(name)]
+        for name in ("iso", "aniso", "generalized", "plateau")
+    }
+    assert set(betas["iso"] + betas["aniso"]) == {1.0}
+    assert_occurs((beta < 1 for beta in betas["generalized"]), 0.5)
+    assert_uniform((beta for beta in betas["generalized"] if beta < 1), 0.5, 1)
+    assert_uniform((beta for beta in betas["generalized"] if beta >= 1), 1, 4)
+    assert_occurs((beta == 1 for beta in betas["plateau"]), 0.5)
+    assert_uniform((beta for beta in betas["plateau"] if beta != 1), 1, 2)
+
+
+def test_cutoffs_are_lower_in_larger_kernels_but_not_in_the_last(plans):
+    kernels = [step.kernel for part in ("first", "second") for step in pick(plans, Blur, part)]
+    sincs = [kernel for kernel in kernels if isinstance(kernel, SincKernel)]
+    assert_uniform((kernel.cutoff for kernel in sincs if kernel.size < 13), math.pi / 3, math.pi)
+    assert_uniform((kernel.cutoff for kernel in sincs if kernel.size >= 13), math.pi / 5, math.pi)
+    last = [step.kernel for step in pick(plans, Blur, "final")]
+    assert all(isinstance(kernel, SincKernel) for kernel in last)
+    assert_uniform((kernel.cutoff for kernel in last), math.pi / 3, math.pi)
+    for size in SIZES:
+        assert_occurs((kernel.size == size for kernel in last), 1 / 8)
+
+
+@pytest.mark.parametrize(
+    ("part", "probs", "low", "high", "base"),
+    [("first", (0.2, 0.7, 0.1), 0.15, 1.5, 1), ("second", (0.3, 0.4, 0.3), 0.3, 1.2, 0.25)],
+)
+def test_resizes_are_drawn_as_stated(plans, part, probs, low, high, base):
+    steps = pick(plans, Resize, part)
+    scales = np.array([step.fraction for step in steps]) / base
+    assert_occurs(scales > 1, probs[0])
+    assert_occurs(scales < 1, probs[1])
+    assert_occurs(scales == 1, probs[2])
+    assert_uniform(scales[scales > 1], 1, high)
+    assert_uniform(scales[scales < 1], low, 1)
+    for mode in ("area", "bilinear", "bicubic"):
+        assert_occurs((step.mode == mode for step in steps), 1 / 3)
+
+
+def test_the_last_resize_is_to_a_quarter(plans):
+    steps = pick(plans, Resize, "final")
+    assert {step.fraction for step in steps} == {0.25}
+    for mode in ("area", "bilinear", "bicubic"):
+        assert_occurs((step.mode == mode for step in steps), 1 / 3)
+
+
+@pytest.mark.parametrize(("part", "sigma", "scale"), [("first", 30, 3.0), ("second", 25, 2.5)])
+def test_noise_is_drawn_as_stated(plans, part, sigma, scale):
+    gaussian, poisson = (pick(plans, kind, part) for kind in (GaussianNoise, PoissonNoise))
+    assert_occurs((i < len(gaussian) for i in range(len(gaussian) + len(poisson))), 0.5)
+    assert_uniform((noise.sigma for noise in gaussian), 1, sigma)
+    assert_uniform((noise.scale for noise in poisson), 0.05, scale)
+    for noises in (gaussian, poisson):
+        assert_occurs((noise.gray for noise in noises), 0.4)
+
+
+def test_quality_is_drawn_as_stated(plans):
+    for part in ("first", "final"):
+        qualities = [step.quality for step in pick(plans, Jpeg, part)]
+        assert len(qualities) == SEEDS
+        assert_uniform(qualities, 30, 95)
+
+
+def test_noise_of_no_two_seeds_is_the_same(plans):
+    assert len({plan.noise_seed for plan in plans}) == SEEDS
+
+
+def test_other_choices_can_be_made():
+    never = Order(FIRST.kernels, FIRST.resize, FIRST.noise, prob=0.0)
+    calm = Final(jpeg=(80.0, 90.0), sinc_prob=0.0, jpeg_last_prob=1.0)
+    for seed in range(50):
+        plan = SecondOrder(first=never, second=never, final=calm).draw(seed)
+        assert plan.first == plan.second == ()
+        assert [type(step) for step in plan.final] == [Resize, Jpeg]
+        assert 80 <= plan.final[1].quality <= 90
+    hr = photo()
+    sharp, plain = (SecondOrder(never, never, calm, sharpening=w)(hr, [0]) for w in (0.5, 0.0))
+    assert sharp.std() > 1.02 * plain.std()
+
+
+# --- kernels -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [FIRST, SECOND])
+def test_kernels_sum_to_one_and_are_symmetric(order):
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        kernel = order.kernels.draw(rng)
+        weights = kernel.weights()
+        assert weights.shape == (kernel.size, kernel.size)
+        assert weights.dtype == torch.float32
+        assert weights.isfinite().all()
+        assert weights.sum().item() == pytest.approx(1, abs=1e-5)
+        # Otherwise it would move the picture, and convolution would differ from correlation.
+        torch.testing.assert_close(weights, weights.flip(0, 1), rtol=1e-4, atol=1e-7)
+        if isinstance(kernel, BellKernel):
+            assert weights.min() >= 0
+            assert weights.argmax() == kernel.size**2 // 2
+        if isinstance(kernel, SincKernel) or not kernel.kind.endswith("aniso"):
+            torch.testing.assert_close(weights, weights.rot90(), rtol=1e-4, atol=1e-7)
+            torch.testing.assert_close(weights, weights.T, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("kind", "beta", "profile"),
+    [
+        ("iso", 1.0, lambda d: np.exp(-d / 2)),
+        ("generalized-iso", 0.6, lambda d: np.exp(-(d**0.6) / 2)),
+        ("generalized-iso", 3.0, lambda d: np.exp(-(d**3) / 2)),
+        ("plateau-iso", 1.0, lambda d: 1 / (1 + d)),
+        ("plateau-iso", 1.7, lambda d: 1 / (1 + d**1.7)),
+    ],
+)
+def test_round_kernels_have_their_closed_form(kind, beta, profile):
+    line = np.arange(-5, 6)
+    expected = profile((line[:, None] ** 2 + line**2) / 1.3**2)
+    weights = BellKernel(kind, 11, (1.3, 1.3), beta=beta).weights()
+    np.testing.assert_allclose(weights, expected / expected.sum(), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["aniso", "generalized-aniso"])
+def test_elongated_kernels_have_the_covariance_they_say(kind):
+    angle, sigma = math.radians(30), (3.0, 1.0)
+    weights = BellKernel(kind, 41, sigma, angle).weights().double()
+    y, x = torch.meshgrid(*[torch.arange(-20.0, 21)] * 2, indexing="ij")
+    cos, sin = math.cos(angle), math.sin(angle)
+    turn = np.array([[cos, -sin], [sin, cos]])
+    expected = turn @ np.diag(np.square(sigma)) @ turn.T
+    covariance = [[(weights * a * b).sum() for a in (x, y)] for b in (x, y)]
+    np.testing.assert_allclose(covariance, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("cutoff", [math.pi / 3, math.pi / 2, 2.2])
+def test_sinc_kernels_pass_what_is_below_their_cutoff(cutoff):
+    weights = SincKernel(21, cutoff).weights().double()
+    gains = torch.fft.fft2(weights, s=(512, 512)).abs()
+
+    def gain(frequency, *directions):
+        """In radians a pixel; along the rows, and along a diagonal."""
+        step = frequency * 512 / (2 * math.pi)
+        diagonal = round(step / math.sqrt(2))
+        return gains[0, round(step)].item(), gains[diagonal, diagonal].item()
+
+    assert gain(0) == pytest.approx((1, 1))
+    assert gain(0.7 * cutoff) == pytest.approx((1, 1), abs=0.2)
+    assert gain(cutoff) == pytest.approx((0.5, 0.5), abs=0.12)
+    assert max(gain(1.3 * cutoff)) < 0.12
+
+
+def test_sinc_kernels_overshoot_at_an_edge():
+    edge = torch.zeros(1, 1, 40, 40)
+    edge[..., 20:] = 1
+    result = blur(edge, SincKernel(21, math.pi / 3).weights())
+    assert result.max() > 1.05
+    assert result.min() < -0.05
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [(21, (64, 64)), (7, (33, 50)), (51, (64, 27)), (21, (8, 64)), (51, (25, 25)), (21, (1, 1))],
+)
+def test_blur_is_a_convolution_that_mirrors_where_it_can(size, shape):
+    picture = torch.rand(2, 3, *shape)
+    kernels = [
+        BellKernel("aniso", size, (4.0, 1.0), 0.5).weights(),
+        SincKernel(size, 1.2).weights(),
+    ]
+    mode = "reflect" if min(shape) > size // 2 else "replicate"
+    padded = F.pad(picture, (size // 2,) * 4, mode=mode)
+    for weights in kernels:
+        expected = F.conv2d(padded, weights.expand(3, 1, -1, -1), groups=3)
+        torch.testing.assert_close(blur(picture, weights), expected, rtol=0, atol=5e-6)
+
+
+def test_sharpening_leaves_flat_and_faint_pictures_alone():
+    flat = torch.full((1, 3, 64, 64), 0.3)
+    assert torch.equal(sharpen(flat), flat)
+    faint = 0.5 + 18 / 255 * (torch.rand(1, 3, 64, 64) - 0.5)
+    assert torch.equal(sharpen(faint), faint)
+
+
+def test_sharpening_deepens_an_edge_and_fades_away_from_it():
+    edge = torch.full((1, 3, 200, 200), 0.3)
+    edge[..., 100:] = 0.7
+    sharp = sharpen(edge)
+    middle = sharp[0, 0, 100]
+    assert middle[99] < 0.24
+    assert middle[100] > 0.76
+    assert middle[[0, 60]].tolist() == pytest.approx([0.3, 0.3], abs=1e-5)
+    assert middle[[140, 199]].tolist() == pytest.approx([0.7, 0.7], abs=1e-5)
+    assert (sharpen(edge, 0.0) - edge).abs().max() < 1e-6
+
+
+def test_sharpening_is_unsharp_masking_with_a_soft_mask():
+    hr = photo().double()
+    line = torch.exp(-(torch.arange(-25, 26, dtype=torch.float64) ** 2) / (2 * 8**2))
+    line = (line / line.sum()).expand(3, 1, 1, 51)
+
+    def wide(picture):
+        padded = F.pad(picture, (25,) * 4, mode="reflect")
+        return F.conv2d(F.conv2d(padded, line, groups=3), line.mT, groups=3)
+
+    residual = hr - wide(hr)
+    mask = wide((residual.abs() * 255 > 10).double())
+    expected = mask * (hr + 0.5 * residual).clamp(0, 1) + (1 - mask) * hr
+    assert (expected - hr).abs().max() > 0.05
+    torch.testing.assert_close(sharpen(hr.float()).double(), expected, rtol=0, atol=5e-4)
+
+
+# --- resize and noise ----------------------------------------------------------------------------
+
+
+def test_resize_is_relative_to_the_crop_and_never_to_nothing():
+    picture = torch.rand(1, 3, 50, 70)
+    of = Scene((200, 280), torch.Generator())
+    for mode in ("area", "bilinear", "bicubic"):
+        assert Resize(0.3, mode)(picture, of).shape[-2:] == (60, 84)
+        assert Resize(0.1499, mode)(picture, of).shape[-2:] == (29, 41)
+        assert Resize(0.001, mode)(picture, of).shape[-2:] == (1, 1)
+        torch.testing.assert_close(Resize(0.25, mode)(picture, of), picture)
+    assert not torch.equal(*(Resize(0.2, m)(picture, of) for m in ("area", "bilinear")))
+
+
+@pytest.mark.parametrize("gray", [False, True])
+def test_gaussian_noise_has_its_strength(gray):
+    picture = torch.full((1, 3, 200, 200), 0.5)
+    noise = (GaussianNoise(20.0, gray)(picture, scene(picture)) - picture)[0] * 255
+    assert noise.std().item() == pytest.approx(20, rel=0.03)
+    assert noise.mean().item() == pytest.approx(0, abs=0.3)
+    likeness = torch.corrcoef(noise.flatten(1))[0, 1].item()
+    assert likeness == pytest.approx(1 if gray else 0, abs=0.03)
+    bright = GaussianNoise(20.0, gray)(torch.ones_like(picture), scene(picture))
+    assert bright.max() == 1
+
+
+@pytest.mark.parametrize("gray", [False, True])
+def test_poisson_noise_has_the_variance_of_counting(gray):
+    levels = torch.arange(20, 220).repeat_interleave(2)  # 200 different ones: 256 events are white
+    picture = (levels / 255).expand(1, 3, 400, 400)
+    noise = (PoissonNoise(0.7, gray)(picture, scene(picture)) - picture)[0]
+    assert noise.mean().item() == pytest.approx(0, abs=1e-3)
+    variance = noise.mT.reshape(3, 8, -1).var(-1).mean(0)
+    mean = picture[0, 0, 0].reshape(8, -1).mean(-1)
+    torch.testing.assert_close(variance, 0.7**2 * mean / 256, rtol=0.04, atol=0)
+    assert torch.allclose(noise[0], noise[1], atol=1e-6) == gray
+
+
+@pytest.mark.parametrize(("distinct", "events"), [(1, 1), (2, 2), (3, 4), (100, 128), (129, 256)])
+def test_poisson_noise_counts_as_many_events_as_there_are_levels(distinct, events):
+    picture = torch.full((1, 3, 128, 128), 200 / 255)
+    picture.view(-1)[:distinct] = torch.arange(200, 200 - distinct, -1) / 255
+    noisy = PoissonNoise(0.02, gray=False)(picture, scene(picture))
+    counts = ((noisy - picture) / 0.02 + picture)[..., 64:, :] * events
+    torch.testing.assert_close(counts, counts.round(), rtol=0, atol=0.03)
+    mean = 200 / 255 * events
+    for count in {math.floor(mean), math.ceil(mean), max(math.floor(mean) - 2, 0)}:
+        prob = math.exp(count * math.log(mean) - mean - math.lgamma(count + 1))
+        assert_occurs((counts.round() == count).flatten().tolist(), prob)
+
+
+def test_poisson_noise_of_black_is_none_and_of_white_is_clipped():
+    picture = torch.zeros(1, 3, 64, 64)
+    picture[..., 32:] = 1
+    noisy = PoissonNoise(3.0, gray=False)(picture, scene(picture))
+    assert not noisy[..., :32].any()
+    assert noisy.max() == 1
+    assert noisy[..., 32:].min() == 0
+
+
+@pytest.mark.parametrize("drawn", [0.0, 1 - 2**-24])
+def test_poisson_noise_takes_the_least_and_the_greatest_random_number(drawn, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda shape, generator: torch.full(shape, drawn))
+    levels = torch.arange(256.0).expand(1, 3, 4, 256)
+    noisy = PoissonNoise(0.001, gray=False)(levels / 255, scene(levels))
+    mean = levels[..., 1:-1] / 255 * 256
+    off = (noisy - levels / 255)[..., 1:-1] / 0.001 * 256 / mean.sqrt()  # in standard deviations
+    assert not noisy[..., 0].any()
+    assert (off <= 0 if drawn == 0 else off >= 0).all()
+    assert off.abs().max() < 9
+
+
+def test_one_changed_pixel_leaves_the_noise_of_the_others():
+    picture = photo()
+    changed = picture.clone()
+    changed[0, 0, 0, 0] = picture[0, 0, 0, 1]  # a level there already is
+    one, other = (PoissonNoise(1.0, gray=False)(p, scene(p)) for p in (picture, changed))
+    assert torch.equal(one.flatten()[1:], other.flatten()[1:])
+    assert one[0, 0, 0, 0] != other[0, 0, 0, 0]
+
+
+# --- JPEG ----------------------------------------------------------------------------------------
+
+
+def compressed(picture, quality):
+    """The file that Pillow writes, decoded."""
+    file = io.BytesIO()
+    to_pillow(picture).save(file, "JPEG", quality=quality, subsampling=2)
+    return Image.open(file)
+
+
+@pytest.mark.parametrize("quality", [1, 10, 30, 49, 50, 51, 75, 94, 95, 100])
+def test_quantization_steps_are_those_of_libjpeg(quality):
+    luma, chroma = compressed(photo(height=16, width=16), quality).quantization.values()
+    assert scaled_steps(LUMA_STEPS, quality).flatten().tolist() == luma
+    assert scaled_steps(CHROMA_STEPS, quality).flatten().tolist() == chroma
+
+
+@pytest.mark.parametrize("name", ["coffee.png", "chelsea.png"])
+@pytest.mark.parametrize("quality", [10, 30, 60, 95])
+def test_jpeg_looks_as_what_pillow_writes(name, quality):
+    original = photo(name, height=251, width=203, top=40, left=60)  # no multiples of 16
+    ours = (jpeg(original, quality) * 255).round() / 255
+    theirs = from_pillow(compressed(original, quality))
+    assert psnr(ours, theirs) > 41  # measured: 43 to 48; with repeated chroma pixels 40 to 41
+    assert psnr(ours, theirs) > psnr(theirs, original) + 5
+    assert psnr(ours, original) == pytest.approx(psnr(theirs, original), abs=0.4)
+
+
+def test_a_higher_quality_is_closer_to_the_original():
+    original = photo()
+    ratios = [psnr(jpeg(original, quality), original) for quality in (5, 20, 40, 60.5, 80, 92, 98)]
+    assert ratios == sorted(ratios)
+    assert min(np.diff(ratios)) > 0.5
+
+
+def test_jpeg_leaves_gray_gray_and_takes_what_a_resize_overshot():
+    gray = photo().mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    result = jpeg(gray, 40)
+    assert (result - result[:, :1]).abs().max() < 1e-5
+    flat = torch.full((1, 3, 20, 20), 0.5)
+    assert (jpeg(flat, 90) - flat).abs().max() < 2 / 255
+    wild = photo() * 1.5 - 0.2
+    assert torch.equal(Jpeg(50)(wild), jpeg(wild.clamp(0, 1), 50))
+
+
+def test_every_picture_of_a_batch_is_compressed_as_alone(crops):
+    together = jpeg(crops, 50)
+    apart = torch.cat([jpeg(crop[None], 50) for crop in crops])
+    assert psnr(together, apart + 1e-9) > 60
+
+
+@pytest.mark.parametrize("quality", [0, 0.5, 100.5, -3])
+def test_impossible_qualities_are_errors(quality):
+    with pytest.raises(ValueError, match=r"quality must be in \[1, 100\], got"):
+        jpeg(torch.zeros(1, 3, 16, 16), quality)
+
+
+# --- the whole -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fraction", [0.3, 0.61, 1.0, 1.37])
+def test_mild_settings_neither_move_the_picture_nor_change_its_colors(fraction):
+    order = Order(
+        KernelChoice(sigma=(0.3, 1.0)),
+        ResizeChoice((0.0, 0.0, 1.0), scale=(1.0, 1.0), base=fraction),
+        NoiseChoice(sigma=(1.0, 2.0), poisson_scale=(0.05, 0.1)),
+        jpeg=(90.0, 95.0),
+    )
+    mild = SecondOrder(order, order, Final(jpeg=(90.0, 95.0)), sharpening=0.0)
+    hr = photo("chelsea.png", top=20, left=100)
+    lr = mild(hr.expand(12, -1, -1, -1), range(12))
+    assert (lr.mean((2, 3)) - hr.mean((2, 3))).abs().max() < 1 / 255
+    enlarged = F.interpolate(lr, scale_factor=4, mode="bicubic").mean(0, keepdim=True)
+    inside = (slice(None), slice(None), slice(8, -8), slice(8, -8))
+    for axis in (2, 3):
+        errors = [(enlarged - hr.roll(s, axis))[inside].square().mean() for s in (-1, 0, 1)]
+        before, here, after = (error.item() for error in errors)
+        # The parabola through the three errors is least where the picture is: within 1/10 pixel.
+        assert here < min(before, after)
+        assert abs((before - after) / (2 * (before + after - 2 * here))) < 0.1
+
+
+def test_degraded_pictures_still_show_what_they_showed():
+    hr = photo()
+    clean = Bicubic()(hr, [0])
+    lr = SecondOrder()(hr.expand(60, -1, -1, -1), range(60))
+    ratios = np.array([psnr(picture[None], clean) for picture in lr])
+    assert 18 < np.median(ratios) < 30  # spoilt, but not beyond recognition
+    assert ratios.max() - ratios.min() > 8  # to very different degrees
+    assert (lr.mean((0, 2, 3)) - clean.mean((0, 2, 3))).abs().max() < 4 / 255
