@@ -1,23 +1,38 @@
 """What each of the three stages trains, on which loss.
 
-A stage holds the module that learns (``trained``) and turns a batch into a ``Step``. Everything
-else (optimizer, averaging, checkpoints, logs) is the same for all stages: see trainer.py.
+A stage holds the networks that learn (``trained``) beside those that do not, and turns a batch into
+a ``Step``. Everything else (optimizer, averaging, checkpoints, logs) is the same for all stages:
+see update.py and trainer.py.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from model import Architecture, SuperResolver, TextureTokenizer
+from model import Prediction, SuperResolver, TextureTokenizer
 from torch import Tensor, nn
 
-from vqprior import CodebookEMA, CodebookRevival, QuantizerOutput, Rule, initialize_
+from vqprior import CodebookEMA, CodebookRevival, QuantizerOutput, initialize_
 from vqprior.functional import code_cross_entropy
 from vqprior.losses import ReconstructionAwareLoss, alignment_loss
 
-Batches = Callable[[int], tuple[Tensor, Tensor]]
 # The loss on pictures is made for the parameter at which an adversarial gradient is balanced.
 MakeObjective = Callable[[nn.Parameter], ReconstructionAwareLoss]
+
+
+class Chance(NamedTuple):
+    """What is random in a step, beside the samples.
+
+    Attributes:
+        joint: A number in [0, 1) for each sample of the joint batch, ``(batch,)``.
+        own: Where in the joint batch the samples at hand are.
+        generator: For what may differ with the number of processes.
+    """
+
+    joint: Tensor
+    own: range
+    generator: torch.Generator | None = None
 
 
 @dataclasses.dataclass
@@ -26,62 +41,103 @@ class Step:
 
     loss: Tensor
     terms: dict[str, Tensor]
+    indices: Tensor  # for the meter of codebook usage
     picture: Tensor | None = None  # for a discriminator
     quantizer_output: QuantizerOutput | None = None  # for rules
-    indices: Tensor | None = None  # for the meter of codebook usage
 
 
-class TokenizerStage:
+class Stage(nn.Module):
+    """What the stages have in common.
+
+    Whatever in it requires gradients gets one in every step, as ``DistributedDataParallel`` asks.
+    A discriminator is not in it: it has an optimizer of its own.
+    """
+
+    name: str
+    trained: nn.Module
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rules = nn.ModuleList()
+
+    def forward(self, hr: Tensor, lr: Tensor, chance: Chance) -> Step:
+        """Computes the loss of ``(b, 3, H, W)`` and ``(b, 3, H/4, W/4)`` in [0, 1]."""
+        raise NotImplementedError
+
+    def model(self, trained: nn.Module) -> TextureTokenizer | SuperResolver:
+        """Returns what is saved."""
+        raise NotImplementedError
+
+    def validate(self, trained: nn.Module, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns pictures, the indices they used, and the true ones."""
+        raise NotImplementedError
+
+
+class TokenizerStage(Stage):
     """Stage 1: reconstruct pictures from structure and codes.
 
     With structure from the low-resolution picture, some samples are decoded without codes
     (``code_dropout``): the structure then learns to say all it can by itself, and what is left to
     the codes is a conditional residual.
+
+    Args:
+        tokenizer: What to train.
+        make_objective: Makes the loss on the picture.
+        codebook: Whether codes learn by ``"rules"`` or by ``"gradient"``.
+        code_dropout: Share of samples without codes.
+
+    Attributes:
+        starts_from_data: Whether ``start_codes`` is to be called before the first step.
     """
 
     name = "tokenizer"
 
     def __init__(
-        self, config: Architecture, make_objective: MakeObjective, *, code_dropout: float = 0.1
+        self,
+        tokenizer: TextureTokenizer,
+        make_objective: MakeObjective,
+        *,
+        codebook: str = "rules",
+        code_dropout: float = 0.1,
     ) -> None:
-        self.config = config
-        self.trained = TextureTokenizer(config)
-        self.objective = make_objective(self.trained.decoder.last_layer.weight)
-        self.code_dropout = 0.0 if self.trained.structure.regressed else code_dropout
-        self.rules: list[Rule] = [
-            CodebookEMA(self.trained.quantizer),
-            CodebookRevival(self.trained.quantizer),
-        ]
+        super().__init__()
+        self.config = tokenizer.config
+        self.trained = tokenizer
+        self.objective = make_objective(tokenizer.decoder.last_layer.weight)
+        self.starts_from_data = codebook == "rules"
+        self.code_dropout = 0.0 if tokenizer.structure.regressed else code_dropout
+        if codebook == "rules":
+            self.rules.append(CodebookEMA(tokenizer.quantizer))
+            self.rules.append(CodebookRevival(tokenizer.quantizer))
 
     @torch.no_grad()
-    def prepare(self, batches: Batches) -> None:
-        """Starts the codebook from what the untrained networks see."""
-        hr, lr = (torch.cat(part) for part in zip(*map(batches, range(-8, 0)), strict=True))
+    def start_codes(self, hr: Tensor, lr: Tensor) -> None:
+        """Starts the codebook from what the untrained networks see on all processes."""
         texture = self.trained.texture(hr)
         features = self.trained.structure.features(hr, lr, texture)
         structure = self.trained.structure.expand(features)
         generator = torch.Generator().manual_seed(0)
         initialize_(self.trained.quantizer, texture, structure, generator=generator)
 
-    def step(self, hr: Tensor, lr: Tensor) -> Step:
+    def forward(self, hr: Tensor, lr: Tensor, chance: Chance) -> Step:
         """Reconstructs a batch."""
-        grid = self.trained.config.grid
+        grid = self.config.grid
         size = (len(hr), hr.shape[-2] // grid, hr.shape[-1] // grid)
-        kept = torch.rand(len(hr), 1, 1, device=hr.device) >= self.code_dropout
-        tokenized = self.trained(hr, lr, kept.expand(size))
+        kept = chance.joint >= self.code_dropout
+        own = kept[chance.own.start : chance.own.stop]
+        tokenized = self.trained(hr, lr, own[:, None, None].expand(size))
         out = tokenized.quantizer_output
+        # The quantizer averages over samples with codes, of which other processes may have more:
+        # so weighted, the mean over processes is that of the joint batch.
+        share = own.float().mean() / kept.float().mean().clamp_min(1 / len(kept))
+        quantizer_terms = {name: share * term for name, term in out.terms.items()}
         loss, terms = self.objective(tokenized.picture, hr)
-        terms = terms | tokenized.terms | out.terms
-        loss = loss + out.loss + sum(tokenized.terms.values())
-        return Step(loss, terms, tokenized.picture, out, out.indices)
-
-    def after_step(self, step: Step) -> None:
-        """Lets the codebook follow."""
-        for rule in self.rules:
-            rule.step(step.quantizer_output)
+        terms = terms | tokenized.terms | quantizer_terms
+        loss = loss + sum(quantizer_terms.values()) + sum(tokenized.terms.values())
+        return Step(loss, terms, out.indices, tokenized.picture, out)
 
     def model(self, trained: nn.Module) -> TextureTokenizer:
-        """What is saved."""
+        """Returns what is saved."""
         return trained
 
     @torch.no_grad()
@@ -91,41 +147,40 @@ class TokenizerStage:
         return trained(hr, lr).picture, indices, indices
 
 
-class PredictorStage:
-    """Stage 2: predict the true codes (and, for the paper's structure, regress it)."""
+class PredictorStage(Stage):
+    """Stage 2: predict the true codes (and, for the paper's structure, regress it).
+
+    Args:
+        tokenizer: The prior, which is frozen.
+        predictor: Where to start; None for an untrained one.
+    """
 
     name = "predictor"
-    rules: tuple[Rule, ...] = ()
 
     def __init__(self, tokenizer: TextureTokenizer, predictor: nn.Module | None = None) -> None:
+        super().__init__()
         self.config = tokenizer.config
         self.tokenizer = tokenizer.requires_grad_(requires_grad=False).eval()
         self.trained = tokenizer.config.make_predictor() if predictor is None else predictor
 
-    def prepare(self, batches: Batches) -> None:
-        """Nothing to start."""
-
-    def step(self, hr: Tensor, lr: Tensor) -> Step:
+    def forward(self, hr: Tensor, lr: Tensor, chance: Chance) -> Step:
         """Predicts the codes of a batch."""
-        prediction, terms = self.supervise(hr, lr)
-        indices = prediction.logits.argmax(dim=-1)
-        return Step(sum(terms.values()), terms, indices=indices)
-
-    def supervise(self, hr: Tensor, lr: Tensor) -> tuple:
-        """Returns the prediction and its code-level losses."""
         prediction = SuperResolver(self.tokenizer, self.trained).predict(lr)
+        terms = self.code_losses(prediction, hr, lr)
+        indices = prediction.logits.argmax(dim=-1)
+        return Step(sum(terms.values()), terms, indices)
+
+    def code_losses(self, prediction: Prediction, hr: Tensor, lr: Tensor) -> dict[str, Tensor]:
+        """Compares a prediction with what the tokenizer sees in the high-resolution picture."""
         truth = self.tokenizer.describe(hr, lr)
         terms = {"code": code_cross_entropy(prediction.logits, truth.indices)}
         if self.tokenizer.structure.regressed:
             # The paper weighs 1 : 0.5; only the ratio matters to Adam.
             terms["structure"] = 2 * alignment_loss(prediction.features, truth.features)
-        return prediction, terms
-
-    def after_step(self, step: Step) -> None:
-        """Nothing follows."""
+        return terms
 
     def model(self, trained: nn.Module) -> SuperResolver:
-        """What is saved."""
+        """Returns what is saved."""
         return SuperResolver(self.tokenizer, trained)
 
     @torch.no_grad()
@@ -166,15 +221,19 @@ class RapStage(PredictorStage):
         self.temperature = temperature
         self.code_weight = code_weight
 
-    def step(self, hr: Tensor, lr: Tensor) -> Step:
+    def forward(self, hr: Tensor, lr: Tensor, chance: Chance) -> Step:
         """Predicts codes, decodes them, compares pictures."""
-        prediction, code_terms = self.supervise(hr, lr)
         model = SuperResolver(self.tokenizer, self.trained)
+        prediction = model.predict(lr)
         picture = model.reconstruct(
-            prediction, lr, estimator=self.estimator, temperature=self.temperature
-        )
+            prediction, lr, estimator=self.estimator, temperature=self.temperature,
+            generator=chance.generator,
+        )  # fmt: skip
         loss, terms = self.objective(picture, hr)
         if self.code_weight > 0:
-            kept = {name: self.code_weight * term for name, term in code_terms.items()}
+            kept = {
+                name: self.code_weight * term
+                for name, term in self.code_losses(prediction, hr, lr).items()
+            }
             loss, terms = loss + sum(kept.values()), terms | kept
-        return Step(loss, terms, picture, indices=prediction.logits.argmax(dim=-1))
+        return Step(loss, terms, prediction.logits.argmax(dim=-1), picture)

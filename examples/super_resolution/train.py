@@ -6,6 +6,16 @@
 
 Each stage starts from the weights that the one before left in --out, and leaves its own there:
 tokenizer.safetensors, predictor.safetensors, rap.safetensors, all of which upscale.py reads.
+
+On several GPUs, or processes of a CPU, it is the same command behind torchrun. The number of
+processes divides --batch among them and changes nothing else; a training may be resumed with
+another number:
+
+    torchrun --nproc-per-node 4 train.py --preset paper --stage tokenizer ...
+
+Ctrl-C finishes the step and saves; --resume continues. How a preset is trained stands in
+recipes.py. The recipes of the preset paper are the authors', with the filter-bank loss in place of
+LPIPS, whose weights cannot be shipped.
 """
 
 import argparse
@@ -15,139 +25,173 @@ from pathlib import Path
 
 import torch
 from cli import UserError, ensure_writable_folder, run
-from convolutional import STRUCTURES
-from data import PhotoPairs
+from data import Crops, Split
+from degradations import DEGRADATIONS
+from model import SuperResolver, TextureTokenizer
+from options import identify_run, parse_options, recipe_of
+from photos import PhotoFiles
 from presets import PRESETS
-from stages import MakeObjective, PredictorStage, RapStage, TokenizerStage
-from trainer import Settings, Trainer
-from weights import load_super_resolver, load_tokenizer
+from ranks import Ranks, join_ranks
+from recipes import Recipe
+from stages import MakeObjective, PredictorStage, RapStage, Stage, TokenizerStage
+from trainer import Data, Settings, Trainer
+from update import Critic
+from weights import load_model
 
-from vqprior.losses import AdversarialLoss, FilterBankLoss, ReconstructionAwareLoss
-from vqprior.nn import PatchDiscriminator
+from vqprior.losses import FilterBankLoss, ReconstructionAwareLoss
 
-LEARNING_RATES = {"tokenizer": 4e-4, "predictor": 4e-4, "rap": 1e-4}
-
-
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--stage", required=True, choices=("tokenizer", "predictor", "rap"))
-    add("--photos", required=True, type=Path, metavar="DIR", help="photos to train on")
-    add("--out", required=True, type=Path, metavar="DIR", help="where everything goes")
-    add("--val", type=Path, metavar="DIR",
-        help="photos to report on; without it, crops of the training photos")  # fmt: skip
-    add("--preset", default="tiny", choices=sorted(PRESETS), help="size of the model")
-    add("--structure", choices=sorted(STRUCTURES), help="where structure comes from")
-    add("--steps", type=positive_int, metavar="N", help="stop after N steps in total")
-    add("--minutes", type=positive_float, metavar="N", help="stop after N minutes in total")
-    add("--resume", action="store_true", help="continue from the checkpoint in --out")
-    add("--batch", type=positive_int, default=16, metavar="N", help="crops in a batch (16)")
-    add("--crop", type=positive_int, default=64, metavar="N",
-        help="side of a crop, a multiple of 32 (64)")  # fmt: skip
-    add("--learning-rate", type=positive_float, metavar="X",
-        help="of Adam (tokenizer and predictor 4e-4, rap 1e-4)")  # fmt: skip
-    add("--perceptual", type=float, default=0.2, metavar="X",
-        help="weight of the filter-bank loss (0.2)")  # fmt: skip
-    add("--adversarial", type=float, default=0.0, metavar="X",
-        help="weight of the adversarial loss (0; the paper has 0.75)")  # fmt: skip
-    add("--estimator", default="straight_through",
-        choices=("straight_through", "soft", "gumbel", "reinmax"),
-        help="how the gradient passes the choice of codes, for rap")  # fmt: skip
-    add("--temperature", type=positive_float, default=1.0, metavar="X", help="for rap (1)")
-    add("--code-weight", type=float, default=0.0, metavar="X",
-        help="weight of the code-level loss kept in rap (0, as in the paper)")  # fmt: skip
-    add("--seed", type=int, default=0)
-    add("--threads", type=positive_int, metavar="N", help="CPU threads")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args(arguments)
-    if options.steps is None and options.minutes is None:
-        parser.error("give --steps or --minutes")
-    if options.crop % 32:
-        parser.error(f"--crop must be a multiple of 32, got {options.crop}")
-    return options
-
-
-def positive_int(text: str) -> int:
-    """An argument that counts something."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def positive_float(text: str) -> float:
-    """An argument that measures something."""
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be greater than 0, got {value}")
-    return value
-
-
-def make_stage(
-    options: argparse.Namespace, make_objective: MakeObjective
-) -> TokenizerStage | PredictorStage:
-    """Builds the stage, from the weights of the one before where there is one."""
-    if options.stage == "tokenizer":
-        config = PRESETS[options.preset]
-        if options.structure is not None:
-            config = dataclasses.replace(config, structure=options.structure)
-        return TokenizerStage(config, make_objective)
-    previous = {"predictor": "tokenizer", "rap": "predictor"}[options.stage]
-    path = options.out / f"{previous}.safetensors"
-    if not path.exists():
-        raise UserError(f"{path}: not there; first run --stage {previous} with the same --out")
-    if options.stage == "predictor":
-        return PredictorStage(load_tokenizer(path))
-    model = load_super_resolver(path)
-    return RapStage(
-        model.tokenizer, model.predictor, make_objective, estimator=options.estimator,
-        temperature=options.temperature, code_weight=options.code_weight,
-    )  # fmt: skip
+VALIDATION_CROP = 128  # of the photos of --val
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Trains one stage."""
-    options = parse_arguments(arguments)
+    options = parse_options(__doc__, arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    device = torch.device(options.device)
+    with join_ranks(options.device) as ranks:
+        train(options, ranks)
+
+
+def train(options: argparse.Namespace, ranks: Ranks) -> None:
+    """Trains one stage as one of several processes.
+
+    Raises:
+        UserError: If something is wrong with what the options name.
+    """
     folder = options.out / options.stage
-    ensure_writable_folder(folder)
+    if ranks.is_first:
+        ensure_writable_folder(folder)
     if not options.resume and (folder / "checkpoint.pt").exists():
         raise UserError(
             f"{folder}: holds a training already; continue it with --resume or choose another --out"
         )
-    adversary = None
-    if options.adversarial > 0 and options.stage != "predictor":
-        adversary = AdversarialLoss(PatchDiscriminator(num_layers=2))
-
-    def make_objective(reference: torch.nn.Parameter) -> ReconstructionAwareLoss:
-        return ReconstructionAwareLoss(
-            pixel=torch.nn.functional.l1_loss,
-            perceptual=FilterBankLoss() if options.perceptual > 0 else None,
-            adversarial=adversary,
-            weights={"perceptual": options.perceptual, "adversarial": options.adversarial},
-            reference=reference,
-        )
-
-    stage = make_stage(options, make_objective)
-    photos = PhotoPairs(options.photos, crop=options.crop, seed=options.seed)
-    validation = PhotoPairs(options.val, crop=128, seed=1) if options.val else photos
+    recipe = recipe_of(options)
+    split = Split(recipe.batch, ranks.rank, ranks.count, options.accumulate)
+    torch.manual_seed(options.seed)  # all processes start from the same weights
+    critic = None
+    if recipe.adversarial > 0 and options.stage != "predictor":
+        critic = Critic(ranks, recipe)
+    stage = make_stage(options, recipe, objective_maker(recipe, critic))
+    data = make_data(options, recipe, ranks)
+    photos = len(data.training.photos)
     settings = Settings(
         out=folder,
+        run=identify_run(options, recipe) | {"a number of photos of": photos},
+        split=split,
         steps=options.steps,
         minutes=options.minutes,
-        batch=options.batch,
-        learning_rate=options.learning_rate or LEARNING_RATES[options.stage],
+        seed=options.seed,
+        workers=default_workers(options, ranks),
+        precision=options.precision,
     )
-    trainer = Trainer(stage, photos, validation, settings, adversary=adversary, device=device)
+    trainer = Trainer(stage, data, recipe, settings, ranks=ranks, critic=critic)
     if options.resume:
         trainer.resume()
     trainer.run()
+
+
+def default_workers(options: argparse.Namespace, ranks: Ranks) -> int:
+    """As many processes that read photos as asked for; a CPU has its hands full with training."""
+    if options.workers is not None:
+        return options.workers
+    return 4 if ranks.device.type == "cuda" else 0
+
+
+def objective_maker(recipe: Recipe, critic: Critic | None) -> MakeObjective:
+    """Returns what makes the loss on pictures for a stage."""
+
+    def make(reference: torch.nn.Parameter) -> ReconstructionAwareLoss:
+        return ReconstructionAwareLoss(
+            pixel=recipe.pixel,
+            perceptual=FilterBankLoss() if recipe.perceptual > 0 else None,
+            adversarial=critic and critic.generator_loss,
+            weights={"perceptual": recipe.perceptual, "adversarial": recipe.adversarial},
+            reference=reference,
+        )
+
+    return make
+
+
+def make_stage(options: argparse.Namespace, recipe: Recipe, objective: MakeObjective) -> Stage:
+    """Builds the stage, from the weights of the one before where there is one.
+
+    Raises:
+        UserError: If these weights are missing, or of another kind.
+    """
+    path, model = start_of(options)
+    if options.stage == "tokenizer":
+        if model is None:
+            tokenizer = new_tokenizer(options, recipe)
+        else:
+            tokenizer = model.tokenizer if isinstance(model, SuperResolver) else model
+            tokenizer.requires_grad_(requires_grad=True)
+        stage = TokenizerStage(
+            tokenizer, objective, codebook=recipe.codebook, code_dropout=recipe.code_dropout
+        )
+        stage.starts_from_data &= model is None
+        return stage
+    if options.stage == "predictor":
+        if isinstance(model, SuperResolver) and options.init is not None:
+            return PredictorStage(model.tokenizer, model.predictor)
+        return PredictorStage(model.tokenizer if isinstance(model, SuperResolver) else model)
+    if not isinstance(model, SuperResolver):
+        raise UserError(f"{path}: holds a tokenizer alone; --stage rap needs a predictor as well")
+    return RapStage(
+        model.tokenizer, model.predictor, objective, estimator=options.estimator,
+        temperature=options.temperature, code_weight=options.code_weight,
+    )  # fmt: skip
+
+
+def start_of(options: argparse.Namespace) -> tuple[Path, SuperResolver | TextureTokenizer | None]:
+    """Returns the weights to start from, and where they were; None for the first stage.
+
+    Raises:
+        UserError: If they are not there, or not of the preset.
+    """
+    previous = {"tokenizer": None, "predictor": "tokenizer", "rap": "predictor"}[options.stage]
+    path = options.init or options.out / f"{previous}.safetensors"
+    if options.init is None and previous is None:
+        return path, None
+    if options.init is None and not path.exists():
+        raise UserError(f"{path}: not there; first run --stage {previous} with the same --out")
+    model = load_model(path)
+    if type(model.config) is not type(PRESETS[options.preset]):
+        raise UserError(
+            f"{path}: holds weights of another architecture than --preset {options.preset}"
+        )
+    return path, model
+
+
+def new_tokenizer(options: argparse.Namespace, recipe: Recipe) -> TextureTokenizer:
+    """Returns an untrained tokenizer."""
+    config = PRESETS[options.preset]
+    if options.structure is not None:
+        config = dataclasses.replace(config, structure=options.structure)
+    tokenizer = TextureTokenizer(config)
+    if recipe.codebook == "gradient":
+        bound = 1 / config.codebook_size
+        torch.nn.init.uniform_(tokenizer.codes, -bound, bound)
+    return tokenizer
+
+
+def make_data(options: argparse.Namespace, recipe: Recipe, ranks: Ranks) -> Data:
+    """Finds the photos.
+
+    Raises:
+        UserError: If there are none, or none is large enough.
+    """
+    quiet = not ranks.is_first
+    # The paper's recipe extends photos that are too small.
+    smallest = recipe.crop if recipe.augmentation == "turned" else 1
+    photos = PhotoFiles(options.photos, smallest=smallest, quiet=quiet)
+    training = Crops(photos, crop=recipe.crop, augmentation=recipe.augmentation, seed=options.seed)
+    validation = training
+    if options.val is not None:
+        photos = PhotoFiles(options.val, smallest=VALIDATION_CROP, quiet=quiet)
+        validation = Crops(photos, crop=VALIDATION_CROP, augmentation="turned", seed=1)
+    # Crops come with clean low-resolution pictures.
+    clean = recipe.degradation == "bicubic"
+    return Data(training, validation, None if clean else DEGRADATIONS[recipe.degradation]())
 
 
 if __name__ == "__main__":

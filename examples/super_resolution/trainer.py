@@ -1,99 +1,123 @@
-"""The training loop that all stages share: steps, averaging, checkpoints, logs, pictures."""
+"""The training loop that all stages share: when to step, report, save and stop."""
 
-import csv
 import dataclasses
-import io
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import torch
-from cli import UserError, atomic_write, check_free_space
-from data import PhotoPairs
+from checkpoints import load_checkpoint, save_checkpoint
+from cli import UserError, check_free_space
+from data import Batch, Crops, Numbers, Split, reading
+from degradations import Degradation
 from model import enlarge
-from PIL import Image
-from stages import PredictorStage, Step, TokenizerStage
+from ranks import Ranks
+from recipes import Recipe
+from reports import Row, Tally, mean_psnr, plot, save_samples, write_csv
+from stages import Chance, Stage, TokenizerStage
+from stopping import stop_between_steps
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
+from update import Critic, Update
 from weights import save_model
 
-from vqprior.losses import AdversarialLoss
-from vqprior.metrics import CodebookUsage, psnr, rgb_to_luma
-
 VALIDATION_CROPS = 16
+START_BATCHES = 8  # that k-means starts the codebook from
+MOST_SKIPPED = 10  # steps in a row whose gradient is not finite
 
 
 @dataclasses.dataclass
 class Settings:
-    """How long and how to train.
+    """Where, how long and with what means to train.
 
     Attributes:
         out: Folder of this stage.
+        run: The options that say which training this is; a resumed one must have the same.
+        split: How a joint batch is shared out.
         steps: Stop after so many steps; None for no limit.
         minutes: Stop after so many minutes of training, resumed ones included; None for no limit.
-        batch: Crops in a batch.
-        learning_rate: Of Adam.
-        averaging: Decay of the moving average of the weights, which is what is saved.
+        seed: Starts everything random.
+        workers: Processes that read photos, for each process that trains.
+        precision: Of the networks in training, ``"float32"`` or ``"bfloat16"``.
         report_every: Steps between two rows of the log.
         sample_every: Steps between two pictures.
         checkpoint_every: Steps between two checkpoints; a multiple of ``report_every``.
     """
 
     out: Path
-    steps: int | None
-    minutes: float | None
-    batch: int
-    learning_rate: float
-    averaging: float = 0.998
+    run: dict[str, str | int | float | None]
+    split: Split
+    steps: int | None = None
+    minutes: float | None = None
+    seed: int = 0
+    workers: int = 0
+    precision: str = "float32"
     report_every: int = 50
     sample_every: int = 500
     checkpoint_every: int = 200
+
+
+@dataclasses.dataclass
+class Data:
+    """What to train and to report on.
+
+    Attributes:
+        training: Crops of the photos to train on.
+        validation: Crops of the photos to report on.
+        degrade: Makes low-resolution pictures; None for the clean ones that crops come with.
+    """
+
+    training: Crops
+    validation: Crops
+    degrade: Degradation | None = None
+
+    def degraded(self, batch: Batch) -> Batch:
+        """Returns the batch with the low-resolution pictures that the stage should see."""
+        if self.degrade is None:
+            return batch
+        lr = self.degrade(batch.hr, batch.seeds)
+        return batch._replace(lr=lr.contiguous(memory_format=torch.channels_last))
 
 
 class Trainer:
     """Trains one stage and leaves ``log.csv``, ``samples/``, ``plot.png`` and the weights.
 
     A checkpoint holds everything that the next step depends on: weights, their average, optimizer
-    moments, codebook statistics, random numbers, and the step, from which the next batch follows.
-    Resumed from it, training continues bit for bit.
+    moments, codebook statistics, and the step, from which all that is random follows. Resumed from
+    it, training continues bit for bit; but for rounding on many processes, which may add up in
+    another order, or on another number of them.
+
+    Args:
+        stage: What is trained; moved to the device of ``ranks``.
+        data: What on.
+        recipe: How.
+        settings: Where and how long.
+        ranks: This process, and the others.
+        critic: The discriminator, for a recipe with an adversarial loss.
     """
 
     def __init__(
-        self,
-        stage: TokenizerStage | PredictorStage,
-        photos: PhotoPairs,
-        validation: PhotoPairs,
-        settings: Settings,
-        *,
-        adversary: AdversarialLoss | None = None,
-        device: torch.device,
-    ) -> None:
-        self.stage = stage
-        self.photos = photos
+        self, stage: Stage, data: Data, recipe: Recipe, settings: Settings, *, ranks: Ranks,
+        critic: Critic | None = None,
+    ) -> None:  # fmt: skip
+        self.stage = stage.to(ranks.device)
+        self.data = data
+        self.recipe = recipe
         self.settings = settings
-        self.adversary = adversary
-        self.device = device
-        self.validation = [p.to(device) for p in validation.batch(0, VALIDATION_CROPS)]
-        stage.trained.to(device, memory_format=torch.channels_last)
-        trainable = [p for p in stage.trained.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(trainable, lr=settings.learning_rate, betas=(0.9, 0.99))
-        self.average = AveragedModel(
-            stage.trained, avg_fn=moving_average(settings.averaging), use_buffers=True
-        )
-        self.critic_optimizer: torch.optim.Optimizer | None = None
-        if adversary is not None:
-            adversary.to(device)
-            self.critic_optimizer = torch.optim.Adam(
-                adversary.parameters(), lr=settings.learning_rate, betas=(0.5, 0.9)
-            )
+        self.ranks = ranks
+        self.split = settings.split
+        stage.trained.to(memory_format=torch.channels_last)
+        numbers = range(VALIDATION_CROPS)
+        self.validation = data.degraded(data.validation.batch(numbers).to(ranks.device))
+        self.update = Update(
+            stage, recipe, ranks,
+            split=self.split, critic=critic, precision=settings.precision,
+        )  # fmt: skip
+        self.tally = Tally(stage.config.codebook_size, ranks)
         self.done = 0
         self.seconds = 0.0
-        self.rows: list[dict[str, float]] = []
+        self.skipped_in_a_row = 0
+        self.rows: list[Row] = []
 
     @property
     def checkpoint(self) -> Path:
@@ -104,247 +128,175 @@ class Trainer:
         """Trains until the limit.
 
         Raises:
-            KeyboardInterrupt: After Ctrl-C, once the step is finished and saved.
-            UserError: If the disk is too full for checkpoints, or the loss is no longer finite;
-                the last checkpoint stays.
+            KeyboardInterrupt: After Ctrl-C or SIGTERM, once the step is finished and saved.
+            UserError: If the disk is too full for checkpoints, a photo cannot be read, or the loss
+                is no longer finite; the last checkpoint stays.
         """
-        parameters = [*self.stage.trained.parameters(), *self.stage.trained.buffers()]
-        # A checkpoint holds the weights four times: themselves, their average and two moments.
-        # While it is replaced there are two of them; then come the weights that are the result.
-        weights = sum(p.numel() * p.element_size() for p in parameters)
-        check_free_space(self.settings.out, 10 * weights)
+        if self.ranks.is_first:
+            check_free_space(self.settings.out, self._bytes_needed())
         if self.done == 0:
-            self.stage.prepare(self._batch)
-            self.average.update_parameters(self.stage.trained)
+            self._start()
+        photos = reading(
+            self.data.training,
+            Numbers(self.split, self.done),
+            workers=self.settings.workers,
+            device=self.ranks.device,
+        )
         started = time.monotonic() - self.seconds
-        usage = CodebookUsage(self.stage.config.codebook_size).to(self.device)
-        sums: dict[str, Tensor] = {}
-        with interrupt_between_steps() as interrupted, self._bar() as bar:
-            while not self._is_finished() and not interrupted:
-                step = self._train_step()
-                usage.update(step.indices)
-                for name, term in {"loss": step.loss, **step.terms}.items():
-                    sums[name] = sums.get(name, 0) + term.detach()
-                self.done += 1
+        interrupted, late = False, self._is_late()
+        with photos as batches, stop_between_steps() as asked, self._bar() as bar:
+            parts = map(self.data.degraded, batches)
+            while not (interrupted or late or self._is_out_of_steps()):
+                outcome = self.update.compute(parts, self._chances())
                 self.seconds = time.monotonic() - started
+                # The clock of the first process counts.
+                late = self.ranks.is_first and self._is_late()
+                interrupted, late, bad = self.ranks.any(bool(asked), late, not outcome.is_finite)
+                self.done += 1
+                if bad:
+                    self._skip()
+                else:
+                    self.skipped_in_a_row = 0
+                    if not self.update.apply(outcome):
+                        self.tally.skip()
+                    self.tally.add(outcome)
                 bar.update(self._progress() - bar.n)
-                if self.done % self.settings.report_every == 0 or self._is_finished():
-                    self._report(bar, sums, usage)
-                    sums = {}
-                    usage.reset()
-                if self.done % self.settings.sample_every == 0:
-                    self._save_samples()
-                if self.done % self.settings.checkpoint_every == 0:
-                    self._save_checkpoint()
+                self._report_or_save(bar, last=late or self._is_out_of_steps())
             self._save_checkpoint()
-            if interrupted:
-                raise KeyboardInterrupt
-        self._save_results()
+        if self.ranks.is_first and not interrupted:
+            self._save_results()
+        # A process that ends makes torchrun end the others, which may still be writing.
+        self.ranks.wait()
+        if interrupted:
+            raise KeyboardInterrupt
 
     def resume(self) -> None:
         """Continues from the checkpoint.
 
         Raises:
-            UserError: If there is none, or it belongs to another model.
+            UserError: If there is none, or it belongs to another training.
         """
-        try:
-            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        except FileNotFoundError:
+        progress = load_checkpoint(self.checkpoint, self.update.state_parts(), self.settings.run)
+        # A lower one may be why the training is resumed.
+        self.update.set_learning_rate(self.recipe.learning_rate)
+        self.done, self.seconds = progress["done"], progress["seconds"]
+        self.skipped_in_a_row, self.rows = progress["skipped_in_a_row"], progress["rows"]
+        self.tally.continue_from(progress["tally"])
+
+    def _start(self) -> None:
+        if isinstance(self.stage, TokenizerStage) and self.stage.starts_from_data:
+            # The share of this process in one large batch, whatever the number of processes.
+            share = START_BATCHES * self.split.batch // self.ranks.count
+            first = share * self.ranks.rank - START_BATCHES * self.split.batch
+            batch = self.data.training.batch(range(first, first + share)).to(self.ranks.device)
+            self.stage.start_codes(batch.hr, batch.lr)
+        self.update.average.update_parameters(self.stage.trained)
+
+    def _chances(self) -> list[Chance]:
+        """What is random in this step, which follows from the seed and the number of the step."""
+        generator = torch.Generator().manual_seed(mixed(self.settings.seed, self.done))
+        joint = torch.rand(self.split.batch, generator=generator).to(self.ranks.device)
+        return [
+            Chance(joint, own, torch.Generator(self.ranks.device).manual_seed(seed))
+            for own in self.split.parts()
+            for seed in [mixed(self.settings.seed, self.done, own.start, own.stop)]
+        ]
+
+    def _skip(self) -> None:
+        self.tally.skip()
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row == MOST_SKIPPED:
             raise UserError(
-                f"{self.checkpoint}: nothing to resume; start without --resume"
-            ) from None
-        except Exception as error:  # torch raises many kinds for a file that is not its own
-            raise UserError(f"{self.checkpoint}: not a readable checkpoint ({error})") from None
-        try:
-            for name, part in self._parts().items():
-                part.load_state_dict(state[name])
-        except (KeyError, RuntimeError, ValueError):
-            raise UserError(
-                f"{self.checkpoint}: belongs to another model or stage; resume with the options "
-                "it was started with"
-            ) from None
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate
-        torch.set_rng_state(state["rng"].cpu())
-        self.done, self.seconds, self.rows = state["done"], state["seconds"], state["rows"]
+                f"the loss is no longer finite at step {self.done}; resume from "
+                f"{self.checkpoint} with a lower --learning-rate"
+            )
 
-    def _parts(self) -> dict[str, object]:
-        parts = {
-            "trained": self.stage.trained,
-            "average": self.average,
-            "optimizer": self.optimizer,
-            **{f"rule_{number}": rule for number, rule in enumerate(self.stage.rules)},
-        }
-        if self.adversary is not None:
-            parts |= {"adversary": self.adversary, "critic_optimizer": self.critic_optimizer}
-        return parts
+    def _is_out_of_steps(self) -> bool:
+        return self.settings.steps is not None and self.done >= self.settings.steps
 
-    def _batch(self, number: int) -> tuple[Tensor, Tensor]:
-        # Numbers of the start-up batches are negative, those of a generator must not be.
-        hr, lr = self.photos.batch(number % 2**40, self.settings.batch)
-        return tuple(part.to(self.device, memory_format=torch.channels_last) for part in (hr, lr))
-
-    def _train_step(self) -> Step:
-        self.stage.trained.train()
-        hr, lr = self._batch(self.done)
-        step = self.stage.step(hr, lr)
-        self.optimizer.zero_grad(set_to_none=True)
-        step.loss.backward()
-        self.optimizer.step()
-        self.stage.after_step(step)
-        self.average.update_parameters(self.stage.trained)
-        if self.adversary is not None:
-            critic_loss = self.adversary.discriminator_loss(step.picture.detach(), hr)
-            self.critic_optimizer.zero_grad(set_to_none=True)
-            critic_loss.backward()
-            self.critic_optimizer.step()
-            step.terms["discriminator"] = critic_loss
-        return step
-
-    def _is_finished(self) -> bool:
-        settings = self.settings
-        out_of_steps = settings.steps is not None and self.done >= settings.steps
-        out_of_time = settings.minutes is not None and self.seconds >= 60 * settings.minutes
-        return out_of_steps or out_of_time
+    def _is_late(self) -> bool:
+        return self.settings.minutes is not None and self.seconds >= 60 * self.settings.minutes
 
     def _progress(self) -> int:
         """In steps, or in seconds where the time is what ends the training."""
         return self.done if self.settings.steps is not None else int(self.seconds)
 
     def _bar(self) -> tqdm:
+        steps = self.settings.steps
+        shown = {"initial": self._progress(), "desc": self.stage.name}
+        shown["disable"] = not self.ranks.is_first
+        if steps is not None:
+            return tqdm(total=steps, unit="step", **shown)
+        layout = "{l_bar}{bar}| {elapsed} < {remaining}{postfix}"
+        return tqdm(total=int(60 * self.settings.minutes), bar_format=layout, **shown)
+
+    def _report_or_save(self, bar: tqdm, *, last: bool) -> None:
         settings = self.settings
-        if settings.steps is not None:
-            return tqdm(total=settings.steps, initial=self.done, desc=self.stage.name, unit="step")
-        return tqdm(
-            total=int(60 * settings.minutes),
-            initial=self._progress(),
-            desc=self.stage.name,
-            bar_format="{l_bar}{bar}| {elapsed} < {remaining}{postfix}",
-        )
+        if self.done % settings.report_every == 0 or last:
+            self._report(bar)
+        if self.ranks.is_first and self.done % settings.sample_every == 0:
+            self._save_samples()
+        if self.done % settings.checkpoint_every == 0:
+            self._save_checkpoint()
 
-    @torch.no_grad()
-    def _validate(self) -> tuple[Tensor, Tensor, Tensor]:
-        trained = self.average.module.eval()
-        return self.stage.validate(trained, *self.validation)
-
-    def _report(self, bar: tqdm, sums: dict[str, Tensor], usage: CodebookUsage) -> None:
-        since = self.rows[-1]["step"] if self.rows else 0
-        count = self.done - since
-        row = {"step": self.done, "seconds": round(self.seconds, 1)}
-        row |= {name: float(value) / max(count, 1) for name, value in sums.items()}
-        if not np.isfinite(row.get("loss", 0.0)):
-            raise UserError(
-                f"the loss is no longer finite at step {self.done}; resume from "
-                f"{self.checkpoint} with a lower --learning-rate"
-            )
-        codes = usage.compute()
-        row |= {"usage": float(codes.usage), "perplexity": float(codes.perplexity)}
+    def _report(self, bar: tqdm) -> None:
+        means = self.tally.close()  # all processes take part
+        if not self.ranks.is_first:
+            return
+        row = {"step": self.done, "seconds": round(self.seconds, 1), **means}
         picture, indices, true_indices = self._validate()
-        row["val_psnr"] = mean_psnr(picture, self.validation[0])
+        row["val_psnr"] = mean_psnr(picture, self.validation.hr)
         row["val_accuracy"] = float((indices == true_indices).float().mean())
         self.rows.append(row)
         write_csv(self.settings.out / "log.csv", self.rows)
         bar.set_postfix(
-            step=self.done, loss=f"{row['loss']:.4f}", psnr=f"{row['val_psnr']:.2f}",
+            step=self.done, loss=f"{row.get('loss', np.nan):.4f}", psnr=f"{row['val_psnr']:.2f}",
             perplexity=f"{row['perplexity']:.0f}",
         )  # fmt: skip
 
+    @torch.no_grad()
+    def _validate(self) -> tuple[Tensor, Tensor, Tensor]:
+        trained = self.update.average.module.eval()
+        return self.stage.validate(trained, self.validation.hr, self.validation.lr)
+
+    def _bytes_needed(self) -> int:
+        # A checkpoint holds the weights four times: themselves, their average and two moments.
+        # While it is replaced there are two of them; then come the weights that are the result.
+        trained = self.stage.trained
+        tensors = [*trained.parameters(), *trained.buffers()]
+        return 10 * sum(p.numel() * p.element_size() for p in tensors)
+
     def _save_samples(self) -> None:
-        hr, lr = self.validation
         picture, _, _ = self._validate()
-        rows = torch.cat([enlarge(lr), picture, hr], dim=3)[:8]  # side by side, one a row
-        name = self.settings.out / "samples" / f"{self.done:07d}.png"
-        name.parent.mkdir(exist_ok=True)
-        save_picture(name, torch.cat(list(rows), dim=1))
+        path = self.settings.out / "samples" / f"{self.done:07d}.png"
+        save_samples(path, self.validation.lr, picture, self.validation.hr)
 
     def _save_checkpoint(self) -> None:
-        state = {name: part.state_dict() for name, part in self._parts().items()}
-        state |= {"done": self.done, "seconds": self.seconds, "rows": self.rows}
-        state["rng"] = torch.get_rng_state()
-        with atomic_write(self.checkpoint) as file:
-            torch.save(state, file)
+        progress = {
+            "done": self.done,
+            "seconds": self.seconds,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "rows": self.rows,
+            "tally": self.tally.state(),  # all processes take part
+        }
+        if self.ranks.is_first:
+            parts = self.update.state_parts()
+            save_checkpoint(self.checkpoint, parts, self.settings.run, progress)
 
     def _save_results(self) -> None:
         self._save_samples()
-        plot(self.settings.out / "plot.png", self.rows, mean_psnr(*self._bicubic()))
+        bicubic = mean_psnr(enlarge(self.validation.lr), self.validation.hr)
+        plot(self.settings.out / "plot.png", self.rows, bicubic)
         notes = {
             "stage": self.stage.name,
             "steps": str(self.done),
             "seconds": str(round(self.seconds)),
         }
         weights = self.settings.out.parent / f"{self.stage.name}.safetensors"
-        save_model(weights, self.stage.model(self.average.module), notes)
+        save_model(weights, self.stage.model(self.update.average.module), notes)
         print(f"weights: {weights}\nlog, plot and samples: {self.settings.out}")
 
-    def _bicubic(self) -> tuple[Tensor, Tensor]:
-        return enlarge(self.validation[1]), self.validation[0]
 
-
-@contextmanager
-def interrupt_between_steps() -> Iterator[list[bool]]:
-    """Collects a first Ctrl-C in a list, so that a step is never torn; a second one acts."""
-    interrupted: list[bool] = []
-
-    def remember(_signal: int, _frame: FrameType | None) -> None:
-        interrupted.append(True)
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, remember)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """An exponential moving average that at first forgets faster, so as not to keep the start."""
-
-    def average(old: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
-        count = torch.as_tensor(count, device=old.device)
-        return old.lerp(new, 1 - ((1 + count) / (10 + count)).clamp_max(decay))
-
-    return average
-
-
-def mean_psnr(picture: Tensor, hr: Tensor) -> float:
-    """Mean PSNR of the luma in dB."""
-    return float(psnr(rgb_to_luma(picture.clamp(0, 1)), rgb_to_luma(hr)).mean())
-
-
-def write_csv(path: Path, rows: list[dict[str, float]]) -> None:
-    """Writes rows whose columns may differ."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
-
-
-def save_picture(path: Path, picture: Tensor) -> None:
-    """Writes ``(3, h, w)`` in [0, 1] as PNG."""
-    pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    with atomic_write(path) as file:
-        Image.fromarray(pixels).save(file, "PNG")
-
-
-def plot(path: Path, rows: list[dict[str, float]], bicubic_psnr: float) -> None:
-    """Draws loss, validation PSNR and codebook perplexity over the steps."""
-    from matplotlib.figure import Figure  # only here: slow to import
-
-    figure = Figure(figsize=(12, 3.5), layout="constrained")
-    panels = figure.subplots(1, 3)
-    for panel, name, label in zip(
-        panels,
-        ("loss", "val_psnr", "perplexity"),
-        ("training loss", "validation PSNR-Y (dB)", "codebook perplexity"),
-        strict=True,
-    ):
-        panel.plot([row["step"] for row in rows], [row[name] for row in rows])
-        panel.set(xlabel="step", title=label)
-        panel.grid(alpha=0.3)
-    panels[1].axhline(bicubic_psnr, color="gray", linestyle="--", label="bicubic")
-    panels[1].legend()
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=120)
+def mixed(*numbers: int) -> int:
+    """A seed that depends on all the numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -2,28 +2,30 @@
 
 import csv
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import train
 from cli import UserError
-from data import PhotoPairs
 from PIL import Image
 from presets import PRESETS
+from ranks import Ranks
+from recipes import RECIPES
 from safetensors.torch import load_file
+from stages import TokenizerStage
 from torch.testing import assert_close
+from update import Critic, Update
 from weights import load_super_resolver
 
+from tests.examples.little_train import ENVIRONMENT, LITTLE, SCRIPT
 from tests.examples.test_model import CONFIGS
-
-SCRIPT = Path(train.__file__)
 
 
 @pytest.fixture
@@ -41,13 +43,22 @@ def photos(tmp_path):
 @pytest.fixture(autouse=True)
 def little(monkeypatch):
     """Models that train in milliseconds, behind the names of the presets."""
-    monkeypatch.setitem(PRESETS, "tiny", CONFIGS["lowres"])
-    monkeypatch.setitem(PRESETS, "small", CONFIGS["regressed"])
+    for name, config in LITTLE.items():
+        monkeypatch.setitem(PRESETS, name, config)
 
 
 def command(stage, photos, out, *more):
     return ["--stage", stage, "--photos", str(photos), "--out", str(out), "--batch", "2",
             "--crop", "32", *more]  # fmt: skip
+
+
+def checkpoint(out, stage="tokenizer"):
+    return torch.load(out / stage / "checkpoint.pt", weights_only=True)
+
+
+def last_row(folder):
+    with (folder / "log.csv").open() as file:
+        return {name: float(value) for name, value in list(csv.DictReader(file))[-1].items()}
 
 
 @pytest.mark.slow
@@ -56,10 +67,9 @@ def test_three_stages_leave_weights_log_samples_and_plot(preset, photos, tmp_pat
     out = tmp_path / "out"
     for stage in ("tokenizer", "predictor", "rap"):
         train.main(command(stage, photos, out, "--preset", preset, "--steps", "3"))
-        with (out / stage / "log.csv").open() as file:
-            rows = list(csv.DictReader(file))
-        assert rows[-1]["step"] == "3"
-        assert float(rows[-1]["loss"]) > 0
+        row = last_row(out / stage)
+        assert row["step"] == 3
+        assert row["loss"] > 0
         with Image.open(out / stage / "plot.png") as plot:
             assert plot.size[0] > 100
         assert list((out / stage / "samples").iterdir())
@@ -103,21 +113,15 @@ def test_resumed_training_equals_uninterrupted_training(stage, adversarial, phot
 @pytest.mark.slow
 def test_killed_at_a_random_moment_and_resumed(photos, tmp_path):
     """SIGKILL gives the process no chance to tidy up; the last checkpoint must be enough."""
-    run = [sys.executable, str(SCRIPT), "--threads", "1", "--steps", "400"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    start = (
-        "import sys, runpy; sys.argv = sys.argv[1:]; from presets import PRESETS;"
-        "from tests.examples.test_model import CONFIGS; PRESETS['tiny'] = CONFIGS['lowres'];"
-        "runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    run = [sys.executable, "-c", start, *run[1:]]
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [str(SCRIPT.parent), str(Path(__file__).parents[2])]
-    )
-    quiet = {"env": environment, "stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    subprocess.run([*run, *command("tokenizer", photos, whole)], check=True, **quiet)
-    process = subprocess.Popen([*run, *command("tokenizer", photos, killed)], **quiet)
+
+    def line(out, *more):
+        options = command("tokenizer", photos, out, "--steps", "400", *more)
+        return [sys.executable, SCRIPT, shlex.join(options)]
+
+    quiet = {"env": ENVIRONMENT, "stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    subprocess.run(line(whole), check=True, **quiet)
+    process = subprocess.Popen(line(killed), **quiet)
     checkpoint = killed / "tokenizer" / "checkpoint.pt"
     deadline = time.monotonic() + 120
     while not checkpoint.exists() and time.monotonic() < deadline:
@@ -125,59 +129,211 @@ def test_killed_at_a_random_moment_and_resumed(photos, tmp_path):
     time.sleep(float(np.random.default_rng().uniform(0, 1)))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    subprocess.run([*run, *command("tokenizer", photos, killed), "--resume"], check=True, **quiet)
+    subprocess.run(line(killed, "--resume"), check=True, **quiet)
     expected = load_file(whole / "tokenizer.safetensors")
     assert_close(load_file(killed / "tokenizer.safetensors"), expected, rtol=0, atol=0)
 
 
 def test_minutes_end_the_training_and_count_over_resumes(photos, tmp_path):
     train.main(command("tokenizer", photos, tmp_path, "--minutes", "0.01"))
-    first = torch.load(tmp_path / "tokenizer" / "checkpoint.pt", weights_only=True)
+    first = checkpoint(tmp_path)["progress"]
     assert first["done"] >= 1
     assert first["seconds"] >= 0.6
     train.main(command("tokenizer", photos, tmp_path, "--minutes", "0.01", "--resume"))
-    again = torch.load(tmp_path / "tokenizer" / "checkpoint.pt", weights_only=True)
+    again = checkpoint(tmp_path)["progress"]
     assert again["done"] == first["done"]
 
 
-def test_ctrl_c_finishes_the_step_and_saves(photos, tmp_path, monkeypatch):
-    before = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in the background
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_finish_the_step_and_save(number, photos, tmp_path, monkeypatch):
+    before = signal.getsignal(number)  # SIGINT is ignored where tests run in the background
     out = tmp_path / "out"
-    step = train.Trainer._train_step
+    compute, calls = Update.compute, []
 
-    def interrupted(self):
-        if self.done == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(self)
+    def interrupted(self, *arguments):
+        calls.append(self)
+        if len(calls) == 5:
+            os.kill(os.getpid(), number)
+        return compute(self, *arguments)
 
-    monkeypatch.setattr(train.Trainer, "_train_step", interrupted)
+    monkeypatch.setattr(Update, "compute", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train.main(command("tokenizer", photos, out, "--steps", "9"))
-    state = torch.load(out / "tokenizer" / "checkpoint.pt", weights_only=True)
-    assert state["done"] == 5
-    assert signal.getsignal(signal.SIGINT) is before
+    assert checkpoint(out)["progress"]["done"] == 5
+    assert signal.getsignal(number) is before
+    monkeypatch.setattr(Update, "compute", compute)
+    train.main(command("tokenizer", photos, out, "--steps", "9", "--resume"))
+    train.main(command("tokenizer", photos, tmp_path / "whole", "--steps", "9"))
+    row, expected = (last_row(folder / "tokenizer") for folder in (out, tmp_path / "whole"))
+    assert row | {"seconds": 0} == expected | {"seconds": 0}  # also means over all nine steps
 
 
-def test_non_finite_loss_stops_with_the_last_checkpoint(photos, tmp_path):
-    with pytest.raises(UserError, match=r"no longer finite at step \d+; .* lower --learning-rate"):
+def spoil(monkeypatch, factor, *calls):
+    """Multiplies the loss by something that is not finite in some calls."""
+    forward, count = TokenizerStage.forward, [0]
+
+    def spoilt(self, *arguments):
+        step = forward(self, *arguments)
+        count[0] += 1
+        if count[0] in calls:
+            step.loss = step.loss * factor
+        return step
+
+    monkeypatch.setattr(TokenizerStage, "forward", spoilt)
+
+
+def test_a_step_that_is_not_finite_is_skipped(photos, tmp_path, monkeypatch):
+    spoil(monkeypatch, float("inf"), 3, 5)
+    train.main(command("tokenizer", photos, tmp_path, "--steps", "6"))
+    row = last_row(tmp_path / "tokenizer")
+    assert row["skipped"] == 2
+    assert np.isfinite(row["loss"])
+    assert np.isfinite(row["gradient_norm"])
+    state = checkpoint(tmp_path)
+    assert state["average"]["n_averaged"] == 5  # the start, and four steps
+    assert state["rules"]["1.steps_0"] == 4
+    assert all(value.isfinite().all() for value in state["trained"].values())
+
+
+def test_ten_skipped_steps_in_a_row_end_the_training(photos, tmp_path, monkeypatch):
+    spoil(monkeypatch, float("nan"), *range(2, 10), *range(11, 99))  # 8 of them, and then 10
+    with pytest.raises(UserError, match=r"no longer finite at step 20; .* lower --learning-rate"):
+        train.main(command("tokenizer", photos, tmp_path, "--steps", "50"))
+
+
+def test_a_learning_rate_that_is_much_too_high_ends_the_training(photos, tmp_path):
+    with pytest.raises(UserError, match=r"no longer finite at step \d+; resume from .*checkpoint"):
         train.main(
             command("tokenizer", photos, tmp_path, "--steps", "50", "--learning-rate", "1e18")
         )
 
 
-def test_batches_depend_on_seed_and_number_alone(photos):
-    first, again = (PhotoPairs(photos, crop=32, seed=3) for _ in range(2))
-    again.batch(0, 5)
-    assert_close(first.batch(7, 4), again.batch(7, 4), rtol=0, atol=0)
-    assert not torch.equal(first.batch(7, 4)[0], first.batch(8, 4)[0])
+def test_parts_of_a_batch_train_as_the_batch(photos, tmp_path):
+    """With code dropout, which leaves parts with different numbers of codes."""
+    for parts in ("1", "4"):
+        train.main([
+            *command("tokenizer", photos, tmp_path / parts, "--steps", "10"),
+            "--batch", "8", "--accumulate", parts,
+        ])  # fmt: skip
+    expected, actual = (checkpoint(tmp_path / parts) for parts in ("1", "4"))
+    for name in ("trained", "average", "rules"):
+        # Sums in another order differ by some 2**-24, and Adam divides by gradients of any size.
+        assert_close(actual[name], expected[name], rtol=1e-5, atol=2e-6)
 
 
-def test_crops_of_both_resolutions_show_the_same_place(photos):
-    hr, lr = PhotoPairs(photos, crop=64).batch(0, 8)
-    reduced = torch.nn.functional.interpolate(hr, scale_factor=0.25, mode="bicubic", antialias=True)
-    inside = (..., slice(2, -2), slice(2, -2))  # crops see no border, reduced crops do
-    # Rounding to 8 bits is the only other difference.
-    assert_close(reduced[inside], lr[inside], rtol=0, atol=1.5 / 255)
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["tokenizer", "rap"])
+def test_workers_change_nothing_not_even_in_mid_run(stage, photos, tmp_path):
+    whole, split = tmp_path / "whole", tmp_path / "split"
+    if stage == "rap":
+        for earlier in ("tokenizer", "predictor"):
+            train.main(command(earlier, photos, whole, "--steps", "1"))
+        shutil.copytree(whole, split)
+    more = ("--degradation", "second-order", "--estimator", "gumbel")
+    train.main(command(stage, photos, whole, "--steps", "5", *more))
+    train.main(command(stage, photos, split, "--steps", "3", "--workers", "2", *more))
+    torch.manual_seed(123)
+    train.main(command(stage, photos, split, "--steps", "5", "--resume", *more))
+    expected = load_file(whole / f"{stage}.safetensors")
+    assert_close(load_file(split / f"{stage}.safetensors"), expected, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["tiny", "paper"])
+def test_low_precision_trains_weights_of_full_precision(preset, photos, tmp_path):
+    for stage in ("tokenizer", "predictor", "rap"):
+        more = ("--preset", preset, "--precision", "bfloat16", "--adversarial", "0.75")
+        train.main(command(stage, photos, tmp_path, "--steps", "2", *more))
+        row = last_row(tmp_path / stage)
+        assert np.isfinite(row["loss"])
+        assert row["skipped"] == 0
+        state = checkpoint(tmp_path, stage)
+        for name in ("trained", "average"):
+            tensors = [v for v in state[name].values() if v.is_floating_point()]
+            assert {v.dtype for v in tensors} == {torch.float32}
+
+
+class TestPaper:
+    """The recipe of the paper, with a little model."""
+
+    @pytest.mark.slow
+    def test_three_stages(self, photos, tmp_path):
+        for stage in ("tokenizer", "predictor", "rap"):
+            more = ("--preset", "paper", "--crop", "64", "--steps", "2")
+            train.main(command(stage, photos, tmp_path, *more))
+            row = last_row(tmp_path / stage)
+            assert ("adversarial" in row) == (stage != "predictor")
+        assert {"alignment", "small", "codebook"} < last_row(tmp_path / "tokenizer").keys()
+        state = checkpoint(tmp_path, "rap")
+        assert state["run"]["--degradation"] == "second-order"
+        assert "discriminator" in state
+        model = load_super_resolver(tmp_path / "rap.safetensors")
+        assert model(torch.rand(1, 3, 16, 16)).shape == (1, 3, 64, 64)
+
+    def test_codes_learn_by_gradient_from_a_uniform_start(self, photos, tmp_path, monkeypatch):
+        starts = []
+        compute = Update.compute
+        monkeypatch.setattr(
+            Update,
+            "compute",
+            lambda self, *more: (
+                starts.append(self.stage.trained.codes.clone()) or compute(self, *more)
+            ),
+        )
+        more = ("--preset", "paper", "--adversarial", "0", "--steps", "2")
+        train.main(command("tokenizer", photos, tmp_path, *more))
+        assert 0.9 / 16 < starts[0].abs().max() <= 1 / 16
+        assert not torch.equal(*starts)
+        assert checkpoint(tmp_path)["rules"] == {}
+
+    def test_pictures_are_compared_and_judged_in_the_range_of_the_paper(self):
+        picture, target = torch.rand(2, 1, 3, 8, 8)
+        recipe = RECIPES["paper"]["tokenizer"]
+        expected = torch.nn.functional.mse_loss(2 * picture - 1, 2 * target - 1)
+        assert_close(recipe.pixel(picture, target), expected)
+        critic = Critic(Ranks(), recipe)
+        seen = []
+        critic.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(*inputs))
+        critic.generator_loss(torch.zeros(1, 3, 32, 32))
+        critic.discriminator_loss(torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32))
+        assert [float(x.mean()) for x in seen] == [-1, 1, -1]
+
+    def test_photos_smaller_than_the_crop_are_extended(self, photos, tmp_path):
+        more = ("--preset", "paper", "--crop", "128", "--adversarial", "0", "--steps", "1")
+        train.main(command("tokenizer", photos, tmp_path, *more))
+        assert checkpoint(tmp_path)["run"]["a number of photos of"] == 4
+
+
+class TestInit:
+    """A stage that starts from a file."""
+
+    def test_each_stage_takes_what_it_needs(self, photos, tmp_path):
+        for stage in ("tokenizer", "predictor"):
+            train.main(command(stage, photos, tmp_path / "first", "--steps", "1"))
+        start = tmp_path / "first" / "predictor.safetensors"
+        # Nothing moves by so little, and an average starts from what it averages.
+        more = ("--init", str(start), "--steps", "1", "--learning-rate", "1e-30")
+        expected = load_file(start)
+        for stage in ("predictor", "rap"):
+            train.main(command(stage, photos, tmp_path / "second", *more))
+            actual = load_file(tmp_path / "second" / f"{stage}.safetensors")
+            assert_close(actual, expected, rtol=1e-6, atol=1e-7)
+        train.main(command("tokenizer", photos, tmp_path / "second", *more))
+        actual = load_file(tmp_path / "second" / "tokenizer.safetensors")
+        name = "tokenizer.decoder.network.2.weight"
+        assert_close(actual[name], expected[name], rtol=1e-6, atol=1e-7)
+
+    def test_rap_refuses_a_tokenizer(self, photos, tmp_path):
+        train.main(command("tokenizer", photos, tmp_path, "--steps", "1"))
+        start = str(tmp_path / "tokenizer.safetensors")
+        with pytest.raises(UserError, match="holds a tokenizer alone; --stage rap needs a pred"):
+            train.main(command("rap", photos, tmp_path, "--steps", "1", "--init", start))
+
+    def test_another_architecture(self, photos, tmp_path):
+        train.main(command("tokenizer", photos, tmp_path, "--steps", "1"))
+        more = ("--init", str(tmp_path / "tokenizer.safetensors"), "--preset", "paper")
+        with pytest.raises(UserError, match="another architecture than --preset paper"):
+            train.main(command("predictor", photos, tmp_path, "--steps", "1", *more))
 
 
 class TestWrongInput:
@@ -189,7 +345,7 @@ class TestWrongInput:
 
     def test_no_photos(self, tmp_path):
         (tmp_path / "empty").mkdir()
-        with pytest.raises(UserError, match="no pictures directly in this folder"):
+        with pytest.raises(UserError, match="no pictures in this folder or in those inside"):
             train.main(command("tokenizer", tmp_path / "empty", tmp_path, "--steps", "1"))
 
     def test_photos_smaller_than_the_crop(self, photos, tmp_path):
@@ -216,12 +372,44 @@ class TestWrongInput:
 
     def test_checkpoint_of_another_model(self, photos, tmp_path):
         train.main(command("tokenizer", photos, tmp_path, "--steps", "1"))
-        with pytest.raises(UserError, match="belongs to another model or stage"):
+        with pytest.raises(UserError, match="was started with --preset tiny, not small"):
             train.main(
                 command(
                     "tokenizer", photos, tmp_path, "--steps", "2", "--resume", "--preset", "small"
                 )
             )
+
+    @pytest.mark.parametrize(
+        ("option", "value"), [("--seed", "1"), ("--batch", "4"), ("--degradation", "second-order")]
+    )
+    def test_checkpoint_of_another_run(self, option, value, photos, tmp_path):
+        train.main(command("tokenizer", photos, tmp_path, "--steps", "1"))
+        with pytest.raises(UserError, match=rf"was started with {option} \w+, not {value}; resume"):
+            train.main([
+                *command("tokenizer", photos, tmp_path, "--steps", "2", "--resume"), option, value
+            ])  # fmt: skip
+
+    def test_checkpoint_with_other_photos(self, photos, tmp_path):
+        train.main(command("tokenizer", photos, tmp_path, "--steps", "1"))
+        (photos / "0.png").unlink()
+        with pytest.raises(UserError, match="was started with a number of photos of 4, not 3"):
+            train.main(command("tokenizer", photos, tmp_path, "--steps", "2", "--resume"))
+
+    def test_checkpoint_of_another_size(self, photos, tmp_path, monkeypatch):
+        train.main(command("tokenizer", photos, tmp_path, "--steps", "1"))
+        monkeypatch.setitem(PRESETS, "tiny", CONFIGS["lowres-4"])
+        with pytest.raises(UserError, match="belongs to another model or stage"):
+            train.main(command("tokenizer", photos, tmp_path, "--steps", "2", "--resume"))
+
+    def test_checkpoint_of_another_version(self, photos, tmp_path):
+        (tmp_path / "tokenizer").mkdir()
+        torch.save({"done": 3}, tmp_path / "tokenizer" / "checkpoint.pt")
+        with pytest.raises(UserError, match="not a checkpoint of this version"):
+            train.main(command("tokenizer", photos, tmp_path, "--steps", "1", "--resume"))
+
+    def test_a_batch_that_parts_do_not_divide(self, photos, tmp_path):
+        with pytest.raises(UserError, match=r"--batch: 2 samples cannot be shared out evenly"):
+            train.main(command("tokenizer", photos, tmp_path, "--steps", "1", "--accumulate", "3"))
 
     def test_checkpoint_that_is_no_checkpoint(self, photos, tmp_path):
         (tmp_path / "tokenizer").mkdir()
@@ -233,9 +421,12 @@ class TestWrongInput:
         ("more", "message"),
         [
             ((), "give --steps or --minutes"),
-            (("--steps", "0"), "must be at least 1, got 0"),
+            (("--steps", "0"), "must be a whole number from 1 on: 0"),
             (("--minutes", "-1"), "must be greater than 0, got -1.0"),
             (("--steps", "1", "--crop", "40"), "--crop must be a multiple of 32, got 40"),
+            (("--steps", "1", "--adversarial", "-1"), "must be at least 0, got -1.0"),
+            (("--steps", "1", "--device", "abacus"), "this device is not here: abacus"),
+            (("--steps", "1", "--preset", "paper", "--structure", "lowres"), "has the paper's"),
         ],
     )
     def test_command_line(self, more, message, photos, tmp_path, capsys):

@@ -1,0 +1,60 @@
+"""A training on disk: everything that its next step depends on, in one file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from cli import UserError, atomic_write
+from torch import nn
+
+FORMAT = "vqprior-super-resolution-training-2"
+Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
+
+
+def save_checkpoint(path: Path, parts: Parts, run: dict, progress: dict) -> None:
+    """Writes a checkpoint, whole or not at all.
+
+    Args:
+        path: The file.
+        parts: What has a state, by name.
+        run: The options that say which training this is.
+        progress: How far it has come, in numbers, texts, tensors, lists and dicts of these.
+    """
+    state = {name: part.state_dict() for name, part in parts.items()}
+    state |= {"format": FORMAT, "run": run, "progress": progress}
+    with atomic_write(path) as file:
+        torch.save(state, file)
+
+
+def load_checkpoint(path: Path, parts: Parts, run: dict) -> dict:
+    """Puts the states of a checkpoint back and returns its ``progress``.
+
+    Raises:
+        UserError: If there is none, or it belongs to another training.
+    """
+    try:
+        # By way of the CPU, where an optimizer wants its counts of steps.
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: nothing to resume; start without --resume") from None
+    except Exception as error:  # torch raises many kinds for a file that is not its own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"{path}: not a checkpoint of this version of train.py; start anew")
+    for option, found in run.items():
+        expected = state["run"].get(option)
+        if expected != found:
+            raise UserError(
+                f"{path}: was started with {option} {expected}, not {found}; resume with the "
+                "options it was started with"
+            )
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    except (KeyError, RuntimeError, ValueError):
+        raise UserError(
+            f"{path}: belongs to another model or stage; resume with the options it was started "
+            "with"
+        ) from None
+    return state["progress"]

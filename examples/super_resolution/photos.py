@@ -1,0 +1,124 @@
+"""Photos on disk: found at the start, decoded when they are needed."""
+
+import sys
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+from cli import UserError
+from images import FORMATS, READ_SUFFIXES, preview, read_image
+from PIL import Image
+from tqdm import tqdm
+
+CACHE_BYTES = 512 * 2**20  # of decoded photos that a process keeps
+
+
+class PhotoFiles:
+    """Photos by number, as 8-bit RGB ``(h, w, 3)``.
+
+    At the start only their sizes are read. Decoded photos are kept as long as there is room for
+    them, so those of a small data set are decoded once.
+
+    Args:
+        source: A folder, searched with all folders in it, or a text file with one path a line,
+            relative to where the file is. The order is that of the names, or that of the file.
+        smallest: Photos with a side shorter than this are left out.
+        capacity: How many bytes of decoded photos are kept.
+        quiet: Show no progress and no notes.
+
+    Raises:
+        UserError: If there is no photo, none is large enough, or one cannot be read.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        *,
+        smallest: int = 1,
+        capacity: int = CACHE_BYTES,
+        quiet: bool = False,
+    ) -> None:
+        self.capacity = capacity
+        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._bytes = 0
+        found = find_photos(source)
+        # `disable=None` shows nothing where the output is not a terminal.
+        bar = tqdm(found, "reading sizes", leave=False, disable=True if quiet else None)
+        sides = [min(read_size(path)) for path in bar]
+        self.paths = [path for path, side in zip(found, sides, strict=True) if side >= smallest]
+        if not self.paths:
+            raise UserError(
+                f"{source}: every photo is smaller than the crop of {smallest} pixels (the "
+                f"largest short side is {max(sides)}); pass a smaller --crop"
+            )
+        left_out = len(found) - len(self.paths)
+        if left_out and not quiet:
+            print(f"{left_out} photos smaller than the crop are left out", file=sys.stderr)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        """Returns a photo.
+
+        Raises:
+            UserError: If the file cannot be read.
+        """
+        if number in self._kept:
+            self._kept.move_to_end(number)
+            return self._kept[number]
+        photo = np.asarray(preview(read_image(self.paths[number])))
+        self._kept[number] = photo
+        self._bytes += photo.nbytes
+        while self._bytes > self.capacity:
+            _, oldest = self._kept.popitem(last=False)
+            self._bytes -= oldest.nbytes
+        return photo
+
+
+def find_photos(source: Path) -> list[Path]:
+    """Lists the photos in a folder and the folders in it, or those that a text file names.
+
+    Raises:
+        UserError: If there is nothing of the kind.
+    """
+    if source.is_dir():
+        found = sorted(path for path in source.rglob("*") if _is_photo(path, source))
+        if not found:
+            raise UserError(f"{source}: no pictures in this folder or in those inside it")
+        return found
+    if not source.exists():
+        raise UserError(f"{source}: no such folder or list of photos")
+    try:
+        lines = source.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{source}: not a list of photos; expected a folder, or a text file with one path a "
+            "line"
+        ) from None
+    found = [source.parent / line.strip() for line in lines if line.strip()]
+    if not found:
+        raise UserError(f"{source}: this list of photos is empty")
+    return found
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Returns the two sides of a picture, without decoding it.
+
+    Raises:
+        UserError: If the file is no picture that can be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                return image.size
+    except Exception:  # decoders raise all sorts of things; `read_image` says what they mean
+        return read_image(path).size
+
+
+def _is_photo(path: Path, folder: Path) -> bool:
+    hidden = any(part[0] == "." for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in READ_SUFFIXES and not hidden and path.is_file()

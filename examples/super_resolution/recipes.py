@@ -1,0 +1,100 @@
+"""How each preset is trained: one recipe for each stage; options of train.py replace single values.
+
+The recipes of ``paper`` are those of Li et al., ICLR 2026, arXiv 2509.23774, and the authors' code,
+but for the perceptual loss: the weights of LPIPS may not be shipped here, so the filter bank of
+vqprior stands in for it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.nn import functional as F
+
+STAGES = ("tokenizer", "predictor", "rap")
+
+
+def signed_mse(picture: Tensor, target: Tensor) -> Tensor:
+    """The mean squared error of pictures in [0, 1], as if they were in [-1, 1]."""
+    return 4 * F.mse_loss(picture, target)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How one stage is trained.
+
+    Attributes:
+        learning_rate: Of Adam, for the networks and for the discriminator.
+        betas: Of Adam, for the networks.
+        critic_betas: Of Adam, for the discriminator.
+        averaging: Decay of the moving average of the weights, which is what is saved.
+        batch: Samples in a step, of all processes together.
+        crop: Side of a sample in high-resolution pixels.
+        pixel: The loss on pixels of pictures in [0, 1].
+        perceptual: Weight of the filter-bank loss.
+        adversarial: Weight of the adversarial loss.
+        signed: Whether the discriminator sees pictures in [-1, 1] instead of [0, 1].
+        degradation: How low-resolution pictures are made, a name in degradations.py.
+        augmentation: How crops are made, a name in data.py.
+        codebook: How codes learn: by ``"rules"``, from a start by k-means, or by ``"gradient"``,
+            from a uniform start.
+        code_dropout: Share of samples that are decoded without codes, where the structure does not
+            have to be regressed.
+    """
+
+    learning_rate: float = 4e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    critic_betas: tuple[float, float] = (0.5, 0.9)
+    averaging: float = 0.998
+    batch: int = 16
+    crop: int = 64
+    pixel: Callable[[Tensor, Tensor], Tensor] = F.l1_loss
+    perceptual: float = 0.2
+    adversarial: float = 0.0
+    signed: bool = False
+    degradation: str = "bicubic"
+    augmentation: str = "turned"
+    codebook: str = "rules"
+    code_dropout: float = 0.1
+
+
+OURS = {
+    "tokenizer": Recipe(),
+    "predictor": Recipe(),
+    "rap": Recipe(learning_rate=1e-4),
+}
+
+PAPER_TOKENIZER = Recipe(
+    learning_rate=4e-5,
+    betas=(0.5, 0.9),
+    critic_betas=(0.5, 0.9),
+    averaging=0.995,
+    batch=8,
+    crop=512,
+    pixel=signed_mse,
+    perceptual=1.0,
+    adversarial=0.75,
+    signed=True,
+    augmentation="mirrored",
+    codebook="gradient",
+    code_dropout=0.0,
+)
+PAPER_RAP = dataclasses.replace(
+    PAPER_TOKENIZER,
+    betas=(0.9, 0.99),
+    critic_betas=(0.9, 0.99),
+    averaging=0.997,
+    batch=4,
+    degradation="second-order",
+    augmentation="reduced",
+)
+PAPER = {
+    "tokenizer": PAPER_TOKENIZER,
+    # The authors go on for 4000 steps with crops of 512 and batches of 4.
+    "predictor": dataclasses.replace(
+        PAPER_RAP, learning_rate=1e-4, averaging=0.995, batch=32, crop=256, adversarial=0.0
+    ),
+    "rap": PAPER_RAP,
+}
+
+RECIPES: dict[str, dict[str, Recipe]] = {"tiny": OURS, "small": OURS, "paper": PAPER}

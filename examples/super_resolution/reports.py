@@ -1,0 +1,128 @@
+"""What a training leaves to look at: ``log.csv``, ``samples/``, ``plot.png``."""
+
+import csv
+import io
+from pathlib import Path
+
+import torch
+from cli import atomic_write
+from model import enlarge
+from PIL import Image
+from ranks import Ranks
+from torch import Tensor
+from update import Outcome
+
+from vqprior.metrics import CodebookUsage, psnr, rgb_to_luma
+
+SHOWN = 8  # pictures in a sample
+Row = dict[str, float]
+
+
+class Tally:
+    """Sums what steps gave, on the device, until a row of the log is made of it."""
+
+    def __init__(self, codebook_size: int, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.usage = CodebookUsage(codebook_size).to(ranks.device)
+        self._clear()
+
+    def add(self, outcome: Outcome) -> None:
+        """Counts a step that was applied."""
+        for name, term in outcome.terms.items():
+            self.sums[name] = self.sums.get(name, 0) + term
+        self.norms += outcome.gradient_norm  # the same on all processes already
+        for indices in outcome.indices:
+            self.usage.update(indices)
+        self.steps += 1
+
+    def skip(self) -> None:
+        """Counts a step that was not."""
+        self.skipped += 1
+
+    def close(self) -> Row:
+        """Returns the means over steps and processes, and starts anew; all processes must ask."""
+        row: Row = {}
+        if self.steps:
+            sums = self.ranks.sum(torch.stack(list(self.sums.values())))
+            means = (sums / self.steps / self.ranks.count).tolist()
+            row = dict(zip(self.sums, means, strict=True))
+            row["gradient_norm"] = self.norms / self.steps
+        row["skipped"] = self.skipped
+        codes = self.usage.compute()
+        row |= {"usage": float(codes.usage), "perplexity": float(codes.perplexity)}
+        self._clear()
+        return row
+
+    def state(self) -> dict:
+        """Returns what was summed on all processes, all of which must ask."""
+        sums = self.ranks.sum(torch.stack(list(self.sums.values()))) if self.steps else []
+        return {
+            "sums": dict(zip(self.sums, sums, strict=True)),
+            "norms": self.norms,
+            "steps": self.steps,
+            "skipped": self.skipped,
+            "usage": {name: self.ranks.sum(v) for name, v in self.usage.state_dict().items()},
+        }
+
+    def continue_from(self, state: dict) -> None:
+        """Goes on from such a state, of which the first process takes the sums upon itself."""
+        share = int(self.ranks.is_first)
+        device = self.ranks.device
+        self.sums = {name: share * value.to(device) for name, value in state["sums"].items()}
+        self.norms, self.steps, self.skipped = (
+            state[name] for name in ("norms", "steps", "skipped")
+        )
+        self.usage.load_state_dict({name: share * v for name, v in state["usage"].items()})
+
+    def _clear(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.norms = 0.0
+        self.steps = self.skipped = 0
+        self.usage.reset()
+
+
+def mean_psnr(picture: Tensor, hr: Tensor) -> float:
+    """Mean PSNR of the luma in dB."""
+    return float(psnr(rgb_to_luma(picture.clamp(0, 1)), rgb_to_luma(hr)).mean())
+
+
+def write_csv(path: Path, rows: list[Row]) -> None:
+    """Writes rows whose columns may differ."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def save_samples(path: Path, lr: Tensor, picture: Tensor, hr: Tensor) -> None:
+    """Draws bicubic enlargement, result and truth side by side, one sample a row."""
+    path.parent.mkdir(exist_ok=True)
+    rows = torch.cat([enlarge(lr), picture, hr], dim=3)[:SHOWN]
+    pixels = (torch.cat(list(rows), dim=1).clamp(0, 1) * 255).round().byte()
+    with atomic_write(path) as file:
+        Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(file, "PNG")
+
+
+def plot(path: Path, rows: list[Row], bicubic_psnr: float) -> None:
+    """Draws loss, validation PSNR and codebook perplexity over the steps."""
+    from matplotlib.figure import Figure  # only here: slow to import
+
+    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for panel, name, label in zip(
+        panels,
+        ("loss", "val_psnr", "perplexity"),
+        ("training loss", "validation PSNR-Y (dB)", "codebook perplexity"),
+        strict=True,
+    ):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        panel.plot(*zip(*points, strict=True))
+        panel.set(xlabel="step", title=label)
+        panel.grid(alpha=0.3)
+    panels[1].axhline(bicubic_psnr, color="gray", linestyle="--", label="bicubic")
+    panels[1].legend()
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=120)

@@ -1,0 +1,250 @@
+"""One step of everything that learns: networks, codebook, average, discriminator.
+
+It has two halves, ``compute`` and ``apply``, so that all processes can agree in between that what
+was computed may be applied.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from data import Batch, Split
+from ranks import Ranks, accumulating
+from recipes import Recipe
+from stages import Chance, Stage, Step
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from vqprior import QuantizerOutput
+from vqprior.losses import AdversarialLoss
+from vqprior.nn import PatchDiscriminator
+
+
+class Critic:
+    """A discriminator and how it learns; it sees pictures in [0, 1], or ``signed`` in [-1, 1].
+
+    Its normalization averages over what one process sees at once, so with an adversarial loss the
+    number of processes is not quite without influence.
+    """
+
+    def __init__(self, ranks: Ranks, recipe: Recipe) -> None:
+        self.discriminator = PatchDiscriminator(num_layers=2).to(ranks.device)
+        self.parallel = ranks.parallel(self.discriminator)
+        self.loss = AdversarialLoss(self.parallel)
+        self.signed = recipe.signed
+        self.optimizer = torch.optim.Adam(
+            self.discriminator.parameters(), lr=recipe.learning_rate, betas=recipe.critic_betas
+        )
+
+    def generator_loss(self, picture: Tensor) -> Tensor:
+        """What a picture loses for being recognized, with a gradient to it alone.
+
+        A plain function for the objective, which therefore has no discriminator in it.
+        """
+        return self.loss(self._seen(picture))
+
+    def discriminator_loss(self, picture: Tensor, hr: Tensor) -> Tensor:
+        """What the discriminator loses for not recognizing a picture."""
+        return self.loss.discriminator_loss(self._seen(picture.float()), self._seen(hr))
+
+    def _seen(self, picture: Tensor) -> Tensor:
+        return 2 * picture - 1 if self.signed else picture
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a joint batch gave on this process.
+
+    Attributes:
+        terms: The loss and its terms, means over the parts; detached.
+        indices: The codes of each part.
+        gradient_norm: Of the joint gradient, the same on all processes.
+        is_finite: Whether the gradient, and the loss of this process, are.
+        quantizer_output: Of all parts together, for rules.
+        pictures: What the discriminator may see, and what it should look like, for each part.
+    """
+
+    terms: dict[str, Tensor]
+    indices: list[Tensor]
+    gradient_norm: float
+    is_finite: bool
+    quantizer_output: QuantizerOutput | None
+    pictures: list[tuple[Tensor, Tensor]]
+
+
+class Update:
+    """Trains a stage on joint batches, whatever number of processes and parts they come in.
+
+    Args:
+        stage: What is trained, on the device of ``ranks``.
+        recipe: How.
+        ranks: This process.
+        split: How a joint batch is shared out.
+        critic: The discriminator, if there is one.
+        precision: ``"float32"``, or ``"bfloat16"`` for autocast; weights stay float32.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        recipe: Recipe,
+        ranks: Ranks,
+        *,
+        split: Split,
+        critic: Critic | None = None,
+        precision: str = "float32",
+    ) -> None:
+        self.stage = stage
+        self.split = split
+        self.ranks = ranks
+        self.critic = critic
+        self.precision = precision
+        self.parallel = ranks.parallel(stage)
+        self.parameters = [p for p in stage.trained.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(
+            self.parameters, lr=recipe.learning_rate, betas=recipe.betas
+        )
+        self.average = AveragedModel(
+            stage.trained, avg_fn=moving_average(recipe.averaging), use_buffers=True
+        )
+
+    def compute(self, batches: Iterator[Batch], chances: list[Chance]) -> Outcome:
+        """Computes the gradient of a joint batch.
+
+        Args:
+            batches: The parts of this process, low-resolution pictures as the stage should see
+                them; as many as there are ``chances`` are taken.
+            chances: What is random about each part.
+        """
+        self.stage.trained.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        steps: list[Step] = []
+        pictures = []
+        for chance in chances:
+            batch = next(batches)
+            with self._synchronized(self.parallel, len(steps)):
+                with self._autocast():
+                    step = self.parallel(batch.hr, batch.lr, chance)
+                (step.loss / len(chances)).backward()
+            if self.critic is not None:
+                pictures.append((step.picture.detach(), batch.hr))
+            steps.append(self._without_graph(step))
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters])
+        terms = {
+            name: torch.stack([step.terms[name] for step in steps]).mean()
+            for name in steps[0].terms
+        }
+        return Outcome(
+            terms=terms,
+            indices=[step.indices for step in steps],
+            gradient_norm=float(norm),
+            is_finite=bool(norm.isfinite() & terms["loss"].isfinite()),
+            quantizer_output=joined([step.quantizer_output for step in steps]),
+            pictures=pictures,
+        )
+
+    def apply(self, outcome: Outcome) -> bool:
+        """Moves what learns; returns whether the discriminator could learn, too."""
+        self.optimizer.step()
+        for rule in self.stage.rules:
+            rule.step(outcome.quantizer_output)
+        self.average.update_parameters(self.stage.trained)
+        return self.critic is None or self._teach(self.critic, outcome)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Replaces that of the optimizers, which a checkpoint has set to its own."""
+        for part in self.state_parts().values():
+            for group in part.param_groups if isinstance(part, torch.optim.Optimizer) else ():
+                group["lr"] = learning_rate
+
+    def state_parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        """Returns what the next step depends on, by name; for any number of processes."""
+        parts = {
+            "trained": self.stage.trained,
+            "average": self.average,
+            "optimizer": self.optimizer,
+            "rules": self.stage.rules,
+        }
+        if self.critic is not None:
+            parts["discriminator"] = self.critic.discriminator
+            parts["critic_optimizer"] = self.critic.optimizer
+        return parts
+
+    def _teach(self, critic: Critic, outcome: Outcome) -> bool:
+        critic.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for picture, hr in outcome.pictures:
+            with self._synchronized(critic.parallel, len(losses)):
+                with self._autocast():
+                    loss = critic.discriminator_loss(picture, hr)
+                (loss / len(outcome.pictures)).backward()
+            losses.append(loss.detach())
+        outcome.terms["discriminator"] = torch.stack(losses).mean()
+        gradients = [p.grad for p in critic.discriminator.parameters()]
+        if not nn.utils.get_total_norm(gradients).isfinite():
+            return False
+        critic.optimizer.step()
+        return True
+
+    def _synchronized(self, module: nn.Module, part: int) -> AbstractContextManager:
+        """Gradients are averaged over the processes with the last part."""
+        return nullcontext() if part == self.split.accumulate - 1 else accumulating(module)
+
+    def _autocast(self) -> AbstractContextManager:
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.ranks.device.type, getattr(torch, self.precision))
+
+    def _without_graph(self, step: Step) -> Step:
+        """Lets go of everything that only the backward pass needed."""
+        terms = {"loss": step.loss, **step.terms}
+        out = step.quantizer_output if self.stage.rules else None
+        return Step(
+            step.loss.detach(),
+            {name: term.detach().float() for name, term in terms.items()},
+            step.indices,
+            quantizer_output=None if out is None else detached(out),
+        )
+
+
+def detached(out: QuantizerOutput) -> QuantizerOutput:
+    """What rules need of a result, without gradients."""
+    selections = tuple(
+        dataclasses.replace(s, inputs=s.inputs.detach(), codes=s.codes.detach())
+        for s in out.selections
+    )
+    return dataclasses.replace(
+        out, quantized=out.quantized.detach(), loss=out.loss.detach(), terms={},
+        selections=selections,
+    )  # fmt: skip
+
+
+def joined(outputs: list[QuantizerOutput | None]) -> QuantizerOutput | None:
+    """The result that one call with all parts would have had, as far as rules need it."""
+    first = outputs[0]
+    if first is None or len(outputs) == 1:
+        return first
+    selections = []
+    for group in zip(*(out.selections for out in outputs), strict=True):
+        fields = {
+            field.name: torch.cat([getattr(selection, field.name) for selection in group])
+            for field in dataclasses.fields(group[0])
+        }
+        selections.append(dataclasses.replace(group[0], **fields))
+    return dataclasses.replace(
+        first,
+        quantized=torch.cat([out.quantized for out in outputs]),
+        indices=torch.cat([out.indices for out in outputs]),
+        selections=tuple(selections),
+    )
+
+
+def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """An exponential moving average that at first forgets faster, so as not to keep the start."""
+
+    def average(old: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+        count = torch.as_tensor(count, device=old.device)
+        return old.lerp(new, 1 - ((1 + count) / (10 + count)).clamp_max(decay))
+
+    return average

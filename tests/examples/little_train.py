@@ -1,0 +1,56 @@
+"""train.py with models that train in milliseconds, for processes that tests start.
+
+Each argument is a command line; all are run one after the other by the same processes, which must
+agree on all weights in the end.
+"""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+import train
+from cli import run
+from options import parse_options
+from presets import PRESETS
+from ranks import join_ranks
+from torch import nn
+from trainer import Trainer
+
+from tests.distributed.ranks import same_on_all_ranks
+from tests.examples.test_model import CONFIGS
+
+SCRIPT = str(Path(__file__))
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join(
+        [str(Path(train.__file__).parent), str(Path(__file__).parents[2])]
+    ),
+}
+PIDS = "LITTLE_TRAIN_PIDS"  # names the folder where processes leave their numbers
+LITTLE = {"tiny": CONFIGS["lowres"], "small": CONFIGS["regressed"], "paper": CONFIGS["paper"]}
+
+
+class AgreeingTrainer(Trainer):
+    def run(self):
+        super().run()
+        for part in self.update.state_parts().values():
+            for parameter in part.parameters() if isinstance(part, nn.Module) else ():
+                same_on_all_ranks(parameter.detach())
+
+
+def main():
+    torch.set_num_threads(1)
+    PRESETS.update(LITTLE)
+    train.Trainer = AgreeingTrainer
+    with join_ranks(torch.device("cpu")) as ranks:
+        if folder := os.environ.get(PIDS):
+            (Path(folder) / f"{ranks.rank}.pid").write_text(str(os.getpid()))
+        for line in sys.argv[1:]:
+            train.train(parse_options("", shlex.split(line)), ranks)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
