@@ -27,8 +27,14 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
-from cli import UserError, at_least, atomic_write, ensure_writable_folder, run
-from images import (
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from tvqrap.cli import UserError, at_least, atomic_write, ensure_writable_folder, run
+from tvqrap.models.assembly import SCALE
+from tvqrap.models.weights import DEFAULT_WEIGHTS, load_super_resolver
+from tvqrap.pictures.images import (
     Photo,
     check_output_size,
     from_pillow,
@@ -36,16 +42,11 @@ from images import (
     to_pillow,
     write_image,
 )
-from model import SCALE
-from pairs import Pair, pair_loaders, photo_loaders
-from panels import NEAREST, contact_sheet, enlarge, find_detail
-from PIL import Image
-from tiling import DEFAULT_TILE, SMALLEST_TILE, Enlarger, device_of, upscale_tiled
-from torch import Tensor
-from tqdm import tqdm
+from tvqrap.pictures.layouts import SMALLEST_TILE, Blended
+from tvqrap.pictures.pairs import Pair, pair_loaders, photo_loaders
+from tvqrap.pictures.panels import NEAREST, contact_sheet, enlarge, find_detail
+from tvqrap.pictures.tiling import Enlarger, device_of, upscale_tiled
 from upscale import pick_device
-from weights import DEFAULT_WEIGHTS, load_super_resolver
-
 from vqprior.metrics import CodebookUsage, gmsd, psnr, rgb_to_luma, ssim
 
 BORDER = 4  # pixels that no measure looks at, as is usual in super-resolution
@@ -157,9 +158,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tile",
         type=at_least(SMALLEST_TILE),
-        default=DEFAULT_TILE,
         metavar="N",
-        help="small pixels a side that are enlarged at once (%(default)s)",
+        help="small pixels a side that are enlarged at once (what suits the weights, mostly 256)",
     )
     return parser.parse_args(arguments)
 
@@ -168,7 +168,7 @@ def evaluate(
     model: PredictsCodes,
     pairs: Iterable[Pair],
     *,
-    tile: int = DEFAULT_TILE,
+    tile: int | None = None,
     each: Callable[[Pair, Tensor, Row], None] | None = None,
 ) -> Evaluation:
     """Enlarges the small pictures and compares with the large ones.
@@ -178,7 +178,7 @@ def evaluate(
     Args:
         model: in evaluation mode.
         pairs: the scenes; only one at a time is held.
-        tile: see ``upscale_tiled``.
+        tile: see ``Blended``.
         each: called after each scene with the pair, the model's ``(3, 4h, 4w)`` levels, and the
             numbers.
     """
@@ -186,12 +186,12 @@ def evaluate(
     codes = CodebookUsage(model.codebook_size)
     for pair in pairs:
         start = time.perf_counter()
-        enlarged = upscale_tiled(model, to_float(pair.lr), tile=tile)
+        enlarged = upscale_tiled(model, to_float(pair.lr), Blended(tile))
         seconds = time.perf_counter() - start
         bicubic = measure(_bicubic(pair.lr), pair.hr)
         row = Row(pair.name, bicubic, measure(enlarged, pair.hr), seconds)
         evaluation.rows.append(row)
-        for indices in _indices(model, to_float(pair.lr), tile):
+        for indices in _indices(model, to_float(pair.lr), tile or model.default_tile):
             codes.update(indices)
         if each is not None:
             each(pair, enlarged, row)

@@ -24,20 +24,20 @@ import sys
 from pathlib import Path
 
 import torch
-from cli import UserError, ensure_writable_folder, run
-from data import Crops, Split
-from degradations import DEGRADATIONS
-from model import SuperResolver, TextureTokenizer
-from options import identify_run, parse_options, recipe_of
-from photos import PhotoFiles
-from presets import PRESETS
-from ranks import Ranks, join_ranks
-from recipes import Recipe
-from stages import MakeObjective, PredictorStage, RapStage, Stage, TokenizerStage
-from trainer import Data, Settings, Trainer
-from update import Critic
-from weights import load_model
 
+from tvqrap.cli import UserError, ensure_writable_folder, run
+from tvqrap.degradations.pipeline import DEGRADATIONS
+from tvqrap.models.assembly import SuperResolver, TextureTokenizer
+from tvqrap.models.presets import PRESETS
+from tvqrap.models.weights import load_model
+from tvqrap.training.data import Crops, Split
+from tvqrap.training.options import identify_run, parse_options, recipe_of
+from tvqrap.training.photos import PhotoFiles
+from tvqrap.training.ranks import Ranks, join_ranks
+from tvqrap.training.recipes import Recipe
+from tvqrap.training.stages import MakeObjective, PredictorStage, RapStage, Stage, TokenizerStage
+from tvqrap.training.trainer import Data, Settings, Trainer
+from tvqrap.training.update import Critic
 from vqprior.losses import FilterBankLoss, ReconstructionAwareLoss
 
 VALIDATION_CROP = 128  # of the photos of --val

@@ -19,8 +19,22 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from cli import UserError, at_least, check_free_space, describe, ensure_writable_folder, run
-from images import (
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from tvqrap.cli import (
+    UsageError,
+    UserError,
+    at_least,
+    check_free_space,
+    describe,
+    ensure_writable_folder,
+    run,
+)
+from tvqrap.models.prepared import PRECISIONS, Prepared
+from tvqrap.models.weights import DEFAULT_WEIGHTS, load_super_resolver
+from tvqrap.pictures.images import (
     Photo,
     check_output_size,
     collect_inputs,
@@ -29,12 +43,9 @@ from images import (
     to_pillow,
     write_image,
 )
-from panels import comparison, enlarge
-from tiling import DEFAULT_TILE, SMALLEST_TILE, Enlarger, upscale_tiled
-from torch import Tensor
-from torch.nn import functional as F
-from tqdm import tqdm
-from weights import DEFAULT_WEIGHTS, load_super_resolver
+from tvqrap.pictures.layouts import SMALLEST_TILE, Averaged, Blended, Layout
+from tvqrap.pictures.panels import comparison, enlarge
+from tvqrap.pictures.tiling import DEFAULT_LAYOUT, Enlarger, upscale_tiled
 
 SMALLEST_SIDE = 8
 LARGEST_RESULT = 50_000_000  # pixels
@@ -64,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sources = collect_inputs(args.inputs)
     jobs = plan_jobs(sources, args.output, args.format, compare=args.compare)
     model = load_super_resolver(args.weights).to(pick_device(args.device))
+    model = Prepared(model, precision=args.precision, compiled=args.compile)
+    layout = pick_layout(args.layout, args.tile)
     ensure_writable_folder(args.output)
     inputs = {_identity(source) for source in sources}
     written = 0
@@ -71,8 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for job in bar:
             try:
                 check_job(job, inputs, overwrite=args.overwrite)
-                enlarge_file(model, job, args.tile)
+                enlarge_file(model, job, layout, args.batch)
                 written += 1
+            except UsageError:
+                raise  # the next picture would meet with the same
             except (UserError, MemoryError) as error:
                 tqdm.write(f"error: {_with_name(job.source, error)}", file=sys.stderr)
     print(f"{written} of {len(jobs)} pictures enlarged, in {args.output}")
@@ -88,14 +103,41 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders or patterns")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="made if missing")
     parser.add_argument(
-        "--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="FILE", help="written by train.py"
+        "--weights",
+        type=Path,
+        default=DEFAULT_WEIGHTS,
+        metavar="FILE",
+        help="written by train.py, or a checkpoint of the paper's authors (.pth)",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=("blended", "averaged"),
+        default="blended",
+        help="of tiles: what is sure of each, without visible borders, or the paper's, larger ones "
+        "with equal weights (%(default)s)",
     )
     parser.add_argument(
         "--tile",
         type=at_least(SMALLEST_TILE),
-        default=DEFAULT_TILE,
         metavar="N",
-        help="input pixels a side that are enlarged at once; less needs less memory (%(default)s)",
+        help="input pixels a side that are enlarged at once; less needs less memory (what suits "
+        f"the weights, mostly 256; averaged: {Averaged.tile})",
+    )
+    parser.add_argument(
+        "--batch",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="tiles that are enlarged together; more is faster on a GPU (%(default)s)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=tuple(PRECISIONS),
+        default="float32",
+        help="of the network; bfloat16 is faster where the hardware has it (%(default)s)",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the network; pays for many pictures"
     )
     parser.add_argument(
         "--format", choices=("png", "jpg", "webp"), default="png", help="of results (%(default)s)"
@@ -122,6 +164,13 @@ def pick_device(name: str) -> torch.device:
     if not usable[name]:
         raise UserError(f"--device {name}: this machine or this build of torch has none")
     return torch.device(name)
+
+
+def pick_layout(name: str, tile: int | None) -> Layout:
+    """The layout of that name, with tiles of that size or of its own."""
+    if name == "blended":
+        return Blended(tile)
+    return Averaged() if tile is None else Averaged.of_size(tile)
 
 
 def plan_jobs(sources: Sequence[Path], output: Path, suffix: str, *, compare: bool) -> list[Job]:
@@ -173,7 +222,9 @@ def check_job(job: Job, inputs: set[Identity | None], *, overwrite: bool) -> Non
         raise UserError(f"{existing[0]} exists already; --overwrite would replace it")
 
 
-def enlarge_file(model: Enlarger, job: Job, tile: int = DEFAULT_TILE) -> None:
+def enlarge_file(
+    model: Enlarger, job: Job, layout: Layout = DEFAULT_LAYOUT, batch: int = 1
+) -> None:
     """Reads, enlarges and writes one picture, and says so.
 
     Raises:
@@ -187,7 +238,7 @@ def enlarge_file(model: Enlarger, job: Job, tile: int = DEFAULT_TILE) -> None:
     check_free_space(job.result.parent, width * height * 3)
     for note in photo.notes:
         tqdm.write(f"note: {job.source}: {note}", file=sys.stderr)
-    result = enlarge_photo(model, photo, tile, deep=job.result.suffix == ".png")
+    result = enlarge_photo(model, photo, layout, batch, deep=job.result.suffix == ".png")
     if result.alpha is not None and job.result.suffix == ".jpg" and result.alpha.min() < 255:
         tqdm.write(f"note: {job.source}: JPEG has no transparency; put on white", file=sys.stderr)
     write_image(job.result, result)
@@ -210,14 +261,20 @@ def check_input_size(width: int, height: int, *, scale: int = 4) -> None:
 
 
 def enlarge_photo(
-    model: Enlarger, photo: Photo, tile: int = DEFAULT_TILE, *, deep: bool = True
+    model: Enlarger,
+    photo: Photo,
+    layout: Layout = DEFAULT_LAYOUT,
+    batch: int = 1,
+    *,
+    deep: bool = True,
 ) -> Photo:
     """Enlarges colors with the model, and alpha with bicubic interpolation beside them.
 
     Args:
         model: see ``Enlarger``.
         photo: what ``read_image`` returns.
-        tile: see ``upscale_tiled``.
+        layout: see ``upscale_tiled``.
+        batch: see ``upscale_tiled``.
         deep: whether 16-bit pictures stay so.
     """
     dtype = torch.uint16 if deep and photo.bit_depth == 16 else torch.uint8
@@ -231,7 +288,7 @@ def enlarge_photo(
             bar.total = total
             bar.update(done - bar.n)
 
-        rgb = upscale_tiled(model, rgb, tile=tile, dtype=dtype, progress=progress)
+        rgb = upscale_tiled(model, rgb, layout, batch=batch, dtype=dtype, progress=progress)
     return replace(photo, rgb=rgb, alpha=alpha)
 
 

@@ -31,13 +31,13 @@ def describe(settings: Settings) -> dict[str, str | int | float | None]:
     }
 
 
-def commit() -> str | None:
-    """The commit, marked if files differ from it; None outside of a repository."""
+def commit(*measured: str) -> str | None:
+    """The commit, marked if what was measured differs from it; None outside of a repository."""
     # Without the lock, so that nobody who works there has to wait.
     head = _git("rev-parse", "--short=12", "HEAD")
     if head is None:
         return None
-    changed = _git("--no-optional-locks", "status", "--porcelain", "--", *MEASURED)
+    changed = _git("--no-optional-locks", "status", "--porcelain", "--", *(measured or MEASURED))
     return f"{head} with changes" if changed else head
 
 

@@ -80,7 +80,7 @@ def render(results: Results | None) -> str:
     if results is None:
         return "Not measured yet."
     suffix = "" if results["machine"]["gpu"] is None else "-cuda"
-    blocks = [_head(results)] + ([QUICK] if results["quick"] else [])
+    blocks = [head(results)] + ([QUICK] if results["quick"] else [])
     rows = results["rows"]
     ratios = [row for row in rows if row["part"] in RATIOS]
     if ratios:
@@ -97,14 +97,14 @@ def render(results: Results | None) -> str:
     return "\n\n".join(blocks)
 
 
-def rewrite(page: Path, name: str, results: Results | None) -> bool:
-    """Puts the tables between the markers of the page; False if it has none of this name."""
+def rewrite(page: Path, name: str, text: str) -> bool:
+    """Puts tables between the markers of the page; False if it has none of this name."""
     if not page.exists():
         return False
     old = page.read_text()
     begin, end = markers(name)
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    new, count = pattern.subn(lambda _: f"{begin}\n{render(results)}\n{end}", old)
+    new, count = pattern.subn(lambda _: f"{begin}\n{text}\n{end}", old)
     if count and new != old:
         write(page, lambda temporary: temporary.write_text(new))
     return count > 0
@@ -114,7 +114,8 @@ def markers(name: str) -> tuple[str, str]:
     return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
-def _head(results: Results) -> str:
+def head(results: Results) -> str:
+    """When, of what and on what it was measured."""
     machine: dict[str, Any] = results["machine"]
     dates = sorted(row["measured"] for row in results["rows"]) or ["at no time"]
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
@@ -129,7 +130,7 @@ def _head(results: Results) -> str:
         ("Python, torch", f"{machine['python']}, {machine['torch']}"),
         (peer.PEER, machine[peer.PEER] or "not installed: its rows are left out"),
     ]
-    return _table(["measured", ""], [[name, fact] for name, fact in facts if fact is not None])
+    return table(["measured", ""], [[name, fact] for name, fact in facts if fact is not None])
 
 
 def _ratios(rows: list[Row], *, judge: bool) -> str:
@@ -139,14 +140,14 @@ def _ratios(rows: list[Row], *, judge: bool) -> str:
         both = ["", ""] if row["seconds"] is None else [seconds(s) for s in row["seconds"]]
         result = outcome(row) if row["value"] is not None else row["note"]
         name = [row["what"], sizes(row), row["against"]]
-        cells.append([*name, result, _judged(row, judge), *both, row["rounds"] or ""])
-    return _table(head, cells)
+        cells.append([*name, result, judged(row, judge), *both, row["rounds"] or ""])
+    return table(head, cells)
 
 
 def _plain(rows: list[Row], *, judge: bool) -> str:
     head = ["what", "sizes", "result", "target", "note"]
-    return _table(
-        head, [[r["what"], sizes(r), outcome(r), _judged(r, judge), r["note"]] for r in rows]
+    return table(
+        head, [[r["what"], sizes(r), outcome(r), judged(r, judge), r["note"]] for r in rows]
     )
 
 
@@ -176,19 +177,21 @@ def _curves(rows: list[Row]) -> str:
         cells.append(
             [row["what"], sizes({"sizes": others}), ends, ours, there, growth, target(row)]
         )
-    return _table(head, cells)
+    return table(head, cells)
 
 
 def _ends(points: list[dict[str, Any]], side: str) -> str:
     return f"{number(points[0][side])} to {number(points[-1][side])}"
 
 
-def _judged(row: Row, judge: bool) -> str:
+def judged(row: Row, judge: bool) -> str:
+    """The target, and whether it was met."""
     words = {None: "", True: ": met", False: ": **missed**"}
     return target(row) + (words[met(row)] if judge else "")
 
 
-def _table(head: list[str], cells: list[list[Any]]) -> str:
-    rows = [head, ["---"] * len(head), *cells]
+def table(titles: list[str], cells: list[list[Any]]) -> str:
+    """A table in Markdown."""
+    rows = [titles, ["---"] * len(titles), *cells]
     texts = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in texts)

@@ -61,7 +61,7 @@ def publish(measured: Results, path: Path) -> None:
     results.save(measured, path)
     figures.draw_ratios(measured, path.with_suffix(".png"))
     figures.draw_scaling(measured, path.with_name(f"{path.stem.replace('speed', 'scaling')}.png"))
-    report.rewrite(path.with_name("speed.md"), path.stem, measured)
+    report.rewrite(path.with_name("speed.md"), path.stem, report.render(measured))
 
 
 def _row(case: Case, settings: Settings) -> tuple[results.Row, bool]:

@@ -124,13 +124,13 @@ def test_the_page_is_rewritten_between_its_markers(tmp_path):
     page = tmp_path / "speed.md"
     begin, end = report.markers("speed")
     page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
-    assert report.rewrite(page, "speed", some_results(row(value=1.5)))
+    assert report.rewrite(page, "speed", report.render(some_results(row(value=1.5))))
     text = page.read_text()
     assert text.startswith(f"before\n{begin}\n| measured")
     assert text.endswith(f"{end}\nafter\n")
     assert "at most 1.25: **missed**" in text
     assert "old" not in text
-    assert not report.rewrite(page, "speed-cuda", some_results())
+    assert not report.rewrite(page, "speed-cuda", "")
 
 
 def test_without_the_other_package_its_rows_are_left_out(tmp_path, monkeypatch, capsys):

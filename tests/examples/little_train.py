@@ -10,16 +10,16 @@ import sys
 from pathlib import Path
 
 import torch
-import train
-from cli import run
-from options import parse_options
-from presets import PRESETS
-from ranks import join_ranks
 from torch import nn
-from trainer import Trainer
 
+import train
 from tests.distributed.ranks import same_on_all_ranks
 from tests.examples.test_model import CONFIGS
+from tvqrap.cli import run
+from tvqrap.models.presets import PRESETS
+from tvqrap.training.options import parse_options
+from tvqrap.training.ranks import join_ranks
+from tvqrap.training.trainer import Trainer
 
 SCRIPT = str(Path(__file__))
 ENVIRONMENT = {

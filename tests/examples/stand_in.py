@@ -11,6 +11,8 @@ class StandIn(nn.Module):
     scale = 4
     overlap = 4
     multiple = 2
+    blend = 4
+    default_tile = 256
     codebook_size = 16
 
     def __init__(self, *, jump=0.0):

@@ -8,7 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from cli import (
+
+from tests.examples.conftest import EXAMPLE
+from tvqrap.cli import (
     UsageError,
     UserError,
     at_least,
@@ -16,8 +18,6 @@ from cli import (
     ensure_writable_folder,
     run,
 )
-
-from tests.examples.conftest import EXAMPLE
 
 
 def raising(error):
@@ -62,7 +62,7 @@ def test_the_status_is_what_main_returns(returned, status):
 def script(body, tmp_path):
     path = tmp_path / "script.py"
     path.write_text(
-        f"import sys; sys.path.insert(0, {str(EXAMPLE)!r})\nfrom cli import run\n"
+        f"import sys; sys.path.insert(0, {str(EXAMPLE)!r})\nfrom tvqrap.cli import run\n"
         f"def main():\n    {body}\nsys.exit(run(main))\n"
     )
     return [sys.executable, str(path)]

@@ -5,8 +5,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from cli import UserError
-from data import (
+from PIL import Image
+from torch.testing import assert_close
+
+from tvqrap.cli import UserError
+from tvqrap.pictures.pairs import make_pair
+from tvqrap.training.data import (
     AUGMENTATIONS,
     Crops,
     Numbers,
@@ -16,10 +20,7 @@ from data import (
     reading,
     reduce_part,
 )
-from pairs import make_pair
-from photos import PhotoFiles
-from PIL import Image
-from torch.testing import assert_close
+from tvqrap.training.photos import PhotoFiles
 
 CPU = torch.device("cpu")
 

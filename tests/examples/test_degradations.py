@@ -4,13 +4,15 @@ import io
 import math
 import random
 from collections import Counter
-from pathlib import Path
 
-import degradations
 import numpy as np
 import pytest
 import torch
-from blur_kernels import (
+from PIL import Image
+from torch.nn import functional as F
+
+from tests.examples.conftest import EXAMPLE
+from tvqrap.degradations.blur_kernels import (
     KINDS,
     SIZES,
     BellKernel,
@@ -20,7 +22,8 @@ from blur_kernels import (
     blur,
     sharpen,
 )
-from degradations import (
+from tvqrap.degradations.jpeg import CHROMA_STEPS, LUMA_STEPS, Jpeg, jpeg, scaled_steps
+from tvqrap.degradations.pipeline import (
     DEGRADATIONS,
     FIRST,
     SECOND,
@@ -35,11 +38,8 @@ from degradations import (
     Scene,
     SecondOrder,
 )
-from jpeg import CHROMA_STEPS, LUMA_STEPS, Jpeg, jpeg, scaled_steps
-from PIL import Image
-from torch.nn import functional as F
 
-PHOTOS = Path(degradations.__file__).parent / "photos"
+PHOTOS = EXAMPLE / "photos"
 SEEDS = 4000
 
 

@@ -11,13 +11,13 @@ import time
 import numpy as np
 import pytest
 import torch
-import train
 from PIL import Image
-from presets import PRESETS
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+import train
 from tests.examples.little_train import ENVIRONMENT, LITTLE, PIDS, SCRIPT
+from tvqrap.models.presets import PRESETS
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 LIMIT = 120  # seconds for processes that hang

@@ -3,21 +3,21 @@
 import csv
 from pathlib import Path
 
-import evaluate
 import numpy as np
 import pytest
 import torch
-from cli import UserError, run
+from PIL import Image, ImageFilter
+
+import evaluate
 from evaluate import (
     Scores,
     detail_energy,
     format_table,
     measure,
 )
-from pairs import Pair, make_pair, pair_loaders, photo_loaders, read_pair
-from PIL import Image, ImageFilter
-
 from tests.examples.stand_in import StandIn
+from tvqrap.cli import UserError, run
+from tvqrap.pictures.pairs import Pair, make_pair, pair_loaders, photo_loaders, read_pair
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from cli import UsageError, UserError
-from images import (
+from PIL import Image, ImageCms
+
+from tvqrap.cli import UsageError, UserError
+from tvqrap.pictures.images import (
     Photo,
     check_output_size,
     collect_inputs,
@@ -18,8 +20,7 @@ from images import (
     to_float,
     write_image,
 )
-from panels import contact_sheet
-from PIL import Image, ImageCms
+from tvqrap.pictures.panels import contact_sheet
 
 WIDTH, HEIGHT = 20, 12
 

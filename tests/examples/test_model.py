@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from convolutional import ConvolutionalConfig
-from model import SuperResolver, TextureTokenizer, reflect
-from paper import PaperConfig
-from presets import PRESETS, config_from_json, config_to_json
 from torch.testing import assert_close
+
+from tvqrap.models.assembly import SuperResolver, TextureTokenizer, reflect
+from tvqrap.models.convolutional import ConvolutionalConfig
+from tvqrap.models.paper import PaperConfig
+from tvqrap.models.presets import PRESETS, config_from_json, config_to_json
 
 LITTLE = {
     "width": 8,

@@ -12,20 +12,20 @@ import time
 import numpy as np
 import pytest
 import torch
-import train
-from cli import UserError
 from PIL import Image
-from presets import PRESETS
-from ranks import Ranks
-from recipes import RECIPES
 from safetensors.torch import load_file
-from stages import TokenizerStage
 from torch.testing import assert_close
-from update import Critic, Update
-from weights import load_super_resolver
 
+import train
 from tests.examples.little_train import ENVIRONMENT, LITTLE, SCRIPT
 from tests.examples.test_model import CONFIGS
+from tvqrap.cli import UserError
+from tvqrap.models.presets import PRESETS
+from tvqrap.models.weights import load_super_resolver
+from tvqrap.training.ranks import Ranks
+from tvqrap.training.recipes import RECIPES
+from tvqrap.training.stages import TokenizerStage
+from tvqrap.training.update import Critic, Update
 
 
 @pytest.fixture

@@ -6,13 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import upscale
-from cli import UserError, run
-from images import Photo, read_image
-from panels import comparison, find_detail
 from PIL import Image
+from torch._inductor import config as inductor
+from torch.nn import functional as F
+
+import upscale
+from tests.examples.stand_in import StandIn
+from tvqrap.cli import UsageError, UserError, run
+from tvqrap.models.weights import DEFAULT_WEIGHTS, load_super_resolver
+from tvqrap.pictures.images import Photo, read_image
+from tvqrap.pictures.panels import comparison, find_detail
+from tvqrap.pictures.tiling import upscale_tiled
 from upscale import (
     Job,
+    Prepared,
     check_input_size,
     enlarge_photo,
     pick_device,
@@ -20,7 +27,7 @@ from upscale import (
     spread_color,
 )
 
-from tests.examples.stand_in import StandIn
+CHANNELS_LAST = torch.channels_last
 
 
 @pytest.fixture
@@ -214,19 +221,143 @@ class TestTheScript:
         assert not Path("out").exists()
 
     @pytest.mark.parametrize(
-        "wrong", [["--tile", "8"], ["--threads", "0"], ["--format", "gif"], ["--zoom", "3"]]
+        "wrong",
+        [
+            ["--tile", "8"],
+            ["--batch", "0"],
+            ["--layout", "round"],
+            ["--precision", "float16"],
+            ["--threads", "0"],
+            ["--format", "gif"],
+            ["--zoom", "3"],
+        ],
     )
     def test_usage(self, here, wrong, capsys):
         with pytest.raises(SystemExit) as caught:
             upscale_py("a.png", *wrong)
         assert caught.value.code == 2
-        assert "Traceback" not in capsys.readouterr().err
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert ": error: " in message
+        assert wrong[0] in message
+
+    def test_how_it_is_computed_does_not_show(self, here, model):
+        save("a.png", (90, 70))
+        assert upscale_py("a.png") == 0
+        assert model.calls == [(1, 3, 70, 90)]
+        expected = read_image(Path("out/a.png")).rgb
+
+        def again(*options):
+            model.calls.clear()
+            assert upscale_py("a.png", "--overwrite", *options) == 0
+            return (read_image(Path("out/a.png")).rgb - expected).abs()
+
+        assert again("--tile", "32", "--batch", "3").max() <= 1.01 / 255
+        assert [shape[0] for shape in model.calls] == [3, 3]
+        # The authors' tiles see nothing of their neighbors, and use all of what they give.
+        assert again("--layout", "averaged", "--tile", "64", "--batch", "2").max() > 1.01 / 255
+        assert model.calls == [(2, 3, 64, 64)] * 2
+        assert again("--layout", "averaged").max() == 0
+        assert model.calls == [(1, 3, 70, 90)]
+
+    def test_half_the_bits_are_nearly_as_good(self, here):
+        save("a.png", (40, 30))
+        assert upscale_py("a.png") == 0
+        expected = read_image(Path("out/a.png")).rgb
+        assert upscale_py("a.png", "--overwrite", "--precision", "bfloat16") == 0
+        difference = (read_image(Path("out/a.png")).rgb - expected).abs()
+        assert 0.5 / 255 < difference.max() <= 2.01 / 255
+
+    def test_what_is_true_of_every_picture_is_said_once(self, here, model, capsys):
+        save("a.png")
+        save("b.png")
+
+        def forward(lr):
+            raise UsageError("--compile: no")
+
+        model.forward = forward
+        assert upscale_py("a.png", "b.png") == 2
+        assert capsys.readouterr().err == "error: --compile: no\n"
 
     def test_bugs_are_not_hidden(self, here, model):
         save("a.png")
         model.forward = lambda lr: lr.unknown
         with pytest.raises(AttributeError, match="unknown"):
             upscale_py("a.png")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # in inductor
+class TestCompiled:
+    @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
+    def test_gives_the_same(self):
+        model = Quiet().eval()
+        lr = torch.rand(3, 40, 20)
+        compiled = upscale_tiled(Prepared(model, compiled=True), lr, dtype=torch.uint16)
+        eager = upscale_tiled(model, lr, dtype=torch.uint16)
+        torch.testing.assert_close(compiled.float(), eager.float(), rtol=0, atol=1)
+
+    def test_without_a_compiler_is_one_line(self, here, monkeypatch, capsys):
+        monkeypatch.setattr(upscale, "load_super_resolver", lambda path: Quiet().eval())
+        save("a.png")
+        save("b.png")
+        with inductor.patch({"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}):
+            status = upscale_py("a.png", "b.png", "--compile", "--device", "cpu")
+        err = capsys.readouterr().err
+        assert err.startswith("error: --compile: the network cannot be compiled here: ")
+        assert "no-such-compiler" in err
+        assert len(err.splitlines()) == 1
+        assert (status, written()) == (2, [])
+
+    def test_bugs_are_not_blamed_on_the_compiler(self):
+        with pytest.raises(RuntimeError, match="channels"):
+            Prepared(Quiet().eval(), compiled=True)(torch.rand(1, 4, 9, 9))
+
+
+class Quiet(StandIn):
+    """Keeps no list of calls, to which a compiled network could not add."""
+
+    def forward(self, lr):
+        enlarged = F.interpolate(lr, scale_factor=4, mode="bicubic")
+        return enlarged + 0.1 * torch.tanh(self.filter(enlarged))
+
+
+def test_a_prepared_model_is_the_model():
+    model = StandIn().eval()
+    prepared = Prepared(model)
+    for name in ("scale", "multiple", "overlap", "blend", "default_tile"):
+        assert getattr(prepared, name) == getattr(model, name)
+    lr = torch.rand(2, 3, 11, 9)
+    layouts = []
+    model.filter.register_forward_pre_hook(
+        lambda _, inputs: layouts.append(inputs[0].is_contiguous(memory_format=CHANNELS_LAST))
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(prepared(lr), StandIn.forward(model, lr))
+    assert layouts == [True, False]
+    assert model.filter.weight.is_contiguous(memory_format=CHANNELS_LAST)
+
+
+def test_the_shipped_weights_do_not_mind_the_memory_format():
+    lr = read_image(Path(upscale.__file__).parent / "photos" / "flower.jpg").rgb[
+        :, 100:148, 100:140
+    ]
+    with torch.no_grad():
+        plain = load_super_resolver(DEFAULT_WEIGHTS)(lr[None])
+        prepared = Prepared(load_super_resolver(DEFAULT_WEIGHTS))(lr[None])
+        rounded = Prepared(load_super_resolver(DEFAULT_WEIGHTS), precision="bfloat16")(lr[None])
+    torch.testing.assert_close(prepared, plain, rtol=0, atol=1e-5)
+    assert 1e-4 < (rounded - plain).abs().mean() < 2 / 255
+
+
+def test_memory_that_runs_out_in_a_prepared_model_stays_that():
+    model = StandIn().eval()
+
+    def forward(lr):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    model.forward = forward
+    with pytest.raises(UserError, match=r"pass a smaller --tile$"):
+        upscale_tiled(Prepared(model), torch.rand(3, 9, 9))
 
 
 def test_foreign_weights_are_one_line(tmp_path, monkeypatch, capsys):

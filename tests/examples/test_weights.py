@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from cli import UserError
-from model import SuperResolver, TextureTokenizer
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
-from weights import load_super_resolver, load_tokenizer, read_notes, save_model
 
 from tests.examples.test_model import CONFIGS
+from tvqrap.cli import UserError
+from tvqrap.models.assembly import SuperResolver, TextureTokenizer
+from tvqrap.models.weights import load_super_resolver, load_tokenizer, read_notes, save_model
 
 
 @pytest.fixture(params=["regressed", "paper"])

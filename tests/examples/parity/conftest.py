@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from model import SuperResolver, TextureTokenizer
-from official import (
+
+from tests.examples.parity import filling
+from tvqrap.models.assembly import SuperResolver, TextureTokenizer
+from tvqrap.models.official import (
     super_resolver_from_official,
     super_resolver_to_official,
     tokenizer_from_official,
     tokenizer_to_official,
 )
-from paper import PaperConfig
-
-from tests.examples.parity import filling
+from tvqrap.models.paper import PaperConfig
 from vqprior.nn import PatchDiscriminator
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "parity"

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from official import layer_entries, shift_mask
-from paper import attention, convolved_attention, down
 from torch.testing import assert_close
 
 from tests.examples.parity import filling
 from tests.examples.parity.comparing import GRADIENT, assert_near, assert_near_its_size
+from tvqrap.models.official import layer_entries, shift_mask
+from tvqrap.models.paper import attention, convolved_attention, down
 from vqprior.nn import ResidualBlock, Upsample, group_norm
 
 ROUNDING = 1e-5  # of the largest value; noise is 3e-7

@@ -5,23 +5,25 @@ import subprocess
 import sys
 from pathlib import Path
 
-import official
 import pytest
 import torch
-from cli import UserError
-from model import SuperResolver, TextureTokenizer
-from official import (
-    convert,
+from torch.testing import assert_close
+
+import official
+from official import convert
+from tvqrap.cli import UserError
+from tvqrap.models import official as library
+from tvqrap.models.assembly import SuperResolver, TextureTokenizer
+from tvqrap.models.official import (
     read_official,
     super_resolver_from_official,
     super_resolver_to_official,
     tokenizer_from_official,
     tokenizer_to_official,
 )
-from paper import PaperConfig
-from presets import PRESETS
-from torch.testing import assert_close
-from weights import load_super_resolver, load_tokenizer, save_model
+from tvqrap.models.paper import PaperConfig
+from tvqrap.models.presets import PRESETS
+from tvqrap.models.weights import load_super_resolver, load_tokenizer, save_model
 
 LITTLE = PaperConfig(width=8, codebook_size=16, predictor_depth=2)
 
@@ -180,7 +182,7 @@ class TestReading:
 class TestCommand:
     @pytest.fixture(autouse=True)
     def small(self, monkeypatch):
-        monkeypatch.setattr(official, "DEFAULT_CONFIG", LITTLE)
+        monkeypatch.setattr(library, "DEFAULT_CONFIG", LITTLE)
 
     def test_there_and_back(self, state, tmp_path, capsys):
         source, ours, back = (tmp_path / name for name in ("a.pth", "b.safetensors", "c.pth"))

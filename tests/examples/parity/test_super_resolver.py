@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from official import super_resolver_to_official
-from paper import from_signed, to_signed
 from torch import nn
 from torch.testing import assert_close
 
@@ -17,6 +15,8 @@ from tests.examples.parity.comparing import (
     assert_near_its_size,
     gradient_norms,
 )
+from tvqrap.models.official import super_resolver_to_official
+from tvqrap.models.paper import from_signed, to_signed
 
 NORMS = (nn.GroupNorm, nn.LayerNorm)
 

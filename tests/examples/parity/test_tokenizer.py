@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from paper import from_signed, to_signed
 from torch.testing import assert_close
 
 from tests.examples.parity import filling
 from tests.examples.parity.comparing import PICTURE, STRUCTURE, assert_near, assert_near_its_size
+from tvqrap.models.paper import from_signed, to_signed
 from vqprior.functional import commitment_loss
 
 # 256 x 256 is the size for which the release stores masks, the other one where it makes new ones.

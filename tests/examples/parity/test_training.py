@@ -7,8 +7,6 @@ they follow what the discriminator is trained on, so these statistics alone are 
 import numpy as np
 import pytest
 import torch
-from official import super_resolver_to_official, tokenizer_to_official
-from paper import from_signed, to_signed
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -21,6 +19,8 @@ from tests.examples.parity.comparing import (
     gradient,
     gradient_norms,
 )
+from tvqrap.models.official import super_resolver_to_official, tokenizer_to_official
+from tvqrap.models.paper import from_signed, to_signed
 from vqprior.functional import code_cross_entropy
 from vqprior.losses import (
     AdversarialLoss,

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from images import Photo, from_pillow, preview
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
+
+from tvqrap.pictures.images import Photo, from_pillow, preview
 
 PANEL = 640  # longest side of a picture in a comparison
 ZOOM = 3  # enlargement of the detail in a comparison

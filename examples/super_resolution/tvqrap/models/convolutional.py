@@ -7,10 +7,10 @@ on the size of the picture, so tiles join without seams.
 import dataclasses
 
 import torch
-from model import SCALE, enlarge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tvqrap.models.assembly import SCALE, enlarge
 from vqprior import IndexPredictor, VectorQuantizer
 from vqprior.losses import alignment_loss
 from vqprior.nn import Downsample, ResidualBlock, Upsample

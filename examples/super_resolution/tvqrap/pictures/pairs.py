@@ -5,11 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from cli import UserError
-from images import collect_inputs, from_pillow, preview, read_image
-from model import SCALE
 from PIL import Image
 from torch import Tensor
+
+from tvqrap.cli import UserError
+from tvqrap.models.assembly import SCALE
+from tvqrap.pictures.images import collect_inputs, from_pillow, preview, read_image
 
 SMALLEST_SIDE = 32  # of a large picture
 BICUBIC = Image.Resampling.BICUBIC

@@ -6,20 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from checkpoints import load_checkpoint, save_checkpoint
-from cli import UserError, check_free_space
-from data import Batch, Crops, Numbers, Split, reading
-from degradations import Degradation
-from model import enlarge
-from ranks import Ranks
-from recipes import Recipe
-from reports import Row, Tally, mean_psnr, plot, save_samples, write_csv
-from stages import Chance, Stage, TokenizerStage
-from stopping import stop_between_steps
 from torch import Tensor
 from tqdm import tqdm
-from update import Critic, Update
-from weights import save_model
+
+from tvqrap.cli import UserError, check_free_space
+from tvqrap.degradations.pipeline import Degradation
+from tvqrap.models.assembly import enlarge
+from tvqrap.models.weights import save_model
+from tvqrap.training.checkpoints import load_checkpoint, save_checkpoint
+from tvqrap.training.data import Batch, Crops, Numbers, Split, reading
+from tvqrap.training.ranks import Ranks
+from tvqrap.training.recipes import Recipe
+from tvqrap.training.reports import Row, Tally, mean_psnr, plot, save_samples, write_csv
+from tvqrap.training.stages import Chance, Stage, TokenizerStage
+from tvqrap.training.stopping import stop_between_steps
+from tvqrap.training.update import Critic, Update
 
 VALIDATION_CROPS = 16
 START_BATCHES = 8  # that k-means starts the codebook from

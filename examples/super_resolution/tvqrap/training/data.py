@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from cli import UserError
-from model import SCALE
-from photos import PhotoFiles
 from PIL import Image
-from stopping import leave_signals_to_the_trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from tvqrap.cli import UserError
+from tvqrap.models.assembly import SCALE
+from tvqrap.training.photos import PhotoFiles
+from tvqrap.training.stopping import leave_signals_to_the_trainer
 
 BICUBIC = Image.Resampling.BICUBIC
 MARGIN = 4 * SCALE  # more than the bicubic kernel sees beyond a pixel

@@ -3,9 +3,9 @@
 import dataclasses
 import json
 
-from convolutional import ConvolutionalConfig
-from model import Architecture
-from paper import PaperConfig
+from tvqrap.models.assembly import Architecture
+from tvqrap.models.convolutional import ConvolutionalConfig
+from tvqrap.models.paper import PaperConfig
 
 PRESETS: dict[str, Architecture] = {
     # Trains on one CPU thread in about an hour.

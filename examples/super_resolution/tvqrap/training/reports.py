@@ -5,13 +5,13 @@ import io
 from pathlib import Path
 
 import torch
-from cli import atomic_write
-from model import enlarge
 from PIL import Image
-from ranks import Ranks
 from torch import Tensor
-from update import Outcome
 
+from tvqrap.cli import atomic_write
+from tvqrap.models.assembly import enlarge
+from tvqrap.training.ranks import Ranks
+from tvqrap.training.update import Outcome
 from vqprior.metrics import CodebookUsage, psnr, rgb_to_luma
 
 SHOWN = 8  # pictures in a sample

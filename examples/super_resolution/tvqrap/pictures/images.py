@@ -15,7 +15,6 @@ from typing import NoReturn
 
 import numpy as np
 import torch
-from cli import UsageError, UserError, atomic_write, describe, is_out_of_memory
 from PIL import (
     ExifTags,
     Image,
@@ -24,6 +23,8 @@ from PIL import (
     UnidentifiedImageError,
 )
 from torch import Tensor
+
+from tvqrap.cli import UsageError, UserError, atomic_write, describe, is_out_of_memory
 
 Image.init()
 # Not everything Pillow knows: EPS, for one, would start another program on a stranger's file.

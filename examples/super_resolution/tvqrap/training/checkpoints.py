@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from cli import UserError, atomic_write
 from torch import nn
+
+from tvqrap.cli import UserError, atomic_write
 
 FORMAT = "vqprior-super-resolution-training-2"
 Parts = Mapping[str, nn.Module | torch.optim.Optimizer]

@@ -19,11 +19,12 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from blur_kernels import Blur, KernelChoice, Range, draw_final_sinc, sharpen
-from jpeg import Jpeg
-from model import SCALE
 from torch import Tensor
 from torch.nn import functional as F
+
+from tvqrap.degradations.blur_kernels import Blur, KernelChoice, Range, draw_final_sinc, sharpen
+from tvqrap.degradations.jpeg import Jpeg
+from tvqrap.models.assembly import SCALE
 
 MODES = ("area", "bilinear", "bicubic")
 WHITE = 255  # the highest of the 8-bit levels

@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import safetensors
-from cli import UserError, atomic_write
-from model import Architecture, SuperResolver, TextureTokenizer
-from presets import config_from_json, config_to_json
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "tiny.safetensors"
+from tvqrap.cli import UserError, atomic_write
+from tvqrap.models.assembly import Architecture, SuperResolver, TextureTokenizer
+from tvqrap.models.official import load_official
+from tvqrap.models.presets import config_from_json, config_to_json
+
+DEFAULT_WEIGHTS = Path(__file__).parents[2] / "weights" / "tiny.safetensors"
 FORMAT = "vqprior-super-resolution-1"
 
 
@@ -62,9 +64,13 @@ def read_notes(path: Path) -> dict[str, str]:
 def load_model(path: Path) -> SuperResolver | TextureTokenizer:
     """Reads what a model file holds: a super-resolver, or a tokenizer alone.
 
+    A ``.pth`` file is read as a checkpoint of the paper's authors.
+
     Raises:
         UserError: As ``read_notes``, and if the tensors do not fit the configuration.
     """
+    if path.suffix == ".pth":
+        return load_official(path)
     config, tensors = _read(path)
     tokenizer = TextureTokenizer(config)
     _fill(path, tokenizer, tensors, "tokenizer.")

@@ -6,11 +6,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from cli import at_least
-from convolutional import STRUCTURES
-from degradations import DEGRADATIONS
-from presets import PRESETS
-from recipes import RECIPES, STAGES, Recipe
+
+from tvqrap.cli import at_least
+from tvqrap.degradations.pipeline import DEGRADATIONS
+from tvqrap.models.convolutional import STRUCTURES
+from tvqrap.models.presets import PRESETS
+from tvqrap.training.recipes import RECIPES, STAGES, Recipe
 
 # Options that replace a value of the recipe, and go by its name.
 RECIPE_OPTIONS = (

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from data import Batch, Split
-from ranks import Ranks, accumulating
-from recipes import Recipe
-from stages import Chance, Stage, Step
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from tvqrap.training.data import Batch, Split
+from tvqrap.training.ranks import Ranks, accumulating
+from tvqrap.training.recipes import Recipe
+from tvqrap.training.stages import Chance, Stage, Step
 from vqprior import QuantizerOutput
 from vqprior.losses import AdversarialLoss
 from vqprior.nn import PatchDiscriminator

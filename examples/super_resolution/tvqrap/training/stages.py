@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from model import Prediction, SuperResolver, TextureTokenizer
 from torch import Tensor, nn
 
+from tvqrap.models.assembly import Prediction, SuperResolver, TextureTokenizer
 from vqprior import CodebookEMA, CodebookRevival, QuantizerOutput, initialize_
 from vqprior.functional import code_cross_entropy
 from vqprior.losses import ReconstructionAwareLoss, alignment_loss

@@ -14,9 +14,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
-from cli import INTERRUPTED, UserError
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from tvqrap.cli import INTERRUPTED, UserError
 
 # How long a process waits for another: that may be writing a checkpoint or reading its photos.
 PATIENCE = datetime.timedelta(minutes=10)

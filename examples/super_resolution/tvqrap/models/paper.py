@@ -14,10 +14,10 @@ weight 1, and the codes that have 0.25.
 import dataclasses
 
 import torch
-from model import SCALE
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tvqrap.models.assembly import SCALE
 from vqprior import IndexPredictor, VectorQuantizer
 from vqprior.losses import alignment_loss
 from vqprior.nn import ResidualBlock, SwinLayer, Upsample, group_norm
@@ -51,7 +51,7 @@ class PaperConfig:
     # the border of a tile convolutions see zeros; this much is thrown away.
     overlap = 2
     blend = 4
-    default_tile = 256
+    default_tile = 244  # with what tiles have in common, 256 are seen
 
     @property
     def code_dim(self) -> int:

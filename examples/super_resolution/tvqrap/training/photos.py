@@ -6,10 +6,11 @@ from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
-from cli import UserError
-from images import FORMATS, READ_SUFFIXES, preview, read_image
 from PIL import Image
 from tqdm import tqdm
+
+from tvqrap.cli import UserError
+from tvqrap.pictures.images import FORMATS, READ_SUFFIXES, preview, read_image
 
 CACHE_BYTES = 512 * 2**20  # of decoded photos that a process keeps
 

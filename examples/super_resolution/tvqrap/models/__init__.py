@@ -1,0 +1,1 @@
+"""Networks, their assembly, and weights."""

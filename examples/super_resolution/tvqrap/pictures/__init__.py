@@ -1,0 +1,1 @@
+"""Pictures in and out, in pairs, in tiles, and side by side."""

@@ -1,0 +1,1 @@
+"""Recipes, data, and the loop."""
