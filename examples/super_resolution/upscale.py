@@ -137,7 +137,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="of the network; bfloat16 is faster where the hardware has it (%(default)s)",
     )
     parser.add_argument(
-        "--compile", action="store_true", help="compile the network; pays for many pictures"
+        "--compile", action="store_true", help="compile the network, for many pictures on a GPU"
     )
     parser.add_argument(
         "--format", choices=("png", "jpg", "webp"), default="png", help="of results (%(default)s)"

@@ -1,8 +1,34 @@
-"""The example's scripts import each other as top-level modules; so do their tests."""
+"""The example is not installed: its scripts find their package beside them, and so do tests."""
 
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+from PIL import Image
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "super_resolution"
 if str(EXAMPLE) not in sys.path:
     sys.path.insert(0, str(EXAMPLE))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of four smooth random pictures."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        small = Image.fromarray(rng.integers(64, 192, (12, 16, 3), dtype=np.uint8))
+        small.resize((128, 96), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def little_presets(monkeypatch):
+    """Models that train in milliseconds, behind the names of the presets."""
+    from tests.examples.little_train import LITTLE
+    from tvqrap.models.presets import PRESETS
+
+    for name, config in LITTLE.items():
+        monkeypatch.setitem(PRESETS, name, config)

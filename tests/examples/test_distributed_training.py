@@ -8,41 +8,24 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import train
-from tests.examples.little_train import ENVIRONMENT, LITTLE, PIDS, SCRIPT
-from tvqrap.models.presets import PRESETS
+from tests.examples.little_train import ENVIRONMENT, PIDS, SCRIPT
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("little_presets"),
+]
 LIMIT = 120  # seconds for processes that hang
 # The gradient of a weight is a sum over the batch, in another order for two processes: it differs
 # by some 2**-24 of the largest summand. Adam divides by its length, so steps of 4e-4 differ by up
 # to a thousandth of that where summands cancel, and mostly far less: measured are 2e-7 after 20.
 CLOSE = {"rtol": 1e-5, "atol": 2e-6}
-
-
-@pytest.fixture(autouse=True)
-def little(monkeypatch):
-    for name, config in LITTLE.items():
-        monkeypatch.setitem(PRESETS, name, config)
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """A folder of four smooth random pictures."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(4):
-        small = Image.fromarray(rng.integers(64, 192, (12, 16, 3), dtype=np.uint8))
-        small.resize((128, 96), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
-    return folder
 
 
 def start_two(*lines, pids=""):

@@ -1,6 +1,5 @@
-"""The trainer, as a user runs it: three stages, killed and resumed, and with wrong inputs."""
+"""The trainer, as a user runs it: three stages, killed and resumed, and from other weights."""
 
-import csv
 import os
 import shlex
 import shutil
@@ -17,48 +16,16 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import train
-from tests.examples.little_train import ENVIRONMENT, LITTLE, SCRIPT
-from tests.examples.test_model import CONFIGS
+from tests.examples.little_train import ENVIRONMENT, SCRIPT
+from tests.examples.training import checkpoint, command, last_row
 from tvqrap.cli import UserError
-from tvqrap.models.presets import PRESETS
 from tvqrap.models.weights import load_super_resolver
 from tvqrap.training.ranks import Ranks
 from tvqrap.training.recipes import RECIPES
 from tvqrap.training.stages import TokenizerStage
 from tvqrap.training.update import Critic, Update
 
-
-@pytest.fixture
-def photos(tmp_path):
-    """A folder of four smooth random pictures."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(4):
-        small = Image.fromarray(rng.integers(64, 192, (12, 16, 3), dtype=np.uint8))
-        small.resize((128, 96), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def little(monkeypatch):
-    """Models that train in milliseconds, behind the names of the presets."""
-    for name, config in LITTLE.items():
-        monkeypatch.setitem(PRESETS, name, config)
-
-
-def command(stage, photos, out, *more):
-    return ["--stage", stage, "--photos", str(photos), "--out", str(out), "--batch", "2",
-            "--crop", "32", *more]  # fmt: skip
-
-
-def checkpoint(out, stage="tokenizer"):
-    return torch.load(out / stage / "checkpoint.pt", weights_only=True)
-
-
-def last_row(folder):
-    with (folder / "log.csv").open() as file:
-        return {name: float(value) for name, value in list(csv.DictReader(file))[-1].items()}
+pytestmark = pytest.mark.usefixtures("little_presets")
 
 
 @pytest.mark.slow
@@ -334,109 +301,3 @@ class TestInit:
         more = ("--init", str(tmp_path / "tokenizer.safetensors"), "--preset", "paper")
         with pytest.raises(UserError, match="another architecture than --preset paper"):
             train.main(command("predictor", photos, tmp_path, "--steps", "1", *more))
-
-
-class TestWrongInput:
-    """One clear line for each mistake, before any work."""
-
-    def test_no_folder(self, tmp_path):
-        with pytest.raises(UserError, match=r"none: no such folder"):
-            train.main(command("tokenizer", tmp_path / "none", tmp_path, "--steps", "1"))
-
-    def test_no_photos(self, tmp_path):
-        (tmp_path / "empty").mkdir()
-        with pytest.raises(UserError, match="no pictures in this folder or in those inside"):
-            train.main(command("tokenizer", tmp_path / "empty", tmp_path, "--steps", "1"))
-
-    def test_photos_smaller_than_the_crop(self, photos, tmp_path):
-        with pytest.raises(UserError, match=r"smaller than the crop of 256 .* is 96\); pass"):
-            train.main([*command("tokenizer", photos, tmp_path, "--steps", "1"), "--crop", "256"])
-
-    def test_broken_photo(self, photos, tmp_path):
-        (photos / "broken.png").write_bytes(b"not a picture")
-        with pytest.raises(UserError, match=r"broken\.png: "):
-            train.main(command("tokenizer", photos, tmp_path, "--steps", "1"))
-
-    def test_stage_before_is_missing(self, photos, tmp_path):
-        with pytest.raises(UserError, match="first run --stage tokenizer with the same --out"):
-            train.main(command("predictor", photos, tmp_path, "--steps", "1"))
-
-    def test_nothing_to_resume(self, photos, tmp_path):
-        with pytest.raises(UserError, match="nothing to resume; start without --resume"):
-            train.main(command("tokenizer", photos, tmp_path, "--steps", "1", "--resume"))
-
-    def test_does_not_overwrite_a_training(self, photos, tmp_path):
-        train.main(command("tokenizer", photos, tmp_path, "--steps", "1"))
-        with pytest.raises(UserError, match="holds a training already; continue it with --resume"):
-            train.main(command("tokenizer", photos, tmp_path, "--steps", "1"))
-
-    def test_checkpoint_of_another_model(self, photos, tmp_path):
-        train.main(command("tokenizer", photos, tmp_path, "--steps", "1"))
-        with pytest.raises(UserError, match="was started with --preset tiny, not small"):
-            train.main(
-                command(
-                    "tokenizer", photos, tmp_path, "--steps", "2", "--resume", "--preset", "small"
-                )
-            )
-
-    @pytest.mark.parametrize(
-        ("option", "value"), [("--seed", "1"), ("--batch", "4"), ("--degradation", "second-order")]
-    )
-    def test_checkpoint_of_another_run(self, option, value, photos, tmp_path):
-        train.main(command("tokenizer", photos, tmp_path, "--steps", "1"))
-        with pytest.raises(UserError, match=rf"was started with {option} \w+, not {value}; resume"):
-            train.main([
-                *command("tokenizer", photos, tmp_path, "--steps", "2", "--resume"), option, value
-            ])  # fmt: skip
-
-    def test_checkpoint_with_other_photos(self, photos, tmp_path):
-        train.main(command("tokenizer", photos, tmp_path, "--steps", "1"))
-        (photos / "0.png").unlink()
-        with pytest.raises(UserError, match="was started with a number of photos of 4, not 3"):
-            train.main(command("tokenizer", photos, tmp_path, "--steps", "2", "--resume"))
-
-    def test_checkpoint_of_another_size(self, photos, tmp_path, monkeypatch):
-        train.main(command("tokenizer", photos, tmp_path, "--steps", "1"))
-        monkeypatch.setitem(PRESETS, "tiny", CONFIGS["lowres-4"])
-        with pytest.raises(UserError, match="belongs to another model or stage"):
-            train.main(command("tokenizer", photos, tmp_path, "--steps", "2", "--resume"))
-
-    def test_checkpoint_of_another_version(self, photos, tmp_path):
-        (tmp_path / "tokenizer").mkdir()
-        torch.save({"done": 3}, tmp_path / "tokenizer" / "checkpoint.pt")
-        with pytest.raises(UserError, match="not a checkpoint of this version"):
-            train.main(command("tokenizer", photos, tmp_path, "--steps", "1", "--resume"))
-
-    def test_a_batch_that_parts_do_not_divide(self, photos, tmp_path):
-        with pytest.raises(UserError, match=r"--batch: 2 samples cannot be shared out evenly"):
-            train.main(command("tokenizer", photos, tmp_path, "--steps", "1", "--accumulate", "3"))
-
-    def test_checkpoint_that_is_no_checkpoint(self, photos, tmp_path):
-        (tmp_path / "tokenizer").mkdir()
-        (tmp_path / "tokenizer" / "checkpoint.pt").write_bytes(b"junk")
-        with pytest.raises(UserError, match="not a readable checkpoint"):
-            train.main(command("tokenizer", photos, tmp_path, "--steps", "1", "--resume"))
-
-    @pytest.mark.parametrize(
-        ("more", "message"),
-        [
-            ((), "give --steps or --minutes"),
-            (("--steps", "0"), "must be a whole number from 1 on: 0"),
-            (("--minutes", "-1"), "must be greater than 0, got -1.0"),
-            (("--steps", "1", "--crop", "40"), "--crop must be a multiple of 32, got 40"),
-            (("--steps", "1", "--adversarial", "-1"), "must be at least 0, got -1.0"),
-            (("--steps", "1", "--device", "abacus"), "this device is not here: abacus"),
-            (("--steps", "1", "--preset", "paper", "--structure", "lowres"), "has the paper's"),
-        ],
-    )
-    def test_command_line(self, more, message, photos, tmp_path, capsys):
-        with pytest.raises(SystemExit) as stopped:
-            train.main([*command("tokenizer", photos, tmp_path), *more])
-        assert stopped.value.code == 2
-        assert message in capsys.readouterr().err
-
-    def test_full_disk(self, photos, tmp_path, monkeypatch):
-        nearly_full = shutil.disk_usage(tmp_path)._replace(free=1000)
-        monkeypatch.setattr(shutil, "disk_usage", lambda folder: nearly_full)
-        with pytest.raises(UserError, match=r"only 0\.0 MB are free on this disk"):
-            train.main(command("tokenizer", photos, tmp_path, "--steps", "1"))

@@ -1,6 +1,6 @@
 """Measures the paper's super-resolver, and writes the tables of `docs/benchmarks/paper.md`.
 
-python -m tests.benchmarks.paper                      # about a quarter of an hour on two cores
+python -m tests.benchmarks.paper                      # about 20 minutes on two cores
 python -m tests.benchmarks.paper --quick --output out # a small model, to try it
 python -m tests.benchmarks.paper --only work speed
 """

@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.benchmarks.paper import training
@@ -79,7 +80,8 @@ def work(settings: Settings) -> Measured:
 
 
 def operations(model: torch.nn.Module, settings: Settings) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # By way of products, since the counter does not know the fused attention of the CPU.
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(pictures(settings, 64))
     return counter.get_total_flops()
 
@@ -181,10 +183,11 @@ def _cases() -> tuple[Case, ...]:
     ]
     cases += [
         Case("calls", f"{'compiled' if compiled else 'eager'}, {precision}, batch {batch}",
-             Milliseconds(precision, batch, compiled), needs="cuda")
+             Milliseconds(precision, batch, compiled), needs=device)
+        for device, batches in (("cpu", (1,)), ("cuda", (1, 16)))
         for compiled in (False, True)
         for precision in ("float32", "bfloat16")
-        for batch in (1, 16)
+        for batch in batches
     ]  # fmt: skip
     return tuple(cases)
 
