@@ -30,13 +30,13 @@ from tvqrap.degradations.pipeline import DEGRADATIONS
 from tvqrap.models.assembly import SuperResolver, TextureTokenizer
 from tvqrap.models.presets import PRESETS
 from tvqrap.models.weights import load_model
-from tvqrap.training.data import Crops, Split
+from tvqrap.training.data import Crops, Data, Split
 from tvqrap.training.options import identify_run, parse_options, recipe_of
 from tvqrap.training.photos import PhotoFiles
 from tvqrap.training.ranks import Ranks, join_ranks
 from tvqrap.training.recipes import Recipe
 from tvqrap.training.stages import MakeObjective, PredictorStage, RapStage, Stage, TokenizerStage
-from tvqrap.training.trainer import Data, Settings, Trainer
+from tvqrap.training.trainer import Settings, Trainer
 from tvqrap.training.update import Critic
 from vqprior.losses import FilterBankLoss, ReconstructionAwareLoss
 

@@ -9,12 +9,9 @@ others are enlarged all the same, and the exit status is 1.
 """
 
 import argparse
-import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -43,28 +40,13 @@ from tvqrap.pictures.images import (
     to_pillow,
     write_image,
 )
+from tvqrap.pictures.jobs import Job, check_job, identity_of, plan_jobs
 from tvqrap.pictures.layouts import SMALLEST_TILE, Averaged, Blended, Layout
 from tvqrap.pictures.panels import comparison, enlarge
 from tvqrap.pictures.tiling import DEFAULT_LAYOUT, Enlarger, upscale_tiled
 
 SMALLEST_SIDE = 8
 LARGEST_RESULT = 50_000_000  # pixels
-
-Identity = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One picture to enlarge, and where the results go."""
-
-    source: Path
-    result: Path
-    comparison: Path | None = None
-
-    @property
-    def outputs(self) -> tuple[Path, ...]:
-        """All files that will be written."""
-        return (self.result,) if self.comparison is None else (self.result, self.comparison)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = Prepared(model, precision=args.precision, compiled=args.compile)
     layout = pick_layout(args.layout, args.tile)
     ensure_writable_folder(args.output)
-    inputs = {_identity(source) for source in sources}
+    inputs = {identity_of(source) for source in sources}
     written = 0
     with tqdm(jobs, "pictures", unit="picture", disable=None) as bar:
         for job in bar:
@@ -173,55 +155,6 @@ def pick_layout(name: str, tile: int | None) -> Layout:
     return Averaged() if tile is None else Averaged.of_size(tile)
 
 
-def plan_jobs(sources: Sequence[Path], output: Path, suffix: str, *, compare: bool) -> list[Job]:
-    """Gives every source its own output files.
-
-    A result is named as its source. Where several sources would meet in one file (``a.png`` and
-    ``a.jpg``, or ``x/a.png`` and ``y/a.png``), their names take in the old suffix, then the
-    folder, then a number. Case is ignored, as some file systems do.
-    """
-    names = [path.stem for path in sources]
-    longer = (
-        lambda path: f"{path.stem}_{path.suffix.lstrip('.')}",
-        lambda path: f"{path.resolve().parent.name}_{path.name.replace('.', '_')}",
-    )
-    for lengthen in longer:
-        count = Counter(name.casefold() for name in names)
-        names = [
-            lengthen(path) if count[name.casefold()] > 1 else name
-            for path, name in zip(sources, names, strict=True)
-        ]
-    jobs: list[Job] = []
-    taken: set[str] = set()
-    for source, name in zip(sources, names, strict=True):
-        job, number = _job(source, output, name, suffix, compare=compare), 1
-        while taken & _keys(job):
-            number += 1
-            job = _job(source, output, f"{name}_{number}", suffix, compare=compare)
-        taken |= _keys(job)
-        jobs.append(job)
-    return jobs
-
-
-def check_job(job: Job, inputs: set[Identity | None], *, overwrite: bool) -> None:
-    """Refuses to replace what must stay, before any work is done.
-
-    Args:
-        job: what is about to be done.
-        inputs: the identities of all pictures that are read.
-        overwrite: whether files that are no inputs may be replaced.
-
-    Raises:
-        UserError: an output exists and ``overwrite`` is False, or it is an input.
-    """
-    existing = [path for path in job.outputs if os.path.lexists(path)]
-    for path in existing:
-        if path.exists() and _identity(path) in inputs:
-            raise UserError(f"{path} would be overwritten, but is an input; use another --output")
-    if existing and not overwrite:
-        raise UserError(f"{existing[0]} exists already; --overwrite would replace it")
-
-
 def enlarge_file(
     model: Enlarger, job: Job, layout: Layout = DEFAULT_LAYOUT, batch: int = 1
 ) -> None:
@@ -301,23 +234,6 @@ def spread_color(rgb: Tensor, alpha: Tensor, reach: int = 8) -> Tensor:
     near = F.avg_pool2d(torch.cat([rgb * alpha, alpha]), window, 1, reach)
     color = near[:3] / near[3:].clamp_min(1e-6)
     return torch.where((alpha == 0) & (near[3:] > 1e-6), color, rgb)
-
-
-def _identity(path: Path) -> Identity | None:
-    """What two names of one file have in common; ``None`` for what cannot be found."""
-    with suppress(OSError):
-        status = path.stat()
-        return status.st_dev, status.st_ino
-    return None
-
-
-def _job(source: Path, output: Path, name: str, suffix: str, *, compare: bool) -> Job:
-    beside = output / f"{name}_comparison.png" if compare else None
-    return Job(source, output / f"{name}.{suffix}", beside)
-
-
-def _keys(job: Job) -> set[str]:
-    return {path.name.casefold() for path in job.outputs}
 
 
 def _with_name(source: Path, error: BaseException) -> str:

@@ -12,15 +12,9 @@ import upscale
 from tests.examples.stand_in import StandIn
 from tvqrap.cli import UsageError, UserError, run
 from tvqrap.pictures.images import Photo, read_image
+from tvqrap.pictures.jobs import Job, plan_jobs
 from tvqrap.pictures.panels import comparison, find_detail
-from upscale import (
-    Job,
-    check_input_size,
-    enlarge_photo,
-    pick_device,
-    plan_jobs,
-    spread_color,
-)
+from upscale import check_input_size, enlarge_photo, pick_device, spread_color
 
 CHANNELS_LAST = torch.channels_last
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tvqrap.cli import UserError
+from tvqrap.degradations.pipeline import Degradation
 from tvqrap.models.assembly import SCALE
 from tvqrap.training.photos import PhotoFiles
 from tvqrap.training.stopping import leave_signals_to_the_trainer
@@ -121,6 +122,28 @@ class Crops(Dataset):
         if isinstance(batch, UserError):
             raise batch
         return batch
+
+
+@dataclasses.dataclass
+class Data:
+    """What to train and to report on.
+
+    Attributes:
+        training: Crops of the photos to train on.
+        validation: Crops of the photos to report on.
+        degrade: Makes low-resolution pictures; None for the clean ones that crops come with.
+    """
+
+    training: Crops
+    validation: Crops
+    degrade: Degradation | None = None
+
+    def degraded(self, batch: Batch) -> Batch:
+        """Returns the batch with the low-resolution pictures that the stage should see."""
+        if self.degrade is None:
+            return batch
+        lr = self.degrade(batch.hr, batch.seeds)
+        return batch._replace(lr=lr.contiguous(memory_format=torch.channels_last))
 
 
 class Numbers(Sampler[range]):

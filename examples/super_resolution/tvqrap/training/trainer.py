@@ -10,11 +10,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tvqrap.cli import UserError, check_free_space
-from tvqrap.degradations.pipeline import Degradation
 from tvqrap.models.assembly import enlarge
 from tvqrap.models.weights import save_model
 from tvqrap.training.checkpoints import load_checkpoint, save_checkpoint
-from tvqrap.training.data import Batch, Crops, Numbers, Split, reading
+from tvqrap.training.data import Data, Numbers, Split, reading
 from tvqrap.training.ranks import Ranks
 from tvqrap.training.recipes import Recipe
 from tvqrap.training.reports import Row, Tally, mean_psnr, plot, save_samples, write_csv
@@ -56,28 +55,6 @@ class Settings:
     report_every: int = 50
     sample_every: int = 500
     checkpoint_every: int = 200
-
-
-@dataclasses.dataclass
-class Data:
-    """What to train and to report on.
-
-    Attributes:
-        training: Crops of the photos to train on.
-        validation: Crops of the photos to report on.
-        degrade: Makes low-resolution pictures; None for the clean ones that crops come with.
-    """
-
-    training: Crops
-    validation: Crops
-    degrade: Degradation | None = None
-
-    def degraded(self, batch: Batch) -> Batch:
-        """Returns the batch with the low-resolution pictures that the stage should see."""
-        if self.degrade is None:
-            return batch
-        lr = self.degrade(batch.hr, batch.seeds)
-        return batch._replace(lr=lr.contiguous(memory_format=torch.channels_last))
 
 
 class Trainer:

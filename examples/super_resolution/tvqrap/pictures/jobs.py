@@ -1,0 +1,92 @@
+"""Which pictures become which files: every source its own, and nothing lost."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tvqrap.cli import UserError
+
+Identity = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to enlarge, and where the results go."""
+
+    source: Path
+    result: Path
+    comparison: Path | None = None
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """All files that will be written."""
+        return (self.result,) if self.comparison is None else (self.result, self.comparison)
+
+
+def plan_jobs(sources: Sequence[Path], output: Path, suffix: str, *, compare: bool) -> list[Job]:
+    """Gives every source its own output files.
+
+    A result is named as its source. Where several sources would meet in one file (``a.png`` and
+    ``a.jpg``, or ``x/a.png`` and ``y/a.png``), their names take in the old suffix, then the
+    folder, then a number. Case is ignored, as some file systems do.
+    """
+    names = [path.stem for path in sources]
+    longer = (
+        lambda path: f"{path.stem}_{path.suffix.lstrip('.')}",
+        lambda path: f"{path.resolve().parent.name}_{path.name.replace('.', '_')}",
+    )
+    for lengthen in longer:
+        count = Counter(name.casefold() for name in names)
+        names = [
+            lengthen(path) if count[name.casefold()] > 1 else name
+            for path, name in zip(sources, names, strict=True)
+        ]
+    jobs: list[Job] = []
+    taken: set[str] = set()
+    for source, name in zip(sources, names, strict=True):
+        job, number = _job(source, output, name, suffix, compare=compare), 1
+        while taken & _keys(job):
+            number += 1
+            job = _job(source, output, f"{name}_{number}", suffix, compare=compare)
+        taken |= _keys(job)
+        jobs.append(job)
+    return jobs
+
+
+def check_job(job: Job, inputs: set[Identity | None], *, overwrite: bool) -> None:
+    """Refuses to replace what must stay, before any work is done.
+
+    Args:
+        job: what is about to be done.
+        inputs: the identities of all pictures that are read.
+        overwrite: whether files that are no inputs may be replaced.
+
+    Raises:
+        UserError: an output exists and ``overwrite`` is False, or it is an input.
+    """
+    existing = [path for path in job.outputs if os.path.lexists(path)]
+    for path in existing:
+        if path.exists() and identity_of(path) in inputs:
+            raise UserError(f"{path} would be overwritten, but is an input; use another --output")
+    if existing and not overwrite:
+        raise UserError(f"{existing[0]} exists already; --overwrite would replace it")
+
+
+def identity_of(path: Path) -> Identity | None:
+    """What two names of one file have in common; ``None`` for what cannot be found."""
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_dev, status.st_ino
+    return None
+
+
+def _job(source: Path, output: Path, name: str, suffix: str, *, compare: bool) -> Job:
+    beside = output / f"{name}_comparison.png" if compare else None
+    return Job(source, output / f"{name}.{suffix}", beside)
+
+
+def _keys(job: Job) -> set[str]:
+    return {path.name.casefold() for path in job.outputs}
