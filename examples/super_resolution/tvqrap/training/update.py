@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from tvqrap.models.paper import to_signed
 from tvqrap.training.data import Batch, Split
 from tvqrap.training.ranks import Ranks, accumulating
 from tvqrap.training.recipes import Recipe
@@ -49,7 +50,7 @@ class Critic:
         return self.loss.discriminator_loss(self._seen(picture.float()), self._seen(hr))
 
     def _seen(self, picture: Tensor) -> Tensor:
-        return 2 * picture - 1 if self.signed else picture
+        return to_signed(picture) if self.signed else picture
 
 
 @dataclasses.dataclass
