@@ -34,6 +34,7 @@ from tqdm import tqdm
 from tvqrap.cli import UserError, at_least, atomic_write, ensure_writable_folder, run
 from tvqrap.models.assembly import SCALE
 from tvqrap.models.weights import DEFAULT_WEIGHTS, load_super_resolver
+from tvqrap.pictures.detail import detail_energy
 from tvqrap.pictures.images import (
     Photo,
     check_output_size,
@@ -214,15 +215,6 @@ def measure(picture: Tensor, original: Tensor) -> Scores:
         detail_energy(luma) / detail_energy(true_luma),
     )
     return Scores(*(float(score) for score in scores))
-
-
-def detail_energy(luma: Tensor) -> Tensor:
-    """The energy of ``(..., h, w)`` at frequencies that a picture of a quarter the size lacks."""
-    height, width = luma.shape[-2:]
-    window = torch.outer(torch.hann_window(height), torch.hann_window(width))
-    spectrum: Tensor = torch.fft.fft2((luma - luma.mean()) * window).abs().square()
-    y, x = torch.fft.fftfreq(height).abs()[:, None], torch.fft.fftfreq(width).abs()
-    return spectrum[..., torch.maximum(y, x) > 0.5 / SCALE].sum()
 
 
 def format_table(evaluation: Evaluation) -> str:

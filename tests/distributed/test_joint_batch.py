@@ -31,7 +31,7 @@ from vqprior import (
     VectorQuantizer,
     _distributed,
 )
-from vqprior.metrics import CodebookUsage
+from vqprior.metrics import CodebookUsage, FrechetDistance
 
 pytestmark = pytest.mark.distributed
 CHECKS = {}
@@ -200,6 +200,37 @@ def usage_is_that_of_all_ranks(rank, world):
         mine.update(parts[rank])
     for _ in range(2):
         assert dataclasses.asdict(mine.compute()) == pytest.approx(expected, rel=1e-12)
+
+
+@check
+def frechet_distance_is_that_of_all_ranks(rank, world):
+    """For means of their own on every rank, which is where covariances differ from those of one."""
+    steps = [
+        [(x[mask] + 100 * r, x[~mask] - 10 * r) for r, (x, mask) in enumerate(parts)]
+        for parts in batches(3, world=world)
+    ]
+    one, mine, lopsided = (FrechetDistance(3) for _ in range(3))
+    for parts in steps:
+        one.update(*joint(parts))
+    expected = one.compute()
+    yield
+    for parts in steps:
+        mine.update(*parts[rank])
+        if rank == world - 1:  # the others have seen nothing, and take part in the sums
+            lopsided.update(*joint(parts))
+    counted = state(mine)
+    for _ in range(2):
+        for metric in (mine, lopsided):
+            value = metric.compute()
+            assert value == pytest.approx(expected, rel=1e-9)
+            same_on_all_ranks(torch.tensor(value, dtype=torch.float64))
+    assert_close(state(mine), counted, rtol=0, atol=0)
+    mine.reset()
+    if rank == 0:
+        mine.update(torch.zeros(2, 3), torch.ones(1, 3))
+    assert torch.tensor(mine.compute()).isnan()
+    mine.update(torch.zeros(1, 3), torch.ones(1, 3))
+    assert mine.compute() == 3.0
 
 
 def accumulate(parts, steps, select, average):

@@ -1,6 +1,7 @@
 """Streaming metrics, right under ``torch.distributed``, and their per-picture functions."""
 
 from vqprior.metrics._codebook_usage import CodebookUsage, UsageSummary
+from vqprior.metrics._frechet import FrechetDistance
 from vqprior.metrics._gmsd import GMSD, gmsd
 from vqprior.metrics._pictures import rgb_to_luma
 from vqprior.metrics._psnr import PSNR, psnr
@@ -11,6 +12,7 @@ __all__ = [
     "PSNR",
     "SSIM",
     "CodebookUsage",
+    "FrechetDistance",
     "UsageSummary",
     "gmsd",
     "psnr",
