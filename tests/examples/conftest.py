@@ -1,4 +1,4 @@
-"""The example is not installed: its scripts find their package beside them, and so do tests."""
+"""Examples are not installed: their scripts find packages beside them, and so do tests."""
 
 import sys
 from pathlib import Path
@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "super_resolution"
-if str(EXAMPLE) not in sys.path:
-    sys.path.insert(0, str(EXAMPLE))
+EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLE = EXAMPLES / "super_resolution"
+for folder in (EXAMPLE, EXAMPLES / "compare_priors"):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
 
 
 @pytest.fixture

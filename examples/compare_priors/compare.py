@@ -1,0 +1,110 @@
+"""Compares priors on photos: what the paper of TVQ&RAP claims, and what its reviewers asked.
+
+Trains small models that differ in their prior alone, one after the other, and measures them on
+photos that they were not trained on:
+
+  sizes       how good is a codebook of how many codes, plain, with a skip connection, and for
+              texture, whose structure is encoded or comes from the low-resolution picture
+  equal-bits  how good are residual, grouped, multi-scale, scalar and binary quantizers
+  prediction  when does reconstruction-aware prediction help
+  gradients   how near are its estimated gradients to the exact one
+  stride      how coarse should an encoded structure be
+
+Whatever is finished stays in --out and is not done again, so the study can be interrupted and
+continued by the same command. Commands with other --only may share a folder and run beside it.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from study.pictures import Pictures
+from study.report import write_report
+from study.runner import Runner
+from study.setting import Setting
+from study.table import EXPERIMENTS, QUICK, Extent, Row
+from tvqrap.cli import at_least, ensure_writable_folder, run
+from tvqrap.training.options import positive
+
+
+def main(arguments: list[str] | None = None) -> int | None:
+    """Does what is missing of the study, and reports."""
+    options = parse_options(arguments)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    extent = QUICK if options.quick else Extent()
+    extent = replace(
+        extent,
+        seeds=options.seeds or extent.seeds,
+        scale=options.scale * extent.scale,
+    )
+    if options.list:
+        print("\n".join(row.name for row in planned(extent, options.only)))
+        return
+    ensure_writable_folder(options.out)
+    if not options.report:
+        pictures = Pictures(options.photos, options.val, most=options.held_out)
+        runner = Runner(options.out, Setting(pictures, options.precision))
+        compute(runner, planned(extent, options.only))
+    print(write_report(options.out, extent))
+
+
+def compute(runner: Runner, rows: list[Row]) -> None:
+    """Does rows in turn; one line tells of each."""
+    bar = tqdm(rows, "rows", disable=None)
+    for row in bar:
+        started = time.monotonic()
+        result = runner.result(row)
+        took = time.monotonic() - started
+        if took > 1:
+            psnr = f"  {result['psnr']:.2f} dB" if "psnr" in result else ""
+            bar.write(f"{row.name}{psnr}  {took:.0f} s", file=sys.stderr)
+
+
+def planned(extent: Extent, only: list[str]) -> list[Row]:
+    """Returns the rows of some questions: all of one seed before those of the next."""
+    rows = [
+        row
+        for seed in range(extent.seeds)
+        for name in only
+        for row in EXPERIMENTS[name](extent, seed)
+    ]
+    return list(dict.fromkeys(rows))
+
+
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--photos", type=Path, metavar="DIR", help="photos to train on")
+    add("--val", type=Path, metavar="DIR",
+        help="other photos to measure on; of each, the middle 128 x 128 pixels")  # fmt: skip
+    add("--out", required=True, type=Path, metavar="DIR", help="where everything goes")
+    add("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), metavar="QUESTION",
+        help=f"which of {', '.join(EXPERIMENTS)} (all)")  # fmt: skip
+    add("--quick", action="store_true", help="a small part of the study, in 10 minutes")
+    add("--seeds", type=at_least(1), metavar="N", help="train each row N times (3; --quick 1)")
+    add("--scale", type=positive, default=1.0, metavar="X",
+        help="multiply all numbers of steps (1)")  # fmt: skip
+    add("--held-out", type=at_least(2), default=50, metavar="N",
+        help="measure on N photos of --val at most (50)")  # fmt: skip
+    add("--precision", default="float32", choices=("float32", "bfloat16"),
+        help="of the networks in training (float32)")  # fmt: skip
+    add("--threads", type=at_least(1), metavar="N", help="CPU threads")
+    add("--report", action="store_true", help="only report on what is finished")
+    add("--list", action="store_true", help="only list the names of the rows")
+    options = parser.parse_args(arguments)
+    if not (options.report or options.list) and (options.photos is None or options.val is None):
+        parser.error("give --photos and --val")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,6 @@
+"""What compare.py is made of; pictures, files and errors are handled as in super_resolution/."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[2] / "super_resolution"))  # for `tvqrap`

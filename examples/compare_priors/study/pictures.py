@@ -1,0 +1,71 @@
+"""The pictures of the study: crops to train on, and fixed ones to measure on."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tvqrap.training.data import Crops, reduce_part
+from tvqrap.training.photos import PhotoFiles
+
+CROP = 64  # side of a crop to train on
+VIEW = 128  # side of a picture to measure on
+
+
+class Pair(NamedTuple):
+    """Pictures in two sizes, RGB in [0, 1]."""
+
+    hr: Tensor  # (b, 3, H, W)
+    lr: Tensor  # (b, 3, H/4, W/4)
+
+
+class Pictures:
+    """Random crops of some photos, and the middles of others.
+
+    Args:
+        photos: Folder of photos to train on.
+        val: Folder of photos to measure on.
+        most: Number of them at most.
+
+    Raises:
+        UserError: If there is no photo, or one cannot be read or is too small.
+    """
+
+    def __init__(self, photos: Path, val: Path, *, most: int) -> None:
+        self.photos = PhotoFiles(photos, smallest=CROP, quiet=True)
+        held_out = PhotoFiles(val, smallest=VIEW, quiet=True)
+        middles = [middle(held_out[number]) for number in range(min(most, len(held_out)))]
+        self.held_out = Pair(*(_to_tensor(np.stack(part)) for part in zip(*middles, strict=True)))
+
+    def batches(self, seed: int, batch: int) -> "Batches":
+        """Returns the batches of one training."""
+        return Batches(Crops(self.photos, crop=CROP, augmentation="turned", seed=seed), batch)
+
+
+class Batches:
+    """Batches by number: the same for the same seed."""
+
+    def __init__(self, crops: Crops, batch: int) -> None:
+        self.crops = crops
+        self.batch = batch
+
+    def __getitem__(self, number: int) -> Pair:
+        found = self.crops.batch(range(number * self.batch, (number + 1) * self.batch))
+        hr, lr, _ = found.to(torch.device("cpu"))
+        return Pair(hr, lr)
+
+
+def middle(photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts the middle out of a photo and out of its bicubic reduction."""
+    rows, columns = (side // 4 * 4 for side in photo.shape[:2])
+    photo = photo[:rows, :columns]
+    top, left = ((side - VIEW) // 8 * 4 for side in (rows, columns))
+    hr = photo[top : top + VIEW, left : left + VIEW]
+    return hr, reduce_part(photo, top, left, VIEW)
+
+
+def _to_tensor(pictures: np.ndarray) -> Tensor:
+    found = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    return found.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,94 @@
+"""What a study leaves to look at: numbers, tables, plots and pictures."""
+
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from study.pictures import VIEW
+from study.plots import plots
+from study.runner import ORIGINAL, write_json
+from study.summary import Finished, as_csv, finished, tables
+from study.table import Extent, PredictorRow, Row, TokenizerRow
+from tvqrap.cli import atomic_write
+from tvqrap.pictures.panels import contact_sheet
+
+SHOWN = 5  # pictures in a grid
+SHOWN_METHODS = ("code-longer", "rap", "rap-adversarial", "soft", "reinmax", "continuous")
+
+
+def write_report(folder: Path, extent: Extent) -> str:
+    """Writes ``rows.csv``, ``rows.json``, ``tables.md``, and ``NAME.png`` for plots and grids.
+
+    Returns:
+        The tables.
+    """
+    found = finished(folder, extent)
+    made = tables(found)
+    text = "\n\n".join(f"### {name}\n\n{lines}" for name, lines in made.items())
+    _write(folder / "rows.csv", as_csv(found).encode())
+    rows = {one.row.name: one.result for ones in found.values() for one in ones}
+    write_json(folder / "rows.json", rows)
+    _write(folder / "tables.md", f"{text}\n".encode())
+    for name, figure in plots(found).items():
+        data = io.BytesIO()
+        figure.savefig(data, format="png", dpi=110)
+        _write(folder / f"{name}.png", data.getvalue())
+    for name, grid in grids(folder, found).items():
+        data = io.BytesIO()
+        grid.save(data, "PNG")
+        _write(folder / f"{name}-pictures.png", data.getvalue())
+    return text or "nothing is finished"
+
+
+def grids(folder: Path, found: dict[str, list[Finished]]) -> dict[str, Image.Image]:
+    """Returns pictures side by side, one picture a row, of the first seed."""
+    tokenizers = [one.row for one in found["sizes"] + found["equal-bits"] if one.row.seed == 0]
+    predictors = [one.row for one in found["prediction"] if one.row.seed == 0]
+    chosen = {
+        "sizes": [(f"{row.prior} {row.codebook_size}", row) for row in tokenizers if _ends(row)],
+        "equal-bits": [
+            (f"{row.quantizer} {row.prior}", row)
+            for row in tokenizers
+            if row.quantizer != "vq" and row.prior == "texture"
+        ],
+        "prediction": [
+            (row.method if isinstance(row, PredictorRow) else row.group.partition("-vq")[0], row)
+            for row in predictors
+            if not isinstance(row, PredictorRow) or row.method in SHOWN_METHODS
+        ],
+    }
+    return {name: _grid(folder, rows) for name, rows in chosen.items() if rows}
+
+
+def _ends(row: TokenizerRow) -> bool:
+    return row.quantizer == "vq" and row.codebook_size in (64, 1024)
+
+
+def _grid(folder: Path, rows: list[tuple[str, Row]]) -> Image.Image:
+    strips = [("original", _strip(folder, ORIGINAL))]
+    strips += [(caption, _strip(folder, row.name)) for caption, row in rows]
+    strips = [(caption, strip) for caption, strip in strips if strip is not None]
+    count = min(SHOWN, *(strip.width // VIEW for _, strip in strips))
+    return contact_sheet(
+        [[(caption, _part(strip, number)) for caption, strip in strips] for number in range(count)],
+        gap=4,
+        font_size=11,
+    )
+
+
+def _strip(folder: Path, name: str) -> Image.Image | None:
+    path = folder / "pictures" / f"{name}.png"
+    if not path.exists():
+        return None
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def _part(strip: Image.Image, number: int) -> Image.Image:
+    return strip.crop((number * VIEW, 0, (number + 1) * VIEW, VIEW))
+
+
+def _write(path: Path, content: bytes) -> None:
+    with atomic_write(path) as file:
+        file.write(content)

@@ -1,0 +1,261 @@
+"""Finished rows as tables: means and spreads over seeds."""
+
+import csv
+import dataclasses
+import io
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from study.priors import PRIORS
+from study.runner import read_result
+from study.table import (
+    EXPERIMENTS,
+    Extent,
+    PredictorRow,
+    Row,
+    TokenizerRow,
+    rows_of,
+)
+
+SURE = (0.2, 0.5)  # bounds between places where a predictor is unsure, in between, and sure
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A row and what is known of it."""
+
+    row: Row
+    result: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Rows that differ in their seed alone."""
+
+    row: Row
+    results: list[dict]
+
+    def values(self, name: str) -> list[float]:
+        """Returns a measure of each seed; empty if it has none."""
+        return [result[name] for result in self.results if result.get(name) is not None]
+
+    def mean(self, name: str) -> float | None:
+        """Returns the mean over seeds, None if there is no such measure."""
+        values = self.values(name)
+        return statistics.fmean(values) if values else None
+
+    def spread(self, name: str) -> float:
+        """Returns the standard deviation over seeds, 0 for one."""
+        values = self.values(name)
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def finished(folder: Path, extent: Extent) -> dict[str, list[Finished]]:
+    """Returns the finished rows by question."""
+    found = {}
+    for name in EXPERIMENTS:
+        results = [(row, read_result(folder, row)) for row in rows_of(name, extent)]
+        found[name] = [Finished(row, result) for row, result in results if result is not None]
+    return found
+
+
+def grouped(rows: Iterable[Finished]) -> list[Group]:
+    """Joins rows that differ in their seed alone, in the order of the table."""
+    groups: dict[str, Group] = {}
+    for one in rows:
+        groups.setdefault(one.row.group, Group(one.row, [])).results.append(one.result)
+    return list(groups.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        title: Its head.
+        name: The measure.
+        digits: Behind the point.
+        spread: Whether the spread over seeds is shown.
+    """
+
+    title: str
+    name: str
+    digits: int
+    spread: bool = False
+
+    def cell(self, group: Group) -> str:
+        """Returns what stands in the row of a group."""
+        mean = group.mean(self.name)
+        if mean is None:
+            return ""
+        text = f"{mean:.{self.digits}f}"
+        if self.spread and len(group.results) > 1:
+            text += f" ± {group.spread(self.name):.{self.digits}f}"
+        return text
+
+
+PICTURES = (
+    Column("PSNR-Y", "psnr", 2, spread=True),
+    Column("SSIM-Y", "ssim", 4),
+    Column("GMSD", "gmsd", 4),
+    Column("filters", "filters", 4, spread=True),
+    Column("Frechet", "frechet", 3, spread=True),
+    Column("detail", "detail", 3),
+)
+CODES = (Column("perplexity", "perplexity", 0), Column("in use", "usage", 2))
+FEATURES = (
+    Column("effective dimension", "effective_dimension", 2, spread=True),
+    Column("explained by low-res.", "explained", 3, spread=True),
+    Column("lost by quantization", "quantization_error", 3, spread=True),
+)
+SURENESS = (Column("right codes", "accuracy", 3), Column("confidence", "confidence", 3))
+
+Label = Callable[[Row], tuple[str, ...]]
+
+
+def table(
+    heads: tuple[str, ...], label: Label, columns: Iterable[Column], groups: list[Group]
+) -> str:
+    """Writes a table in Markdown."""
+    columns = list(columns)
+    lines = [
+        _line([*heads, *(column.title for column in columns), "seeds"]),
+        _line(["---"] * (len(heads) + len(columns) + 1)),
+    ]
+    for group in groups:
+        cells = [column.cell(group) for column in columns]
+        lines.append(_line([*label(group.row), *cells, str(len(group.results))]))
+    return "\n".join(lines)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def tables(found: dict[str, list[Finished]]) -> dict[str, str]:
+    """Returns every table of the study that has a row, by name."""
+    made = {
+        "sizes": _sizes(grouped(found["sizes"])),
+        "features": _features(grouped(found["sizes"])),
+        "equal-bits": _equal_bits(grouped(found["equal-bits"])),
+        "prediction": _prediction(grouped(found["prediction"])),
+        "gradients": _gradients(grouped(found["gradients"])),
+        "stride": _stride(grouped(found["stride"])),
+    }
+    return {name: text for name, text in made.items() if text.count("\n") > 1}
+
+
+def _by_prior(groups: list[Group]) -> list[Group]:
+    order = list(PRIORS)
+    return sorted(groups, key=lambda group: (order.index(group.row.prior), group.row.codebook_size))
+
+
+def _codes_of(row: TokenizerRow) -> str:
+    return "none" if row.prior.startswith("structure") else str(row.codebook_size)
+
+
+def _sizes(groups: list[Group]) -> str:
+    columns = (
+        *PICTURES,
+        Column("bits/pixel", "bits_per_pixel", 3),
+        Column("numbers/pixel", "structure_per_pixel", 4),
+        Column("PSNR-Y, 8 bits", "psnr_8_bits", 2),
+        Column("parameters", "parameters", 0),
+    )
+    return table(
+        ("prior", "codes"), lambda row: (row.prior, _codes_of(row)), columns, _by_prior(groups)
+    )
+
+
+def _features(groups: list[Group]) -> str:
+    with_codes = [group for group in groups if not group.row.prior.startswith("structure")]
+    return table(
+        ("prior", "codes"),
+        lambda row: (row.prior, _codes_of(row)),
+        (*FEATURES, *CODES),
+        _by_prior(with_codes),
+    )
+
+
+def _equal_bits(groups: list[Group]) -> str:
+    columns = (*PICTURES, Column("bits/pixel", "bits_per_pixel", 3), *CODES)
+    return table(("quantizer", "prior"), lambda row: (row.quantizer, row.prior), columns, groups)
+
+
+def _prediction(groups: list[Group]) -> str:
+    """Predictors, between what needs no codes and what the true ones give."""
+    limits = {"structure-lr": "no codes", "texture-lr": "true codes"}
+
+    def label(row: Row) -> tuple[str, ...]:
+        if isinstance(row, PredictorRow):
+            return (row.method,)
+        return (limits[row.prior] if isinstance(row, TokenizerRow) else row.name,)
+
+    return table(("training",), label, (*PICTURES, *SURENESS), groups)
+
+
+def _stride(groups: list[Group]) -> str:
+    def label(row: PredictorRow) -> tuple[str, ...]:
+        tokenizer = row.tokenizer
+        where = f"H/{tokenizer.stride}" if tokenizer.prior == "texture" else ""
+        return tokenizer.prior, where, row.method
+
+    return table(("prior", "structure", "training"), label, (*PICTURES, *SURENESS), groups)
+
+
+def _gradients(groups: list[Group]) -> str:
+    heads = (
+        "training",
+        "places",
+        "number",
+        "estimator",
+        "cosine",
+        "of one draw",
+        "norm",
+        "improves",
+    )
+    lines = [_line(heads), _line(["---"] * len(heads))]
+    for group in groups:
+        places = [place for result in group.results for place in result["places"]]
+        for name, kept in _by_sureness(places):
+            for estimator in ("straight_through", "soft", "gumbel", "reinmax"):
+                ones = [place[estimator] for place in kept]
+                if not ones:
+                    continue
+                moves = [one["improves"] for one in ones if one["improves"] is not None]
+                cells = (
+                    f"{statistics.fmean(one['cosine'] for one in ones):.2f}",
+                    f"{statistics.fmean(one['single'] for one in ones):.2f}",
+                    f"{statistics.median(one['norm'] for one in ones):.2f}",
+                    f"{sum(moves)} of {len(moves)}",
+                )
+                method = group.row.predictor.method
+                lines.append(_line((method, name, str(len(kept)), estimator, *cells)))
+    return "\n".join(lines)
+
+
+def _by_sureness(places: list[dict]) -> list[tuple[str, list[dict]]]:
+    low, high = SURE
+    return [
+        (f"p < {low}", [p for p in places if p["confidence"] < low]),
+        (f"{low} to {high}", [p for p in places if low <= p["confidence"] < high]),
+        (f"p ≥ {high}", [p for p in places if p["confidence"] >= high]),
+    ]
+
+
+def as_csv(found: dict[str, list[Finished]]) -> str:
+    """Writes the numbers of all rows, one line each."""
+    lines = []
+    for experiment, rows in found.items():
+        for one in rows:
+            numbers = {
+                name: value for name, value in one.result.items() if isinstance(value, int | float)
+            }
+            head = {"question": experiment, "name": one.row.name, "seed": one.row.seed}
+            lines.append(head | numbers)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for line in lines for name in line)))
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()

@@ -1,0 +1,283 @@
+"""compare.py: the quick study in little, its cache, its measures against independent ones."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import compare
+from study import gradients, predictors, tokenizers
+from study.measures import describe_texture, effective_dimension, explained, spectrum, surroundings
+from study.pictures import Pictures
+from study.priors import PRIORS
+from study.quantizers import QUANTIZERS, start_simvq
+from study.runner import Runner
+from study.setting import Setting, reports
+from study.table import EXPERIMENTS, METHODS, Extent, GradientRow, rows_of
+from study.windows import Windows
+from tvqrap.cli import run
+from vqprior import VectorQuantizer
+
+NOW = Extent(seeds=1, scale=1e-9)  # one step of everything
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Photos to train and to measure on."""
+    made = []
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 3), ("val", 2)):
+        folder = tmp_path_factory.mktemp(name)
+        for number in range(count):
+            small = Image.fromarray(rng.integers(32, 224, (18, 20, 3), dtype=np.uint8))
+            small.resize((160, 144), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+        made.append(folder)
+    return made
+
+
+@pytest.fixture
+def setting(folders):
+    return Setting(Pictures(*folders, most=2), quiet=True)
+
+
+def command(folders, out, *options):
+    photos, val = folders
+    return [
+        "--photos", str(photos), "--val", str(val), "--out", str(out), "--quick",
+        "--scale", "1e-9", *options,
+    ]  # fmt: skip
+
+
+def width(path):
+    with Image.open(path) as image:
+        return image.width
+
+
+@pytest.mark.slow
+def test_the_quick_study_is_done_once(folders, tmp_path, capsys):
+    assert compare.main(command(folders, tmp_path)) is None
+    printed = capsys.readouterr().out
+    rows = {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").iterdir()}
+    names = {path.stem for path in rows}
+    extent = dataclasses.replace(compare.QUICK, scale=1e-9)
+    listed = {row.name for row in compare.planned(extent, list(EXPERIMENTS))}
+    assert names > listed  # and what these start from
+    for question in ("sizes", "features", "equal-bits", "prediction", "gradients", "stride"):
+        assert f"### {question}\n" in printed
+    for name in ("sizes", "features", "equal-bits", "prediction", "gradients"):
+        assert width(tmp_path / f"{name}.png") > 500
+    for name in ("sizes", "equal-bits", "prediction"):
+        assert width(tmp_path / f"{name}-pictures.png") > 250
+    numbers = json.loads((tmp_path / "rows.json").read_text())
+    assert set(numbers) == listed
+    assert (tmp_path / "tables.md").read_text().strip() == printed.strip()
+    lost = next(path for path in rows if path.stem.startswith("plain-residual"))
+    lost.unlink()
+    compare.main(command(folders, tmp_path))
+    assert lost.exists()
+    assert all(path.stat().st_mtime_ns == time for path, time in rows.items() if path != lost)
+    again = json.loads((tmp_path / "rows.json").read_text())[lost.stem]
+    was = numbers[lost.stem]
+    assert {k: v for k, v in again.items() if k != "seconds"} == {
+        k: v for k, v in was.items() if k != "seconds"
+    }
+
+
+def test_a_folder_of_another_study_is_left_alone(folders, tmp_path, capsys):
+    only = ("--only", "sizes", "--held-out", "2")
+    Runner(tmp_path, Setting(Pictures(*folders, most=2), "bfloat16", quiet=True))
+    before = sorted(tmp_path.rglob("*"))
+    assert run(lambda: compare.main(command(folders, tmp_path, *only))) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "pass a new --out" in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "cannot be read"), ("{}", "trained otherwise")],
+)
+def test_a_row_that_is_not_what_it_says(setting, tmp_path, content, message):
+    runner = Runner(tmp_path, setting)
+    row = NOW.tokenizer("plain", 0)
+    (tmp_path / "rows" / f"{row.name}.json").write_text(content)
+    with pytest.raises(Exception, match=message):
+        runner.result(row)
+
+
+def test_every_row_has_a_name_of_its_own():
+    rows = {row for name in EXPERIMENTS for row in rows_of(name, Extent())}
+    assert len({row.name for row in rows}) == len(rows) > 200
+
+
+def test_what_the_command_needs(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        compare.main(["--out", "x"])
+    assert "give --photos and --val" in capsys.readouterr().err
+
+
+def test_a_list_writes_nothing(tmp_path, capsys):
+    compare.main(["--out", str(tmp_path / "new"), "--list", "--only", "gradients"])
+    assert capsys.readouterr().out.count("gradients-") == 9
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_the_predictor_and_what_else_it_says(setting, method):
+    tokenizer_row = NOW.tokenizer("texture-lr", 0)
+    tokenizer, _ = tokenizers.train(tokenizer_row, setting)
+    before = [p.clone() for p in tokenizer.parameters()]
+    row = NOW.predictor(tokenizer_row, method)
+    model = predictors.build(row, tokenizer)
+    start = [p.clone() for p in model.predictor.parameters()]
+    predictors.train(row, model, setting)
+    moved = [
+        not torch.equal(a, b) for a, b in zip(start, model.predictor.parameters(), strict=True)
+    ]
+    assert all(moved)
+    kept = [torch.equal(a, b) for a, b in zip(before, tokenizer.parameters(), strict=True)]
+    assert all(kept) == (method != "end-to-end")
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_what_passes_the_quantizer(setting, prior):
+    """Without codes: the structure and nothing else, or nothing at all."""
+    tokenizer, _ = tokenizers.train(NOW.tokenizer(prior, 0), setting)
+    texture, structure = torch.randn(2, 1, 64, 8, 8)
+    out = tokenizer.meeting(texture, structure)
+    nothing = torch.zeros_like(texture)
+    if prior == "plain":
+        other = tokenizer.meeting.decode(nothing, 2 * structure)
+        assert torch.equal(other, tokenizer.meeting.decode(nothing, structure))
+    elif prior.startswith("texture"):
+        torch.testing.assert_close(
+            out.quantized - structure,
+            tokenizer.meeting.codes.decode(out.indices),
+            atol=1e-5,
+            rtol=0,
+        )
+    elif prior.startswith("structure"):
+        assert torch.equal(out.quantized, structure)
+        assert bool((out.indices == -1).all())
+    else:
+        assert not torch.equal(tokenizer.meeting.decode(nothing, structure), structure)
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_quantizers_of_equal_bits(name):
+    torch.manual_seed(0)
+    choice = QUANTIZERS[name]
+    quantizer = choice.make(4096)
+    x = torch.randn(2, 16, 16, 64)
+    if name not in ("vq", "simvq"):  # k-means with 4096 codes takes its time
+        choice.start(quantizer, x)
+    out = quantizer(x)
+    assert quantizer.bits_per_token == pytest.approx(12, abs=0.05)
+    assert out.quantized.shape == x.shape
+    torch.testing.assert_close(quantizer.decode(out.indices), out.quantized)
+    assert torch.equal(quantizer.encode(x), out.indices)
+    torch.testing.assert_close(quantizer.assign(x, out.indices).quantized, out.quantized)
+
+
+def test_simvq_starts_from_data():
+    torch.manual_seed(0)
+    x = 100 + torch.randn(1, 16, 16, 64)
+    quantizer = QUANTIZERS["simvq"].make(8)
+    start_simvq(quantizer, x)
+    assert quantizer(x).indices.unique().numel() == 8
+
+
+def test_windows_are_quantized_by_themselves():
+    quantizer = Windows(VectorQuantizer(4, 16), 2)
+    x = torch.randn(3, 4, 6, 4)
+    out = quantizer(x)
+    assert out.indices.shape == (3, 2, 3, 2, 2)
+    assert torch.equal(out.quantized, quantizer.quantizer(x).quantized)
+    mask = torch.zeros(3, 4, 6, dtype=torch.bool)
+    mask[:, :2, 2:4] = True
+    assert bool((quantizer(x, mask).indices[:, 0, 1] >= 0).all())
+    assert int((quantizer(x, mask).indices >= 0).sum()) == 3 * 4
+
+
+def test_texture_is_described_whatever_its_place():
+    torch.manual_seed(0)
+    texture = torch.rand(1, 3, 16, 16).repeat(1, 1, 8, 8)
+    shifted = texture.roll((8, 8), dims=(2, 3))
+    ours, theirs, other = (
+        describe_texture(one)
+        for one in (texture, shifted, nn.functional.avg_pool2d(texture, 5, 1, 2))
+    )
+    assert ours.shape == (49, 63)
+    inner = 24  # a patch in the middle, which no border touches
+    near = (ours[inner] - theirs[inner]).norm()
+    assert near < 0.01 * (ours[inner] - other[inner]).norm()
+
+
+def test_effective_dimension_of_known_spectra():
+    torch.manual_seed(0)
+    even = torch.randn(100_000, 8) @ torch.linalg.qr(torch.randn(8, 8))[0]
+    assert effective_dimension(spectrum(even)) == pytest.approx(8, rel=0.01)
+    assert effective_dimension(torch.tensor([0.5, 0.5, 0.0])) == 2
+    shares = spectrum(torch.randn(1000, 5) * torch.tensor([1.0, 2, 3, 4, 5]))
+    assert float(shares.sum()) == pytest.approx(1)
+    assert bool((shares.diff() <= 0).all())
+
+
+def test_what_a_linear_map_explains():
+    torch.manual_seed(0)
+    lr = torch.rand(8, 3, 32, 32)
+    seen = surroundings(lr, 16)
+    assert seen.shape == (8 * 256, 108)
+    vectors = seen @ torch.randn(108, 4) + 3
+    tested = torch.arange(len(seen)) % 2 == 0
+    assert explained(seen, vectors, tested=tested) > 0.999
+    noise = vectors + vectors.std(dim=0) * torch.randn_like(vectors)
+    assert explained(seen, noise, tested=tested) == pytest.approx(0.5, abs=0.1)
+    assert explained(seen, torch.randn(len(seen), 4), tested=tested) < 0.02
+
+
+def test_surroundings_are_those_of_the_place():
+    lr = torch.zeros(1, 3, 16, 16)
+    lr[0, 1, 6, 8] = 1  # row 3, column 4 of the places
+    seen = surroundings(lr, 8).reshape(8, 8, 3, 6, 6)
+    assert float(seen[3, 4, 1, 2, 2]) == 1
+    assert int((seen[..., 1, :, :] > 0).flatten(2).any(dim=2).sum()) == 9
+
+
+def test_the_exact_gradient_is_that_of_the_expected_loss(setting):
+    tokenizer_row = NOW.tokenizer("texture-lr", 0)
+    tokenizer, _ = tokenizers.train(tokenizer_row, setting)
+    row = GradientRow(NOW.predictor(tokenizer_row, "code"), places=1, draws=2)
+    model = predictors.build(row.predictor, tokenizer).requires_grad_(requires_grad=False)
+    rng = torch.Generator().manual_seed(0)
+    held_out = setting.pictures.held_out
+    pair = type(held_out)(held_out.hr[:1, :, :64, :64], held_out.lr[:1, :, :16, :16])
+    place = gradients._Place(model, pair, rng)
+    losses = place.all_losses()
+    logits = place.logits.clone().requires_grad_()
+    (expected,) = torch.autograd.grad((logits.softmax(dim=-1) * losses).sum(), logits)
+    found = gradients._compare(place, 2, rng)
+    assert found["exact"] == pytest.approx(float(expected.norm()), rel=1e-3)
+    # The loss of the code that is chosen is that of the picture as it is.
+    picture, _ = model(pair.lr)
+    pixel = (picture - pair.hr).abs().mean()
+    assert float(losses[place.chosen]) > float(pixel)
+    # The soft estimate is the exact gradient of what it decodes.
+    soft = place.estimates("soft", 1, rng)[0]
+    (truth,) = torch.autograd.grad(
+        place.losses((logits.softmax(dim=-1) @ place.codes)[None]).sum(), logits
+    )
+    torch.testing.assert_close(soft, truth, rtol=1e-3, atol=1e-9)
+
+
+def test_curves_have_a_first_and_a_last_point():
+    assert reports(1) == {1}
+    assert reports(2) == {1, 2}
+    assert {1, 1200} <= reports(1200)
+    assert len(reports(1200)) == 12
