@@ -27,10 +27,14 @@ from vqprior import ChannelFirst, Quantizer, QuantizerOutput, TextureQuantizer
 class Meeting(nn.Module, abc.ABC):
     """How texture and structure, both ``(b, DIM, H/8, W/8)``, become what the decoder gets."""
 
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__()
+        self.quantizer: nn.Module = ChannelFirst(quantizer)
+
     @property
-    @abc.abstractmethod
     def codes(self) -> Quantizer:
         """The quantizer of maps."""
+        return self.quantizer
 
     @abc.abstractmethod
     def prepare(self, texture: Tensor, structure: Tensor) -> Tensor:
@@ -50,14 +54,8 @@ class Plain(Meeting):
     """Everything is quantized: fine and coarse features together."""
 
     def __init__(self, quantizer: Quantizer) -> None:
-        super().__init__()
-        self.quantizer = ChannelFirst(quantizer)
+        super().__init__(quantizer)
         self.fusion = Fusion()
-
-    @property
-    def codes(self) -> Quantizer:
-        """The quantizer of maps."""
-        return self.quantizer
 
     def prepare(self, texture: Tensor, structure: Tensor) -> Tensor:
         """Both, fused."""
@@ -72,8 +70,8 @@ class Texture(Meeting):
     """Texture vector-quantization: structure plus codes for what it does not explain."""
 
     def __init__(self, quantizer: Quantizer) -> None:
-        super().__init__()
-        self.quantizer = TextureQuantizer(ChannelFirst(quantizer), fuse=Fusion())
+        super().__init__(quantizer)
+        self.quantizer = TextureQuantizer(self.quantizer, fuse=Fusion())
 
     @property
     def codes(self) -> Quantizer:
@@ -97,14 +95,8 @@ class Skip(Meeting):
     """The same structure by a skip connection, past codes that are chosen without knowing it."""
 
     def __init__(self, quantizer: Quantizer) -> None:
-        super().__init__()
-        self.quantizer = ChannelFirst(quantizer)
+        super().__init__(quantizer)
         self.fusion = Fusion()
-
-    @property
-    def codes(self) -> Quantizer:
-        """The quantizer of maps."""
-        return self.quantizer
 
     def prepare(self, texture: Tensor, structure: Tensor) -> Tensor:
         """The texture alone."""
@@ -117,15 +109,6 @@ class Skip(Meeting):
 
 class StructureAlone(Meeting):
     """No codes: what the structure gives by itself."""
-
-    def __init__(self, quantizer: Quantizer) -> None:
-        super().__init__()
-        self.quantizer = ChannelFirst(quantizer)
-
-    @property
-    def codes(self) -> Quantizer:
-        """The quantizer of maps, which sees nothing."""
-        return self.quantizer
 
     def prepare(self, texture: Tensor, structure: Tensor) -> Tensor:
         """The texture alone."""

@@ -15,8 +15,20 @@ PATIENT = 3000  # steps of the tokenizer of the question `prediction`
 LONG, SHORT = 1500, 600  # steps of a code-level training, and of what follows it
 
 
+class Trained:
+    """What a row says of itself, from what it has in common with others and from its seed."""
+
+    group: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Names the files of the row."""
+        return f"{self.group}-seed{self.seed}"
+
+
 @dataclasses.dataclass(frozen=True)
-class TokenizerRow:
+class TokenizerRow(Trained):
     """A tokenizer to train.
 
     Attributes:
@@ -40,11 +52,6 @@ class TokenizerRow:
         """What rows have in common that differ in their seed alone."""
         kind = f"{self.prior}-{self.quantizer}-{self.codebook_size}"
         return f"{kind}-stride{self.stride}-steps{self.steps}"
-
-    @property
-    def name(self) -> str:
-        """Names the files of the row."""
-        return f"{self.group}-seed{self.seed}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +141,7 @@ METHODS: dict[str, Method] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictorRow:
+class PredictorRow(Trained):
     """A predictor to train for a tokenizer.
 
     Attributes:
@@ -159,14 +166,9 @@ class PredictorRow:
         """That of the tokenizer."""
         return self.tokenizer.seed
 
-    @property
-    def name(self) -> str:
-        """Names the files of the row."""
-        return f"{self.group}-seed{self.seed}"
-
 
 @dataclasses.dataclass(frozen=True)
-class GradientRow:
+class GradientRow(Trained):
     """A predictor at which estimated gradients are compared with the exact one.
 
     Attributes:
@@ -188,11 +190,6 @@ class GradientRow:
     def seed(self) -> int:
         """That of the tokenizer."""
         return self.predictor.seed
-
-    @property
-    def name(self) -> str:
-        """Names the files of the row."""
-        return f"{self.group}-seed{self.seed}"
 
 
 @dataclasses.dataclass(frozen=True)
