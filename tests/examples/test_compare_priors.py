@@ -156,6 +156,8 @@ def test_what_passes_the_quantizer(setting, prior):
         other = tokenizer.meeting.decode(nothing, 2 * structure)
         assert torch.equal(other, tokenizer.meeting.decode(nothing, structure))
     elif prior.startswith("texture"):
+        decoded = tokenizer.meeting.decode(tokenizer.meeting.codes.decode(out.indices), structure)
+        torch.testing.assert_close(decoded, out.quantized)
         torch.testing.assert_close(
             out.quantized - structure,
             tokenizer.meeting.codes.decode(out.indices),
@@ -215,6 +217,7 @@ def test_texture_is_described_whatever_its_place():
     )
     assert ours.shape == (49, 63)
     inner = 24  # a patch in the middle, which no border touches
+    assert 0.5 < float(ours[inner][:6].sum()) < 1.5  # shares of the six filters
     near = (ours[inner] - theirs[inner]).norm()
     assert near < 0.01 * (ours[inner] - other[inner]).norm()
 
