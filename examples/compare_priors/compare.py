@@ -23,11 +23,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from study.page import write_page
 from study.pictures import Pictures
+from study.plan import EXPERIMENTS, QUICK, Extent, planned
 from study.report import write_report
 from study.runner import Runner
 from study.setting import Setting
-from study.table import EXPERIMENTS, QUICK, Extent, Row
+from study.table import Row
 from tvqrap.cli import at_least, ensure_writable_folder, run
 from tvqrap.training.options import positive
 
@@ -52,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int | None:
         runner = Runner(options.out, Setting(pictures, options.precision))
         compute(runner, planned(extent, options.only))
     print(write_report(options.out, extent))
+    if options.page is not None:
+        write_page(options.page, options.out, extent)
 
 
 def compute(runner: Runner, rows: list[Row]) -> None:
@@ -64,17 +68,6 @@ def compute(runner: Runner, rows: list[Row]) -> None:
         if took > 1:
             psnr = f"  {result['psnr']:.2f} dB" if "psnr" in result else ""
             bar.write(f"{row.name}{psnr}  {took:.0f} s", file=sys.stderr)
-
-
-def planned(extent: Extent, only: list[str]) -> list[Row]:
-    """Returns the rows of some questions: all of one seed before those of the next."""
-    rows = [
-        row
-        for seed in range(extent.seeds)
-        for name in only
-        for row in EXPERIMENTS[name](extent, seed)
-    ]
-    return list(dict.fromkeys(rows))
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -99,6 +92,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         help="of the networks in training (float32)")  # fmt: skip
     add("--threads", type=at_least(1), metavar="N", help="CPU threads")
     add("--report", action="store_true", help="only report on what is finished")
+    add("--page", type=Path, metavar="FILE.md",
+        help="also put tables into a page, plots and numbers beside it")  # fmt: skip
     add("--list", action="store_true", help="only list the names of the rows")
     options = parser.parse_args(arguments)
     if not (options.report or options.list) and (options.photos is None or options.val is None):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,18 +12,20 @@ from PIL import Image
 from torch import nn
 
 import compare
-from study import gradients, predictors, tokenizers
+from study import gradients, page, predictors, tokenizers
 from study.measures import describe_texture, effective_dimension, explained, spectrum, surroundings
 from study.pictures import Pictures
+from study.plan import EXPERIMENTS, Extent, planned, rows_of
 from study.priors import PRIORS
 from study.quantizers import QUANTIZERS, start_simvq
-from study.runner import Runner
+from study.runner import Runner, as_json
 from study.setting import Setting, reports
-from study.table import EXPERIMENTS, METHODS, Extent, GradientRow, rows_of
+from study.table import METHODS, GradientRow
 from study.windows import Windows
-from tvqrap.cli import run
+from tvqrap.cli import UserError, run
 from vqprior import VectorQuantizer
 
+PAGE = Path(__file__).parents[2] / "docs" / "benchmarks" / "priors.md"
 NOW = Extent(seeds=1, scale=1e-9)  # one step of everything
 
 
@@ -64,7 +68,7 @@ def test_the_quick_study_is_done_once(folders, tmp_path, capsys):
     rows = {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").iterdir()}
     names = {path.stem for path in rows}
     extent = dataclasses.replace(compare.QUICK, scale=1e-9)
-    listed = {row.name for row in compare.planned(extent, list(EXPERIMENTS))}
+    listed = {row.name for row in planned(extent, EXPERIMENTS)}
     assert names > listed  # and what these start from
     for question in ("sizes", "features", "equal-bits", "prediction", "gradients", "stride"):
         assert f"### {question}\n" in printed
@@ -96,6 +100,44 @@ def test_a_folder_of_another_study_is_left_alone(folders, tmp_path, capsys):
     assert error.count("\n") == 1
     assert "pass a new --out" in error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_page_shows_the_numbers_beside_it():
+    """And they are of the configuration that is here."""
+    content = json.loads((PAGE.with_suffix(".json")).read_text())
+    text = PAGE.read_text()
+    assert page.filled(text, content, Extent()) == text
+    rows = {row.name: row for row in planned(Extent(), EXPERIMENTS)}
+    for name, result in content["rows"].items():
+        assert as_json(rows[name]) == result["row"]
+    for name in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert width(PAGE.with_name(name)) > 300
+
+
+def test_a_page_is_filled(setting, tmp_path, folders):
+    runner = Runner(tmp_path / "out", setting)
+    place = tmp_path / "page.md"
+    options = command(folders, tmp_path / "out", "--held-out", "2", "--report")
+    with pytest.raises(UserError, match="cannot be read"):
+        compare.main([*options, "--page", str(place)])
+    row = dataclasses.replace(compare.QUICK, scale=1e-9).tokenizer("plain", 0, codebook_size=64)
+    runner.result(row)
+    places = [f"<!-- {name}: begin --><!-- {name}: end -->" for name in ("head", "sizes")]
+    place.write_text("\n".join(["before", *places, "after"]))
+    with pytest.raises(UserError, match="features: begin"):
+        compare.main([*options, "--page", str(place)])
+    place.write_text("before\n<!-- features: begin --><!-- features: end -->\n" + place.read_text())
+    compare.main([*options, "--page", str(place)])
+    text = place.read_text()
+    assert text.startswith("before\n<!-- features: begin -->\n| prior | codes |")
+    assert text.endswith("<!-- sizes: end -->\nafter")
+    assert "| plain | 64 |" in text
+    assert width(tmp_path / "page-sizes.png") > 500
+    content = json.loads((tmp_path / "page.json").read_text())
+    assert set(content["rows"]) == {row.name}
+    assert "history" not in content["rows"][row.name]
+    compare.main([*options, "--page", str(place)])
+    assert place.read_text() == text
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
+import halve
 from tests.examples.test_model import CONFIGS
-from tvqrap.cli import UserError
+from tvqrap.cli import UserError, run
 from tvqrap.models.assembly import SuperResolver, TextureTokenizer
 from tvqrap.models.weights import load_super_resolver, load_tokenizer, read_notes, save_model
 
@@ -34,12 +35,30 @@ def test_tokenizer_alone(tmp_path):
     assert load_super_resolver(path).predictor is None
 
 
-def test_half_precision_files_are_read_as_float32(model, tmp_path):
-    path = tmp_path / "model.safetensors"
-    save_model(path, model, {})
-    header = read_notes(path)
-    save_file({k: v.half() for k, v in load_file(path).items()}, path, metadata=header)
-    assert next(load_super_resolver(path).parameters()).dtype == torch.float32
+def test_halved_weights_are_read_as_float32(model, tmp_path, capsys):
+    path, target = tmp_path / "model.safetensors", tmp_path / "new" / "half.safetensors"
+    save_model(path, model, {"stage": "rap"})
+    assert run(lambda: halve.main([str(path), str(target)])) == 0
+    assert capsys.readouterr().out.startswith(f"{target}: ")
+    assert read_notes(target) == read_notes(path)
+    assert {value.dtype for value in load_file(target).values()} == {torch.float16}
+    assert target.stat().st_size < 0.6 * path.stat().st_size
+    loaded = load_super_resolver(target).state_dict()
+    rounded = {name: value.half().float() for name, value in model.state_dict().items()}
+    assert_close(loaded, rounded, rtol=0, atol=0)
+
+
+def test_what_float16_cannot_hold_is_not_halved(tmp_path, capsys):
+    path, target = tmp_path / "model.safetensors", tmp_path / "half.safetensors"
+    tokenizer = TextureTokenizer(CONFIGS["lowres"])
+    with torch.no_grad():
+        next(tokenizer.parameters()).view(-1)[0] = 7e4
+    save_model(path, tokenizer, {})
+    assert run(lambda: halve.main([str(path), str(target)])) == 1
+    assert capsys.readouterr().err == (
+        f"error: {path}: has a weight of 70000, which float16 cannot hold\n"
+    )
+    assert not target.exists()
 
 
 def test_missing_file(tmp_path):

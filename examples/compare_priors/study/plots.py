@@ -17,7 +17,10 @@ COLORS = {
     "structure": "tab:cyan",
     "structure-lr": "tab:olive",
 }
-FOLLOWED = ("code-longer", "rap", "rap-lr-4e-4", "rap-keep-code-0.1", "soft", "gumbel", "reinmax")
+FOLLOWED = (
+    "code-longer", "rap", "rap-lr-4e-4", "rap-keep-code-0.01", "rap-distance", "soft", "gumbel",
+    "reinmax",
+)  # fmt: skip
 
 
 def plots(found: dict[str, list[Finished]]) -> dict[str, Figure]:
@@ -161,7 +164,9 @@ def _prediction(groups: list[Group]) -> Figure | None:
                 [point[name] for point in curve],
                 label=group.row.method,
             )
-    panels[0].set(title="all trainings", xlabel="share of right codes", ylabel="PSNR-Y (dB)")
+    panels[0].set(
+        title="all trainings", xlabel="share of right codes", ylabel="PSNR-Y (dB)", xscale="log"
+    )
     panels[1].set(title="PSNR-Y (dB) of 16 pictures", xlabel="step")
     panels[2].set(title="share of right codes", xlabel="step")
     panels[1].legend(fontsize=7)

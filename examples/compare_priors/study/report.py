@@ -1,20 +1,24 @@
 """What a study leaves to look at: numbers, tables, plots and pictures."""
 
 import io
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
 from study.pictures import VIEW
+from study.plan import Extent
 from study.plots import plots
-from study.runner import ORIGINAL, write_json
-from study.summary import Finished, as_csv, finished, tables
-from study.table import Extent, PredictorRow, Row, TokenizerRow
+from study.runner import ORIGINAL, read_result, write_json
+from study.summary import Finished, as_csv, finished, label, tables
+from study.table import PredictorRow, Row, TokenizerRow
 from tvqrap.cli import atomic_write
 from tvqrap.pictures.panels import contact_sheet
 
 SHOWN = 5  # pictures in a grid
-SHOWN_METHODS = ("code-longer", "rap", "rap-adversarial", "soft", "reinmax", "continuous")
+SHOWN_METHODS = (
+    "code-longer", "rap", "rap-keep-code-0.01", "rap-distance", "soft", "reinmax", "continuous",
+)  # fmt: skip
 
 
 def write_report(folder: Path, extent: Extent) -> str:
@@ -23,7 +27,7 @@ def write_report(folder: Path, extent: Extent) -> str:
     Returns:
         The tables.
     """
-    found = finished(folder, extent)
+    found = finished(partial(read_result, folder), extent)
     made = tables(found)
     text = "\n\n".join(f"### {name}\n\n{lines}" for name, lines in made.items())
     _write(folder / "rows.csv", as_csv(found).encode())
@@ -53,7 +57,7 @@ def grids(folder: Path, found: dict[str, list[Finished]]) -> dict[str, Image.Ima
             if row.quantizer != "vq" and row.prior == "texture"
         ],
         "prediction": [
-            (row.method if isinstance(row, PredictorRow) else row.group.partition("-vq")[0], row)
+            (label(row), row)
             for row in predictors
             if not isinstance(row, PredictorRow) or row.method in SHOWN_METHODS
         ],

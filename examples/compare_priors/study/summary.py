@@ -5,19 +5,12 @@ import dataclasses
 import io
 import statistics
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
+from study.plan import EXPERIMENTS, Extent, rows_of
 from study.priors import PRIORS
-from study.runner import read_result
-from study.table import (
-    EXPERIMENTS,
-    Extent,
-    PredictorRow,
-    Row,
-    TokenizerRow,
-    rows_of,
-)
+from study.table import PredictorRow, Row, TokenizerRow
 
+LIMITS = {"structure-lr": "no codes", "texture-lr": "true codes"}
 SURE = (0.2, 0.5)  # bounds between places where a predictor is unsure, in between, and sure
 
 
@@ -51,11 +44,16 @@ class Group:
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def finished(folder: Path, extent: Extent) -> dict[str, list[Finished]]:
-    """Returns the finished rows by question."""
+def finished(read: Callable[[Row], dict | None], extent: Extent) -> dict[str, list[Finished]]:
+    """Returns the finished rows by question.
+
+    Args:
+        read: Returns what is known of a row, None where it is not finished.
+        extent: How much of the study there is.
+    """
     found = {}
     for name in EXPERIMENTS:
-        results = [(row, read_result(folder, row)) for row in rows_of(name, extent)]
+        results = [(row, read(row)) for row in rows_of(name, extent)]
         found[name] = [Finished(row, result) for row, result in results if result is not None]
     return found
 
@@ -111,11 +109,12 @@ FEATURES = (
 )
 SURENESS = (Column("right codes", "accuracy", 3), Column("confidence", "confidence", 3))
 
-Label = Callable[[Row], tuple[str, ...]]
-
 
 def table(
-    heads: tuple[str, ...], label: Label, columns: Iterable[Column], groups: list[Group]
+    heads: tuple[str, ...],
+    cells_of: Callable[[Row], tuple[str, ...]],
+    columns: Iterable[Column],
+    groups: list[Group],
 ) -> str:
     """Writes a table in Markdown."""
     columns = list(columns)
@@ -125,7 +124,7 @@ def table(
     ]
     for group in groups:
         cells = [column.cell(group) for column in columns]
-        lines.append(_line([*label(group.row), *cells, str(len(group.results))]))
+        lines.append(_line([*cells_of(group.row), *cells, str(len(group.results))]))
     return "\n".join(lines)
 
 
@@ -183,25 +182,25 @@ def _equal_bits(groups: list[Group]) -> str:
     return table(("quantizer", "prior"), lambda row: (row.quantizer, row.prior), columns, groups)
 
 
+def label(row: Row) -> str:
+    """Names a row of the question ``prediction``."""
+    if isinstance(row, PredictorRow):
+        return row.method
+    return LIMITS[row.prior] if isinstance(row, TokenizerRow) else row.name
+
+
 def _prediction(groups: list[Group]) -> str:
     """Predictors, between what needs no codes and what the true ones give."""
-    limits = {"structure-lr": "no codes", "texture-lr": "true codes"}
-
-    def label(row: Row) -> tuple[str, ...]:
-        if isinstance(row, PredictorRow):
-            return (row.method,)
-        return (limits[row.prior] if isinstance(row, TokenizerRow) else row.name,)
-
-    return table(("training",), label, (*PICTURES, *SURENESS), groups)
+    return table(("training",), lambda row: (label(row),), (*PICTURES, *SURENESS), groups)
 
 
 def _stride(groups: list[Group]) -> str:
-    def label(row: PredictorRow) -> tuple[str, ...]:
+    def cells_of(row: PredictorRow) -> tuple[str, ...]:
         tokenizer = row.tokenizer
         where = f"H/{tokenizer.stride}" if tokenizer.prior == "texture" else ""
         return tokenizer.prior, where, row.method
 
-    return table(("prior", "structure", "training"), label, (*PICTURES, *SURENESS), groups)
+    return table(("prior", "structure", "training"), cells_of, (*PICTURES, *SURENESS), groups)
 
 
 def _gradients(groups: list[Group]) -> str:

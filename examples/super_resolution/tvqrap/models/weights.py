@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import safetensors
+import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -15,13 +16,19 @@ DEFAULT_WEIGHTS = Path(__file__).parents[2] / "weights" / "tiny.safetensors"
 FORMAT = "vqprior-super-resolution-1"
 
 
-def save_model(path: Path, model: SuperResolver | TextureTokenizer, notes: dict[str, str]) -> None:
+def save_model(
+    path: Path,
+    model: SuperResolver | TextureTokenizer,
+    notes: dict[str, str],
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Writes a tokenizer, or a super-resolver with its tokenizer, atomically.
 
     Args:
         path: The file.
         model: What to save.
         notes: Short texts for the header, such as the stage and the number of steps.
+        dtype: Of the weights in the file; models are read back in float32.
     """
     parts: dict[str, nn.Module] = {"tokenizer": model}
     if isinstance(model, SuperResolver):
@@ -29,13 +36,17 @@ def save_model(path: Path, model: SuperResolver | TextureTokenizer, notes: dict[
         if model.predictor is not None:
             parts["predictor"] = model.predictor
     tensors = {
-        f"{part}.{name}": value.detach().cpu().contiguous()
+        f"{part}.{name}": _stored(value.detach().cpu(), dtype)
         for part, module in parts.items()
         for name, value in module.state_dict().items()
     }
-    header = {"format": FORMAT, "config": config_to_json(model.config), **notes}
+    header = {**notes, "format": FORMAT, "config": config_to_json(model.config)}
     with atomic_write(path) as file:
         file.write(save(tensors, metadata=header))
+
+
+def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return (value.to(dtype) if value.is_floating_point() else value).contiguous()
 
 
 def read_notes(path: Path) -> dict[str, str]:

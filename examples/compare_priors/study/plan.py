@@ -1,0 +1,140 @@
+"""Which rows there are, for which question, and how much of them."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+from study.table import (
+    METHODS,
+    BicubicRow,
+    GradientRow,
+    PredictorRow,
+    Row,
+    TokenizerRow,
+)
+
+CODEBOOK_SIZES = (64, 256, 1024, 8192)
+BITS_12 = 4096  # codes that 12 bits can name
+STRIDES = (8, 16, 32)  # of an encoded structure
+
+
+@dataclasses.dataclass(frozen=True)
+class Extent:
+    """How much of the study there is.
+
+    Attributes:
+        seeds: How often each row is trained.
+        scale: Factor of all numbers of steps.
+        codebook_sizes: Of the question ``sizes``.
+        quantizers: Of the question ``equal-bits``.
+        methods: Of the question ``prediction``, beside those that they start from.
+        strides: Of the question ``stride``.
+        places: Of each row of the question ``gradients``.
+    """
+
+    seeds: int = 3
+    scale: float = 1.0
+    codebook_sizes: tuple[int, ...] = CODEBOOK_SIZES
+    quantizers: tuple[str, ...] = (
+        "vq", "residual-2", "residual-4", "grouped-2", "multi-scale", "fsq", "lfq", "bsq", "simvq",
+    )  # fmt: skip
+    methods: tuple[str, ...] = tuple(METHODS)
+    strides: tuple[int, ...] = STRIDES
+    places: int = 48
+
+    def tokenizer(self, prior: str, seed: int, **options: object) -> TokenizerRow:
+        """A tokenizer, trained for its share of the steps."""
+        row = TokenizerRow(prior, seed=seed, **options)
+        return dataclasses.replace(row, steps=self.steps(row.steps))
+
+    def predictor(self, tokenizer: TokenizerRow, name: str) -> PredictorRow:
+        """A predictor, trained for its share of the steps."""
+        method = METHODS[name]
+        phases = tuple(
+            dataclasses.replace(phase, steps=self.steps(phase.steps)) for phase in method.phases
+        )
+        start = None if method.start is None else self.predictor(tokenizer, method.start)
+        return PredictorRow(tokenizer, name, phases, start)
+
+    def steps(self, count: int) -> int:
+        """At least one."""
+        return max(1, round(self.scale * count))
+
+
+QUICK = Extent(
+    seeds=1,
+    scale=0.15,
+    codebook_sizes=(64, 1024),
+    quantizers=("vq", "residual-2", "fsq"),
+    methods=("code", "code-longer", "rap", "soft", "reinmax", "continuous"),
+    strides=(8, 32),
+    places=6,
+)
+
+
+def sizes(extent: Extent, seed: int) -> list[Row]:
+    """How good is a codebook of how many codes?"""
+    alone = [extent.tokenizer(prior, seed) for prior in ("structure", "structure-lr")]
+    return alone + [
+        extent.tokenizer(prior, seed, codebook_size=size)
+        for size in extent.codebook_sizes
+        for prior in ("plain", "skip", "texture", "texture-lr")
+    ]
+
+
+def equal_bits(extent: Extent, seed: int) -> list[Row]:
+    """How good are other quantizers, with and without structure, at 12 bits a place?"""
+    return [
+        extent.tokenizer(prior, seed, quantizer=quantizer, codebook_size=BITS_12)
+        for quantizer in extent.quantizers
+        for prior in ("plain", "texture")
+    ]
+
+
+def prediction(extent: Extent, seed: int) -> list[Row]:
+    """When does reconstruction-aware prediction help?"""
+    alone, tokenizer = (extent.tokenizer(prior, seed) for prior in ("structure-lr", "texture-lr"))
+    limits = [BicubicRow(), alone, tokenizer]
+    return limits + [extent.predictor(tokenizer, method) for method in extent.methods]
+
+
+def gradients(extent: Extent, seed: int) -> list[Row]:
+    """How near are estimated gradients to the exact one, at unsure and at sure predictors?"""
+    tokenizer = extent.tokenizer("texture-lr", seed)
+    methods = [method for method in ("code-100", "code", "rap") if method in extent.methods]
+    return [GradientRow(extent.predictor(tokenizer, method), extent.places) for method in methods]
+
+
+def stride(extent: Extent, seed: int) -> list[Row]:
+    """How coarse should an encoded structure be, and does the plain prior do worse?"""
+    tokenizers = [extent.tokenizer("texture", seed, stride=stride) for stride in extent.strides]
+    tokenizers += [extent.tokenizer("plain", seed), extent.tokenizer("texture-lr", seed)]
+    return [
+        extent.predictor(tokenizer, method)
+        for tokenizer in tokenizers
+        for method in ("code", "rap")
+    ]
+
+
+EXPERIMENTS: dict[str, Callable[[Extent, int], list[Row]]] = {
+    "sizes": sizes,
+    "equal-bits": equal_bits,
+    "prediction": prediction,
+    "gradients": gradients,
+    "stride": stride,
+}
+
+
+def rows_of(experiment: str, extent: Extent) -> list[Row]:
+    """Returns the rows of a question."""
+    return planned(extent, [experiment])
+
+
+def planned(extent: Extent, only: Iterable[str]) -> list[Row]:
+    """Returns the rows of some questions, each once: all of one seed before those of the next."""
+    rows = [
+        row
+        for seed in range(extent.seeds)
+        for name in only
+        for row in EXPERIMENTS[name](extent, seed)
+    ]
+    return list(dict.fromkeys(rows))

@@ -1,0 +1,48 @@
+"""Stores weights in half precision, in half the space.
+
+    python halve.py runs/mine/rap.safetensors small.safetensors
+
+All scripts here read them and compute with them as ever. What the rounding costs, evaluate.py
+tells.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from tvqrap.cli import UserError, ensure_writable_folder, run
+from tvqrap.models.weights import load_model, read_notes, save_model
+
+
+def halve(source: Path, target: Path) -> str:
+    """Writes the model in ``source`` to ``target`` in float16; returns what to tell the user.
+
+    Raises:
+        UserError: If a file cannot be read or written, or a weight is too large for float16.
+    """
+    notes = read_notes(source)
+    model = load_model(source)
+    largest = max(float(value.abs().max()) for value in model.state_dict().values())
+    if not largest <= torch.finfo(torch.float16).max:
+        raise UserError(f"{source}: has a weight of {largest:g}, which float16 cannot hold")
+    save_model(target, model, notes, dtype=torch.float16)
+    before, after = (path.stat().st_size / 1e6 for path in (source, target))
+    return f"{target}: {after:.1f} MB, from {before:.1f} MB"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Stores one file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, help="a .safetensors file written by train.py")
+    parser.add_argument("target", type=Path, help="the new file; replaced if it exists")
+    options = parser.parse_args(arguments)
+    ensure_writable_folder(options.target.parent)
+    print(halve(options.source, options.target))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
