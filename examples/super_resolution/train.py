@@ -138,7 +138,7 @@ def make_stage(options: argparse.Namespace, recipe: Recipe, objective: MakeObjec
         raise UserError(f"{path}: holds a tokenizer alone; --stage rap needs a predictor as well")
     return RapStage(
         model.tokenizer, model.predictor, objective, estimator=options.estimator,
-        temperature=options.temperature, code_weight=options.code_weight,
+        temperature=options.temperature, code_weight=recipe.code_weight,
     )  # fmt: skip
 
 

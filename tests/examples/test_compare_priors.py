@@ -14,7 +14,7 @@ from torch import nn
 import compare
 from study import gradients, page, predictors, tokenizers
 from study.measures import describe_texture, effective_dimension, explained, spectrum, surroundings
-from study.pictures import Pictures
+from study.pictures import Pictures, joined
 from study.plan import EXPERIMENTS, Extent, planned, rows_of
 from study.priors import PRIORS
 from study.quantizers import QUANTIZERS, start_simvq
@@ -165,7 +165,7 @@ def test_what_the_command_needs(capsys):
 
 def test_a_list_writes_nothing(tmp_path, capsys):
     compare.main(["--out", str(tmp_path / "new"), "--list", "--only", "gradients"])
-    assert capsys.readouterr().out.count("gradients-") == 9
+    assert capsys.readouterr().out.count("gradients-") == 15
     assert not (tmp_path / "new").exists()
 
 
@@ -287,6 +287,19 @@ def test_what_a_linear_map_explains():
     assert explained(seen, torch.randn(len(seen), 4), tested=tested) < 0.02
 
 
+def test_held_out_pieces_make_the_middles_of_photos(folders):
+    pieces = Pictures(*folders, most=2).held_out
+    assert pieces.hr.shape == (8, 3, 64, 64)
+    assert pieces.lr.shape == (8, 3, 16, 16)
+    with Image.open(folders[1] / "1.png") as photo:
+        whole = np.asarray(photo)[8:136, 16:144]
+    found = joined(pieces.hr)[1].movedim(0, -1) * 255
+    np.testing.assert_allclose(found.numpy(), whole, atol=1e-3)
+    # Each small piece is what its large one becomes.
+    means = [part.unflatten(0, (2, 4)).mean(dim=(2, 3, 4)) for part in pieces]
+    torch.testing.assert_close(*means, atol=0.01, rtol=0)
+
+
 def test_surroundings_are_those_of_the_place():
     lr = torch.zeros(1, 3, 16, 16)
     lr[0, 1, 6, 8] = 1  # row 3, column 4 of the places
@@ -302,7 +315,7 @@ def test_the_exact_gradient_is_that_of_the_expected_loss(setting):
     model = predictors.build(row.predictor, tokenizer).requires_grad_(requires_grad=False)
     rng = torch.Generator().manual_seed(0)
     held_out = setting.pictures.held_out
-    pair = type(held_out)(held_out.hr[:1, :, :64, :64], held_out.lr[:1, :, :16, :16])
+    pair = type(held_out)(held_out.hr[:1], held_out.lr[:1])
     place = gradients._Place(model, pair, rng)
     losses = place.all_losses()
     logits = place.logits.clone().requires_grad_()
@@ -313,6 +326,11 @@ def test_the_exact_gradient_is_that_of_the_expected_loss(setting):
     picture, _ = model(pair.lr)
     pixel = (picture - pair.hr).abs().mean()
     assert float(losses[place.chosen]) > float(pixel)
+    # The loss of each code is the same for a predictor that is surer of the same codes.
+    sharp = gradients._Place(model, pair, torch.Generator().manual_seed(0), sharpened=4.0)
+    torch.testing.assert_close(sharp.all_losses(), losses)
+    expected = (4 * logits.detach()).softmax(dim=-1)
+    assert gradients._compare(sharp, 2, rng)["confidence"] == pytest.approx(float(expected.max()))
     # The soft estimate is the exact gradient of what it decodes.
     soft = place.estimates("soft", 1, rng)[0]
     (truth,) = torch.autograd.grad(

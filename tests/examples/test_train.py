@@ -48,6 +48,7 @@ def test_three_stages_leave_weights_log_samples_and_plot(preset, photos, tmp_pat
 def test_rap_moves_the_predictor_and_leaves_the_prior_alone(photos, tmp_path):
     for stage in ("tokenizer", "predictor", "rap"):
         train.main(command(stage, photos, tmp_path / "out", "--steps", "2"))
+    assert 0 < last_row(tmp_path / "out" / "rap")["code"] < 0.1  # a hundredth of log 512 at most
     before, after = (
         load_file(tmp_path / "out" / f"{stage}.safetensors") for stage in ("predictor", "rap")
     )
@@ -230,6 +231,7 @@ class TestPaper:
             train.main(command(stage, photos, tmp_path, *more))
             row = last_row(tmp_path / stage)
             assert ("adversarial" in row) == (stage != "predictor")
+            assert ("code" in row) == (stage == "predictor")  # RAP of the paper keeps none
         assert {"alignment", "small", "codebook"} < last_row(tmp_path / "tokenizer").keys()
         state = checkpoint(tmp_path, "rap")
         assert state["run"]["--degradation"] == "second-order"

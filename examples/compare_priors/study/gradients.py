@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from study.pictures import CROP, Pair
+from study.pictures import PIECES, Pair
 from study.predictors import SuperResolver
 from study.setting import Setting
 from study.table import GradientRow
@@ -20,6 +20,7 @@ ESTIMATORS = ("straight_through", "soft", "gumbel", "reinmax")
 RANDOM = ("gumbel", "reinmax")
 PERCEPTUAL = 0.2  # as in training
 AT_ONCE = 64  # pictures that are decoded at once
+TINY = 1e-30
 
 
 def measure(row: GradientRow, model: SuperResolver, setting: Setting) -> dict:
@@ -34,11 +35,11 @@ def measure(row: GradientRow, model: SuperResolver, setting: Setting) -> dict:
     """
     rng = torch.Generator().manual_seed(row.seed)
     held_out = setting.pictures.held_out
-    corner = Pair(held_out.hr[..., :CROP, :CROP], held_out.lr[..., : CROP // 4, : CROP // 4])
     places = []
     for number in setting.steps(row.places, row.name):
-        one = number % len(corner.hr)
-        place = _Place(model, Pair(corner.hr[one : one + 1], corner.lr[one : one + 1]), rng)
+        one = PIECES * number % len(held_out.hr)
+        pair = Pair(held_out.hr[one : one + 1], held_out.lr[one : one + 1])
+        place = _Place(model, pair, rng, row.sharpened)
         places.append(_compare(place, row.draws, rng))
     return {"places": places}
 
@@ -46,7 +47,9 @@ def measure(row: GradientRow, model: SuperResolver, setting: Setting) -> dict:
 class _Place:
     """One place of one picture, and what the picture loses for the vector there."""
 
-    def __init__(self, model: SuperResolver, pair: Pair, rng: torch.Generator) -> None:
+    def __init__(
+        self, model: SuperResolver, pair: Pair, rng: torch.Generator, sharpened: float = 1.0
+    ) -> None:
         self.model = model
         self.truth = pair.hr
         self.bank = FilterBank()
@@ -58,7 +61,7 @@ class _Place:
         self.row, self.column = (
             int(torch.randint(side, (), generator=rng)) for side in (rows, columns)
         )
-        self.logits = self.prediction.logits[0, self.row, self.column]
+        self.logits = sharpened * self.prediction.logits[0, self.row, self.column]
         chosen = self.prediction.logits.argmax(dim=-1)
         self.chosen = int(chosen[0, self.row, self.column])
         self.vectors = self.codes[chosen].movedim(-1, 1)
@@ -106,7 +109,7 @@ def _compare(place: _Place, draws: int, rng: torch.Generator) -> dict:
         found[estimator] = {
             "cosine": float(F.cosine_similarity(mean, exact, dim=0)),
             "single": float(F.cosine_similarity(gradients, exact[None], dim=1).mean()),
-            "norm": float(mean.norm() / exact.norm()),
+            "norm": float(mean.norm() / exact.norm().clamp_min(TINY)),
             "improves": _improves(losses, favored, place.chosen),
         }
     return found

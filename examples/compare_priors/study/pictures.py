@@ -5,13 +5,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from tvqrap.training.data import Crops, reduce_part
 from tvqrap.training.photos import PhotoFiles
 
-CROP = 64  # side of a crop to train on
-VIEW = 128  # side of a picture to measure on
+CROP = 64  # side of a crop to train on, and of a piece to measure on
+CUTS = 2
+PIECES = CUTS**2  # of a held-out picture
+VIEW = CUTS * CROP  # side of a held-out picture
 
 
 class Pair(NamedTuple):
@@ -24,10 +27,17 @@ class Pair(NamedTuple):
 class Pictures:
     """Random crops of some photos, and the middles of others.
 
+    Models are measured on pieces as large as the crops that they are trained on. A structure that
+    is encoded at H/32 has 2 x 2 vectors in a crop, all of them at a border, and is worth little
+    where there are others.
+
     Args:
         photos: Folder of photos to train on.
         val: Folder of photos to measure on.
         most: Number of them at most.
+
+    Attributes:
+        held_out: ``PIECES`` of each, one after the other.
 
     Raises:
         UserError: If there is no photo, or one cannot be read or is too small.
@@ -37,7 +47,7 @@ class Pictures:
         self.photos = PhotoFiles(photos, smallest=CROP, quiet=True)
         held_out = PhotoFiles(val, smallest=VIEW, quiet=True)
         middles = [middle(held_out[number]) for number in range(min(most, len(held_out)))]
-        self.held_out = Pair(*(_to_tensor(np.stack(part)) for part in zip(*middles, strict=True)))
+        self.held_out = Pair(*(_pieces(np.stack(part)) for part in zip(*middles, strict=True)))
 
     def batches(self, seed: int, batch: int) -> "Batches":
         """Returns the batches of one training."""
@@ -66,6 +76,16 @@ def middle(photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return hr, reduce_part(photo, top, left, VIEW)
 
 
-def _to_tensor(pictures: np.ndarray) -> Tensor:
-    found = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+def joined(pieces: Tensor) -> Tensor:
+    """Puts pieces ``(b * PIECES, 3, h, w)`` together again."""
+    return rearrange(
+        pieces, "(b rows columns) c h w -> b c (rows h) (columns w)", rows=CUTS, columns=CUTS
+    )
+
+
+def _pieces(pictures: np.ndarray) -> Tensor:
+    found = torch.from_numpy(pictures).float() / 255
+    found = rearrange(
+        found, "b (rows h) (columns w) c -> (b rows columns) c h w", rows=CUTS, columns=CUTS
+    )
     return found.contiguous(memory_format=torch.channels_last)

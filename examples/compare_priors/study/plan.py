@@ -15,6 +15,7 @@ from study.table import (
 CODEBOOK_SIZES = (64, 256, 1024, 8192)
 BITS_12 = 4096  # codes that 12 bits can name
 STRIDES = (8, 16, 32)  # of an encoded structure
+SHARPENED = (4.0, 16.0)  # factors of logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Extent:
 
 QUICK = Extent(
     seeds=1,
-    scale=0.15,
+    scale=0.06,
     codebook_sizes=(64, 1024),
     quantizers=("vq", "residual-2", "fsq"),
     methods=("code", "code-longer", "rap", "soft", "reinmax", "continuous"),
@@ -101,7 +102,13 @@ def gradients(extent: Extent, seed: int) -> list[Row]:
     """How near are estimated gradients to the exact one, at unsure and at sure predictors?"""
     tokenizer = extent.tokenizer("texture-lr", seed)
     methods = [method for method in ("code-100", "code", "rap") if method in extent.methods]
-    return [GradientRow(extent.predictor(tokenizer, method), extent.places) for method in methods]
+    rows = [GradientRow(extent.predictor(tokenizer, method), extent.places) for method in methods]
+    return rows + [
+        dataclasses.replace(row, sharpened=factor)
+        for row in rows
+        if row.predictor.method == "code"
+        for factor in SHARPENED
+    ]
 
 
 def stride(extent: Extent, seed: int) -> list[Row]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from study.measures import judge
 from study.networks import DIM, Predictor
-from study.pictures import Pair
+from study.pictures import PIECES, Pair
 from study.priors import Tokenizer
 from study.setting import Setting, objective, optimizer_for, parts_of, reports
 from study.table import Phase, PredictorRow
@@ -21,7 +21,7 @@ from vqprior.functional import (
 from vqprior.losses import AdversarialLoss, ReconstructionAwareLoss, alignment_loss
 from vqprior.nn import PatchDiscriminator
 
-WATCHED = 16  # held-out pictures that a curve is measured on
+WATCHED = 16 * PIECES  # of held-out pictures, that a curve is measured on
 STRUCTURE_WEIGHT = 2.0  # of the regression, where cross-entropy has 1: the paper's ratio
 CRITIC_WIDTH = 32
 MOST_LIKELY = Phase(0)  # what is done with a prediction after training

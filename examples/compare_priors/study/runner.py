@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from study import gradients, predictors, tokenizers
 from study.measures import judge
+from study.pictures import PIECES, joined
 from study.predictors import SuperResolver
 from study.priors import Tokenizer
 from study.setting import Setting
@@ -98,7 +99,7 @@ class Runner:
     def _bicubic(self, row: BicubicRow) -> dict:
         held_out = self.setting.pictures.held_out
         enlarged = enlarge(held_out.lr)
-        save_strip(self._strip(row.name), enlarged[:SHOWN])
+        save_strip(self._strip(row.name), enlarged)
         return judge(enlarged, held_out.hr)
 
     def load_tokenizer(self, row: TokenizerRow) -> Tokenizer:
@@ -117,7 +118,7 @@ class Runner:
         tensors = {name: value.contiguous() for name, value in module.state_dict().items()}
         with atomic_write(self.folder / "weights" / f"{row.name}.safetensors") as file:
             file.write(safetensors.torch.save(tensors))
-        save_strip(self._strip(row.name), pictures[:SHOWN])
+        save_strip(self._strip(row.name), pictures)
 
     def _strip(self, name: str) -> Path:
         return self.folder / "pictures" / f"{name}.png"
@@ -137,12 +138,12 @@ class Runner:
         mine = {
             "precision": self.setting.precision,
             "photos": len(self.setting.pictures.photos),
-            "held_out": len(self.setting.pictures.held_out.hr),
+            "held_out": len(self.setting.pictures.held_out.hr) // PIECES,
         }
         path = self.folder / "study.json"
         theirs = read_json(path)
         if theirs is None:
-            save_strip(self._strip(ORIGINAL), self.setting.pictures.held_out.hr[:SHOWN])
+            save_strip(self._strip(ORIGINAL), self.setting.pictures.held_out.hr)
             write_json(path, mine)
         elif theirs != mine:
             raise UserError(
@@ -188,9 +189,10 @@ def write_json(path: Path, content: object) -> None:
         file.write(json.dumps(content, indent=1).encode())
 
 
-def save_strip(path: Path, pictures: Tensor) -> None:
-    """Writes pictures ``(b, 3, h, w)`` in [0, 1] side by side."""
-    strip = torch.cat(list(pictures.float().clamp(0, 1)), dim=2).mul(255).round().byte()
+def save_strip(path: Path, pieces: Tensor) -> None:
+    """Writes the first pictures, of which these are the pieces in [0, 1], side by side."""
+    pictures = joined(pieces[: PIECES * SHOWN].float().clamp(0, 1))
+    strip = torch.cat(list(pictures), dim=2).mul(255).round().byte()
     data = io.BytesIO()
     Image.fromarray(strip.permute(1, 2, 0).numpy()).save(data, "PNG")
     with atomic_write(path) as file:

@@ -13,7 +13,7 @@ from study.pictures import Pair, Pictures
 from vqprior.losses import FilterBankLoss, ReconstructionAwareLoss
 
 REPORTS = 12  # points of a curve, at most
-PART = 10  # pictures that are measured at once
+PART = 40  # pictures that are measured at once
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,6 @@ from study.priors import PRIORS
 from study.table import PredictorRow, Row, TokenizerRow
 
 LIMITS = {"structure-lr": "no codes", "texture-lr": "true codes"}
-SURE = (0.2, 0.5)  # bounds between places where a predictor is unsure, in between, and sure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,8 +205,9 @@ def _stride(groups: list[Group]) -> str:
 def _gradients(groups: list[Group]) -> str:
     heads = (
         "training",
-        "places",
-        "number",
+        "logits",
+        "confidence",
+        "exact length",
         "estimator",
         "cosine",
         "of one draw",
@@ -217,30 +217,20 @@ def _gradients(groups: list[Group]) -> str:
     lines = [_line(heads), _line(["---"] * len(heads))]
     for group in groups:
         places = [place for result in group.results for place in result["places"]]
-        for name, kept in _by_sureness(places):
-            for estimator in ("straight_through", "soft", "gumbel", "reinmax"):
-                ones = [place[estimator] for place in kept]
-                if not ones:
-                    continue
-                moves = [one["improves"] for one in ones if one["improves"] is not None]
-                cells = (
-                    f"{statistics.fmean(one['cosine'] for one in ones):.2f}",
-                    f"{statistics.fmean(one['single'] for one in ones):.2f}",
-                    f"{statistics.median(one['norm'] for one in ones):.2f}",
-                    f"{sum(moves)} of {len(moves)}",
-                )
-                method = group.row.predictor.method
-                lines.append(_line((method, name, str(len(kept)), estimator, *cells)))
+        sure = statistics.fmean(place["confidence"] for place in places)
+        exact = statistics.median(place["exact"] for place in places)
+        first = (group.row.predictor.method, f"x {group.row.sharpened:g}")
+        for estimator in ("straight_through", "soft", "gumbel", "reinmax"):
+            ones = [place[estimator] for place in places]
+            moves = [one["improves"] for one in ones if one["improves"] is not None]
+            cells = (
+                f"{statistics.fmean(one['cosine'] for one in ones):.2f}",
+                f"{statistics.fmean(one['single'] for one in ones):.2f}",
+                f"{statistics.median(one['norm'] for one in ones):.2f}",
+                f"{sum(moves)} of {len(moves)}",
+            )
+            lines.append(_line((*first, f"{sure:.3f}", f"{exact:.1e}", estimator, *cells)))
     return "\n".join(lines)
-
-
-def _by_sureness(places: list[dict]) -> list[tuple[str, list[dict]]]:
-    low, high = SURE
-    return [
-        (f"p < {low}", [p for p in places if p["confidence"] < low]),
-        (f"{low} to {high}", [p for p in places if low <= p["confidence"] < high]),
-        (f"p ≥ {high}", [p for p in places if p["confidence"] >= high]),
-    ]
 
 
 def as_csv(found: dict[str, list[Finished]]) -> str:

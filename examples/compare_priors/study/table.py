@@ -178,17 +178,20 @@ class GradientRow(Trained):
     Attributes:
         predictor: The predictor.
         places: At how many places.
+        sharpened: Factor of its logits: how sure a predictor is compared that ranks codes alike.
         draws: How often a random estimate is drawn at each.
     """
 
     predictor: PredictorRow
     places: int
+    sharpened: float = 1.0
     draws: int = 32
 
     @property
     def group(self) -> str:
         """What rows have in common that differ in their seed alone."""
-        return f"gradients-{self.predictor.group}"
+        sharpened = "" if self.sharpened == 1 else f"-sharpened{self.sharpened:g}"
+        return f"gradients-{self.predictor.group}{sharpened}"
 
     @property
     def seed(self) -> int:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from study.measures import effective_dimension, explained, judge, spectrum, surroundings
 from study.networks import CHANNELS
-from study.pictures import Pair
+from study.pictures import PIECES, Pair
 from study.priors import Described, StructureAlone, Tokenizer
 from study.quantizers import QUANTIZERS
 from study.setting import (
@@ -99,7 +99,7 @@ def measure(tokenizer: Tokenizer, row: TokenizerRow, setting: Setting) -> tuple[
         vectors.append(prepared.movedim(1, -1))
     rows = vectors[0].shape[1]
     flat = torch.cat(vectors).flatten(0, 2)
-    picture_of = torch.arange(len(flat)) // rows**2
+    photo_of = torch.arange(len(flat)) // (PIECES * rows**2)
     shares = spectrum(flat)
     alone = isinstance(tokenizer.meeting, StructureAlone)
     table = sum(parameters_of(codebook) for codebook in set(codes.codebooks))
@@ -110,7 +110,7 @@ def measure(tokenizer: Tokenizer, row: TokenizerRow, setting: Setting) -> tuple[
         **used(usage),
         "quantization_error": lost / float((flat - flat.mean(dim=0)).square().sum()),
         "effective_dimension": effective_dimension(shares),
-        "explained": explained(surroundings(held_out.lr, rows), flat, tested=picture_of % 2 == 1),
+        "explained": explained(surroundings(held_out.lr, rows), flat, tested=photo_of % 2 == 1),
         "spectrum": shares.tolist(),
     }
     if tokenizer.structure.regressed and row.prior != "plain":

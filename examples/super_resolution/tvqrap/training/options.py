@@ -15,11 +15,11 @@ from tvqrap.training.recipes import RECIPES, STAGES, Recipe
 
 # Options that replace a value of the recipe, and go by its name.
 RECIPE_OPTIONS = (
-    "batch", "crop", "learning_rate", "perceptual", "adversarial", "degradation",
+    "batch", "crop", "learning_rate", "perceptual", "adversarial", "degradation", "code_weight",
 )  # fmt: skip
 # Options that say which training it is. Another learning rate, device, precision, number of
 # workers, processes or parts continues the same training.
-RUN_OPTIONS = ("stage", "preset", "structure", "seed", "estimator", "temperature", "code_weight")
+RUN_OPTIONS = ("stage", "preset", "structure", "seed", "estimator", "temperature")
 
 
 def parse_options(description: str, arguments: list[str] | None) -> argparse.Namespace:
@@ -123,8 +123,8 @@ def _add_rap(group: argparse._ArgumentGroup) -> None:
         choices=("straight_through", "soft", "gumbel", "reinmax"),
         help="how the gradient passes the choice of codes (straight_through)")  # fmt: skip
     add("--temperature", type=positive, default=1.0, metavar="X", help="of the choice (1)")
-    add("--code-weight", type=weight, default=0.0, metavar="X",
-        help="weight of the code-level loss that is kept (0, as in the paper)")  # fmt: skip
+    add("--code-weight", type=weight, metavar="X",
+        help="weight of the code-level loss that is kept (0.01; paper 0)")  # fmt: skip
 
 
 def _add_machine(group: argparse._ArgumentGroup) -> None:
