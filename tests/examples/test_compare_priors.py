@@ -72,7 +72,7 @@ def test_the_quick_study_is_done_once(folders, tmp_path, capsys):
     assert names > listed  # and what these start from
     for question in ("sizes", "features", "equal-bits", "prediction", "gradients", "stride"):
         assert f"### {question}\n" in printed
-    for name in ("sizes", "features", "equal-bits", "prediction", "gradients"):
+    for name in ("sizes", "features", "equal-bits", "prediction", "training", "gradients"):
         assert width(tmp_path / f"{name}.png") > 500
     for name in ("sizes", "equal-bits", "prediction"):
         assert width(tmp_path / f"{name}-pictures.png") > 250

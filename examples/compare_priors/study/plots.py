@@ -5,8 +5,8 @@ from collections.abc import Callable
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from study.summary import Finished, Group, grouped
-from study.table import PREDICTED, PredictorRow
+from study.summary import Finished, Group, grouped, label
+from study.table import PREDICTED, PredictorRow, Row, TokenizerRow
 
 Plot = Callable[[dict[str, list[Finished]]], Figure | None]
 COLORS = {
@@ -21,6 +21,15 @@ FOLLOWED = (
     "code-longer", "rap", "rap-lr-4e-4", "rap-keep-code-0.01", "rap-distance", "soft", "gumbel",
     "reinmax",
 )  # fmt: skip
+FAMILIES = {
+    "limits": "k*", "codes alone": "ko", "pictures alone": "rs", "pictures and codes": "g^",
+}  # fmt: skip
+NAMED = (
+    "code-100", "code", "code-distance", "code-patient", "rap", "rap-lr-2e-5", "rap-patient",
+    "rap-keep-code-0.01", "rap-patient-keep-code-0.01", "rap-distance", "rap-from-start",
+    "rap-temperature-4", "soft", "gumbel", "reinmax", "reinmax-keep-code-0.01", "end-to-end",
+    "nearest",
+)  # fmt: skip
 
 
 def plots(found: dict[str, list[Finished]]) -> dict[str, Figure]:
@@ -30,6 +39,7 @@ def plots(found: dict[str, list[Finished]]) -> dict[str, Figure]:
         "features": _features(grouped(found["sizes"])),
         "equal-bits": _equal_bits(grouped(found["equal-bits"])),
         "prediction": _prediction(grouped(found["prediction"])),
+        "training": _training(grouped(found["prediction"])),
         "gradients": _gradients(grouped(found["gradients"])),
     }
     return {name: figure for name, figure in made.items() if figure is not None}
@@ -60,7 +70,7 @@ def _sizes(groups: list[Group]) -> Figure | None:
         ("frechet", "codebook_size", "Frechet distance of texture", "codes"),
         ("quantization_error", "bits", "variance lost by quantization", "bits for each code"),
     )
-    for panel, (name, against, title, label) in zip(panels, shown, strict=True):
+    for panel, (name, against, title, across) in zip(panels, shown, strict=True):
         for prior, ones in _by_prior(groups).items():
             alone = prior.startswith("structure")
             if alone and name == "quantization_error":
@@ -75,7 +85,7 @@ def _sizes(groups: list[Group]) -> Figure | None:
             panel.errorbar(
                 places, means, spreads, color=COLORS[prior], marker="o", capsize=3, label=prior
             )
-        panel.set(title=title, xlabel=label)
+        panel.set(title=title, xlabel=across)
         if against == "codebook_size":
             panel.set_xscale("log", base=2)
         else:
@@ -143,33 +153,55 @@ def _equal_bits(groups: list[Group]) -> Figure | None:
 
 
 def _prediction(groups: list[Group]) -> Figure | None:
-    """Accuracy against pictures, and how both change in training."""
+    """Accuracy against pictures, and pixels against textures."""
     trained = [group for group in groups if isinstance(group.row, PredictorRow)]
     if not trained:
         return None
-    figure, panels = _panels(3)
-    for group in trained:
-        accuracy = group.mean("accuracy")
-        if accuracy is None:
-            continue
-        panels[0].plot(accuracy, group.mean("psnr"), "o")
-        panels[0].annotate(group.row.method, (accuracy, group.mean("psnr")), fontsize=6)
-    for group in trained:
-        if group.row.method not in FOLLOWED:
-            continue
-        for panel, name in zip(panels[1:], ("psnr", "accuracy"), strict=True):
+    figure, panels = _panels(2)
+    limits = [group for group in groups if isinstance(group.row, TokenizerRow)]
+    shown = ((trained, "accuracy", "psnr"), (trained + limits, "psnr", "frechet"))
+    for panel, (ones, across, up) in zip(panels, shown, strict=True):
+        for family, marker in FAMILIES.items():
+            members = [group for group in ones if _family(group.row) == family]
+            members = [group for group in members if group.mean(across) is not None]
+            places = [(group.mean(across), group.mean(up)) for group in members]
+            panel.plot([x for x, _ in places], [y for _, y in places], marker, ms=5, label=family)
+            for group, place in zip(members, places, strict=True):
+                if family == "limits" or group.row.method in NAMED:
+                    name = label(group.row)
+                    panel.annotate(name, place, (3, 3), textcoords="offset points", size=6)
+    panels[0].set(title="all trainings", xlabel="share of right codes", ylabel="PSNR-Y (dB)")
+    panels[1].set(title="all trainings", xlabel="PSNR-Y (dB)", ylabel="Frechet distance of texture")
+    panels[1].legend(fontsize=7)
+    return figure
+
+
+def _family(row: Row) -> str:
+    """What the loss of a training is on."""
+    if not isinstance(row, PredictorRow):
+        return "limits"
+    if row.method.startswith("code"):
+        return "codes alone"
+    return "pictures and codes" if "keep-code" in row.method else "pictures alone"
+
+
+def _training(groups: list[Group]) -> Figure | None:
+    """How accuracy and pictures change in training."""
+    followed = [group for group in groups if getattr(group.row, "method", None) in FOLLOWED]
+    if not followed:
+        return None
+    figure, panels = _panels(2)
+    for group in followed:
+        for panel, name in zip(panels, ("psnr", "accuracy"), strict=True):
             curve = group.results[0]["history"]
             panel.plot(
                 [point["step"] for point in curve],
                 [point[name] for point in curve],
                 label=group.row.method,
             )
-    panels[0].set(
-        title="all trainings", xlabel="share of right codes", ylabel="PSNR-Y (dB)", xscale="log"
-    )
-    panels[1].set(title="PSNR-Y (dB) of 16 pictures", xlabel="step")
-    panels[2].set(title="share of right codes", xlabel="step")
-    panels[1].legend(fontsize=7)
+    panels[0].set(title="PSNR-Y (dB) of 16 pictures", xlabel="step")
+    panels[1].set(title="share of right codes", xlabel="step")
+    panels[0].legend(fontsize=7)
     return figure
 
 
