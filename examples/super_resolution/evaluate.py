@@ -31,7 +31,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from tvqrap.cli import UserError, at_least, atomic_write, ensure_writable_folder, run
+from tvqrap.cli import UserError, at_least, atomic_write, ensure_writable_folder, run, share
 from tvqrap.models.assembly import SCALE
 from tvqrap.models.weights import DEFAULT_WEIGHTS, load_super_resolver
 from tvqrap.pictures.detail import detail_energy
@@ -122,6 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     loaders = pair_loaders(args.pairs) if args.pairs else photo_loaders(args.photos)
     _check_outputs(args.csv, args.picture)
     model = load_super_resolver(args.weights).to(pick_device("auto"))
+    if args.texture is not None:
+        model.texture = args.texture
     failures: list[UserError] = []
     rows: list[list[tuple[str, Image.Image]]] = []
 
@@ -152,6 +154,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument("--photos", type=Path, metavar="DIR", help="of large pictures")
     parser.add_argument(
         "--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="FILE", help="written by train.py"
+    )
+    parser.add_argument(
+        "--texture",
+        type=share,
+        metavar="X",
+        help="how much of the predicted texture to add, from 0 to 1 (what the weights say)",
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="the table, for programs")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="details side by side")

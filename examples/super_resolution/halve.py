@@ -3,7 +3,8 @@
     python halve.py runs/mine/rap.safetensors small.safetensors
 
 All scripts here read them and compute with them as ever. What the rounding costs, evaluate.py
-tells.
+tells. With --texture X the new file says how much of the predicted texture is added where
+upscale.py and evaluate.py are not told.
 """
 
 import argparse
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import torch
 
-from tvqrap.cli import UserError, ensure_writable_folder, run
+from tvqrap.cli import UserError, ensure_writable_folder, run, share
+from tvqrap.models.assembly import SuperResolver
 from tvqrap.models.weights import load_model, read_notes, save_model
 
 
-def halve(source: Path, target: Path) -> str:
+def halve(source: Path, target: Path, texture: float | None = None) -> str:
     """Writes the model in ``source`` to ``target`` in float16; returns what to tell the user.
 
     Raises:
@@ -24,6 +26,10 @@ def halve(source: Path, target: Path) -> str:
     """
     notes = read_notes(source)
     model = load_model(source)
+    if texture is not None:
+        if not isinstance(model, SuperResolver):
+            raise UserError(f"{source}: holds a tokenizer alone, which predicts no texture")
+        model.texture = texture
     largest = max(float(value.abs().max()) for value in model.state_dict().values())
     if not largest <= torch.finfo(torch.float16).max:
         raise UserError(f"{source}: has a weight of {largest:g}, which float16 cannot hold")
@@ -39,9 +45,12 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("source", type=Path, help="a .safetensors file written by train.py")
     parser.add_argument("target", type=Path, help="the new file; replaced if it exists")
+    parser.add_argument(
+        "--texture", type=share, metavar="X", help="how much of it to add by default, from 0 to 1"
+    )
     options = parser.parse_args(arguments)
     ensure_writable_folder(options.target.parent)
-    print(halve(options.source, options.target))
+    print(halve(options.source, options.target, options.texture))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from tvqrap.cli import (
     describe,
     ensure_writable_folder,
     run,
+    share,
 )
 from tvqrap.models.prepared import PRECISIONS, Prepared
 from tvqrap.models.weights import DEFAULT_WEIGHTS, load_super_resolver
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sources = collect_inputs(args.inputs)
     jobs = plan_jobs(sources, args.output, args.format, compare=args.compare)
     model = load_super_resolver(args.weights).to(pick_device(args.device))
+    if args.texture is not None:
+        model.texture = args.texture
     model = Prepared(model, precision=args.precision, compiled=args.compile)
     layout = pick_layout(args.layout, args.tile)
     ensure_writable_folder(args.output)
@@ -90,6 +93,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=DEFAULT_WEIGHTS,
         metavar="FILE",
         help="written by train.py, or a checkpoint of the paper's authors (.pth)",
+    )
+    parser.add_argument(
+        "--texture",
+        type=share,
+        metavar="X",
+        help="how much of the predicted texture to add: 0 is most faithful, 1 has most detail "
+        "(what the weights say)",
     )
     parser.add_argument(
         "--layout",

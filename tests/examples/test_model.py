@@ -80,6 +80,20 @@ def test_without_a_predictor_the_structure_is_decoded_alone():
     assert (model.indices(lr) == -1).all()
 
 
+def test_a_share_of_the_texture_can_be_added():
+    model = make(CONFIGS["lowres"])
+    lr = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        structure = model.predict(lr).structure
+        codes = model.tokenizer.codes[model.indices(lr)].movedim(-1, 1)
+        for share in (0.0, 0.25, 1.0):
+            model.texture = share
+            expected = model.tokenizer.decoder(structure + share * codes, lr)
+            assert_close(model(lr), expected)
+        model.texture = 0.0
+        assert_close(model(lr), SuperResolver(model.tokenizer, None)(lr))
+
+
 def test_regressed_structure_needs_a_predictor():
     with pytest.raises(ValueError, match=r"`predictor` must be given .* Train `--stage predictor`"):
         SuperResolver(TextureTokenizer(CONFIGS["regressed"]), None)

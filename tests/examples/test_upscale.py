@@ -73,6 +73,19 @@ class TestTheScript:
         got = read_image(Path("out/a.png")).rgb
         torch.testing.assert_close(got, expected, rtol=0, atol=0.51 / 255)
 
+    def test_the_share_of_the_texture_is_the_models_or_what_is_asked_for(self, here, model, capsys):
+        save("a.png")
+        model.texture = 0.5
+        upscale_py("a.png")
+        assert model.texture == 0.5
+        upscale_py("a.png", "--overwrite", "--texture", "0")
+        assert model.texture == 0
+        for wrong in ("1.5", "much", "nan"):
+            with pytest.raises(SystemExit):
+                upscale_py("a.png", "--texture", wrong)
+            error = capsys.readouterr().err.splitlines()[-1]
+            assert error.endswith(f"--texture: must be a number from 0 to 1: {wrong}")
+
     @pytest.mark.parametrize(
         ("suffix", "kind"), [("png", "PNG"), ("jpg", "JPEG"), ("webp", "WEBP")]
     )

@@ -48,6 +48,22 @@ def test_halved_weights_are_read_as_float32(model, tmp_path, capsys):
     assert_close(loaded, rounded, rtol=0, atol=0)
 
 
+def test_weights_say_how_much_texture_is_added(model, tmp_path, capsys):
+    path, target = tmp_path / "model.safetensors", tmp_path / "half.safetensors"
+    save_model(path, model, {})
+    assert load_super_resolver(path).texture == 1
+    halve.main([str(path), str(target), "--texture", "0.25"])
+    assert load_super_resolver(target).texture == 0.25
+    # Files had no such note at first.
+    header = read_notes(path)
+    del header["texture"]
+    save_file(load_file(path), path, metadata=header)
+    assert load_super_resolver(path).texture == 1
+    save_model(path, model.tokenizer, {})
+    with pytest.raises(UserError, match="holds a tokenizer alone, which predicts no texture"):
+        halve.main([str(path), str(target), "--texture", "0.25"])
+
+
 def test_what_float16_cannot_hold_is_not_halved(tmp_path, capsys):
     path, target = tmp_path / "model.safetensors", tmp_path / "half.safetensors"
     tokenizer = TextureTokenizer(CONFIGS["lowres"])

@@ -13,8 +13,6 @@ from study.summary import finished, tables
 from study.table import Row
 from tvqrap.cli import UserError, atomic_write
 
-LEFT_OUT = ("history", "spectrum")  # of a row's numbers: only plots need them, and they are long
-
 
 def write_page(page: Path, folder: Path, extent: Extent) -> None:
     """Rewrites what stands between the markers of a page, and what lies beside it.
@@ -31,7 +29,7 @@ def write_page(page: Path, folder: Path, extent: Extent) -> None:
         UserError: If the page cannot be read, or has no place for a table.
     """
     found = finished(partial(read_result, folder), extent)
-    rows = {one.row.name: _kept(one.result) for ones in found.values() for one in ones}
+    rows = {one.row.name: one.result for ones in found.values() for one in ones}
     content = {"study": read_json(folder / "study.json"), "rows": rows}
     text = filled(_read(page), content, extent)
     _write(page.with_suffix(".json"), as_text(content))
@@ -87,10 +85,6 @@ def as_text(content: dict) -> str:
         f"{json.dumps(name)}: {json.dumps(result)}" for name, result in content["rows"].items()
     )
     return f'{{"study": {json.dumps(content["study"])}, "rows": {{\n{rows}\n}}}}\n'
-
-
-def _kept(result: dict) -> dict:
-    return {name: value for name, value in result.items() if name not in LEFT_OUT}
 
 
 def _read(page: Path) -> str:

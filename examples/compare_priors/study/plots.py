@@ -97,6 +97,7 @@ def _sizes(groups: list[Group]) -> Figure | None:
 def _features(groups: list[Group]) -> Figure | None:
     """What is quantized, and how codes are used while they learn."""
     groups = [group for group in groups if not group.row.prior.startswith("structure")]
+    groups = [group for group in groups if "spectrum" in group.results[0]]
     if not groups:
         return None
     figure, panels = _panels(3)
@@ -188,6 +189,7 @@ def _family(row: Row) -> str:
 def _training(groups: list[Group]) -> Figure | None:
     """How accuracy and pictures change in training."""
     followed = [group for group in groups if getattr(group.row, "method", None) in FOLLOWED]
+    followed = [group for group in followed if "history" in group.results[0]]
     if not followed:
         return None
     figure, panels = _panels(2)

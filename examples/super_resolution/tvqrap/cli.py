@@ -94,6 +94,17 @@ def at_least(minimum: int) -> Callable[[str], int]:
     return number
 
 
+def share(text: str) -> float:
+    """An argument type: from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1: {text}")
+    return value
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Opens a file that appears at ``path`` whole, or not at all.

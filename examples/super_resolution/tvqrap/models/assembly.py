@@ -141,6 +141,11 @@ class SuperResolver(nn.Module):
 
     Without a predictor (``predictor=None``, as after stage 1) the texture is left out and the
     structure is decoded alone; that needs a structure from the low-resolution picture.
+
+    Attributes:
+        texture: How much of the predicted texture is added to the structure, from 0 to 1. A guess
+            that is not certain costs fidelity; less of it costs less, and shows less. CodeFormer
+            (Zhou et al., 2022) calls such a weight that of fidelity.
     """
 
     scale = SCALE
@@ -154,6 +159,7 @@ class SuperResolver(nn.Module):
             )
         self.tokenizer = tokenizer.requires_grad_(requires_grad=False)
         self.predictor = predictor
+        self.texture = 1.0
 
     @property
     def config(self) -> Architecture:
@@ -211,7 +217,8 @@ class SuperResolver(nn.Module):
             temperature=temperature,
             generator=generator,
         )
-        return self.tokenizer.decoder(prediction.structure + texture.movedim(-1, 1), lr)
+        features = prediction.structure + self.texture * texture.movedim(-1, 1)
+        return self.tokenizer.decoder(features, lr)
 
     def forward(self, lr: Tensor) -> Tensor:
         """Enlarges pictures ``(b, 3, h, w)`` of any size to ``(b, 3, 4h, 4w)``; not clamped."""

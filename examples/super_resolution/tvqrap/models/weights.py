@@ -41,6 +41,8 @@ def save_model(
         for name, value in module.state_dict().items()
     }
     header = {**notes, "format": FORMAT, "config": config_to_json(model.config)}
+    if isinstance(model, SuperResolver):
+        header["texture"] = str(model.texture)
     with atomic_write(path) as file:
         file.write(save(tensors, metadata=header))
 
@@ -82,14 +84,16 @@ def load_model(path: Path) -> SuperResolver | TextureTokenizer:
     """
     if path.suffix == ".pth":
         return load_official(path)
-    config, tensors = _read(path)
+    config, tensors, texture = _read(path)
     tokenizer = TextureTokenizer(config)
     _fill(path, tokenizer, tensors, "tokenizer.")
     if not any(name.startswith("predictor.") for name in tensors):
         return tokenizer.eval()
     predictor = config.make_predictor()
     _fill(path, predictor, tensors, "predictor.")
-    return SuperResolver(tokenizer, predictor).eval()
+    model = SuperResolver(tokenizer, predictor).eval()
+    model.texture = texture
+    return model
 
 
 def load_tokenizer(path: Path) -> TextureTokenizer:
@@ -120,16 +124,17 @@ def load_super_resolver(path: Path) -> SuperResolver:
         ) from None
 
 
-def _read(path: Path) -> tuple[Architecture, dict[str, Tensor]]:
+def _read(path: Path) -> tuple[Architecture, dict[str, Tensor], float]:
     header = read_notes(path)
     try:
         config = config_from_json(header["config"])
+        texture = float(header.get("texture", "1"))  # which files had not at first
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: the configuration in the header is not understood ({error})"
         ) from None
     tensors = {name: value.float() for name, value in load_file(str(path)).items()}
-    return config, tensors
+    return config, tensors, texture
 
 
 def _fill(path: Path, module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
