@@ -84,7 +84,7 @@ def test_the_shipped_weights_do_not_mind_the_memory_format():
         prepared = Prepared(load_super_resolver(DEFAULT_WEIGHTS))(lr[None])
         rounded = Prepared(load_super_resolver(DEFAULT_WEIGHTS), precision="bfloat16")(lr[None])
     torch.testing.assert_close(prepared, plain, rtol=0, atol=1e-5)
-    assert 1e-4 < (rounded - plain).abs().mean() < 2 / 255
+    assert 1e-5 < (rounded - plain).abs().mean() < 2 / 255
 
 
 def test_memory_that_runs_out_in_a_prepared_model_stays_that():

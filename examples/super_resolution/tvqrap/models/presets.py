@@ -10,7 +10,7 @@ from tvqrap.models.paper import PaperConfig
 PRESETS: dict[str, Architecture] = {
     # Trains on one CPU thread in about an hour.
     "tiny": ConvolutionalConfig(),
-    # For a GPU and half an hour.
+    # What the included weights are: two hours on one CPU thread with bfloat16 products.
     "small": ConvolutionalConfig(
         width=72,
         codebook_size=1024,

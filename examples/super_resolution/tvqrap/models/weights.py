@@ -12,7 +12,7 @@ from tvqrap.models.assembly import Architecture, SuperResolver, TextureTokenizer
 from tvqrap.models.official import load_official
 from tvqrap.models.presets import config_from_json, config_to_json
 
-DEFAULT_WEIGHTS = Path(__file__).parents[2] / "weights" / "tiny.safetensors"
+DEFAULT_WEIGHTS = Path(__file__).parents[2] / "weights" / "small.safetensors"
 FORMAT = "vqprior-super-resolution-1"
 
 
