@@ -16,29 +16,28 @@ continued by the same command. Commands with other --only may share a folder and
 
 import argparse
 import sys
-import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from study.jobs import results, with_needs
 from study.page import write_page
 from study.pictures import Pictures
 from study.plan import EXPERIMENTS, QUICK, Extent, planned
 from study.report import write_report
-from study.runner import Runner
+from study.runner import Runner, read_result
 from study.setting import Setting
 from study.table import Row
 from tvqrap.cli import at_least, ensure_writable_folder, run
-from tvqrap.training.options import positive
+from tvqrap.training.options import device, positive
 
 
 def main(arguments: list[str] | None = None) -> int | None:
     """Does what is missing of the study, and reports."""
     options = parse_options(arguments)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     extent = QUICK if options.quick else Extent()
     extent = replace(
         extent,
@@ -50,24 +49,31 @@ def main(arguments: list[str] | None = None) -> int | None:
         return
     ensure_writable_folder(options.out)
     if not options.report:
-        pictures = Pictures(options.photos, options.val, most=options.held_out)
-        runner = Runner(options.out, Setting(pictures, options.precision))
-        compute(runner, planned(extent, options.only))
+        compute(planned(extent, options.only), options)
     print(write_report(options.out, extent))
     if options.page is not None:
         write_page(options.page, options.out, extent)
 
 
-def compute(runner: Runner, rows: list[Row]) -> None:
-    """Does rows in turn; one line tells of each."""
-    bar = tqdm(rows, "rows", disable=None)
-    for row in bar:
-        started = time.monotonic()
-        result = runner.result(row)
-        took = time.monotonic() - started
-        if took > 1:
-            psnr = f"  {result['psnr']:.2f} dB" if "psnr" in result else ""
-            bar.write(f"{row.name}{psnr}  {took:.0f} s", file=sys.stderr)
+def compute(rows: list[Row], options: argparse.Namespace) -> None:
+    """Does what is missing of rows; one line tells of each."""
+    rows = with_needs(rows)
+    missing = {row for row in rows if read_result(options.out, row) is None}
+    with tqdm(total=len(rows), initial=len(rows) - len(missing), desc="rows", disable=None) as bar:
+        for row, result in results(rows, partial(make_runner, options), options.jobs):
+            if row in missing:
+                psnr = f"  {result['psnr']:.2f} dB" if "psnr" in result else ""
+                bar.write(f"{row.name}{psnr}  {result['seconds']:.0f} s", file=sys.stderr)
+                bar.update()
+
+
+def make_runner(options: argparse.Namespace) -> Runner:
+    """Gets a process ready for rows."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    pictures = Pictures(options.photos, options.val, most=options.held_out, device=options.device)
+    quiet = options.jobs > 1  # bars would be written over each other
+    return Runner(options.out, Setting(pictures, options.precision, options.jobs, quiet=quiet))
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -90,7 +96,11 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         help="measure on N photos of --val at most (50)")  # fmt: skip
     add("--precision", default="float32", choices=("float32", "bfloat16"),
         help="of the networks in training (float32)")  # fmt: skip
-    add("--threads", type=at_least(1), metavar="N", help="CPU threads")
+    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cuda or cpu")  # fmt: skip
+    add("--jobs", type=at_least(1), default=1, metavar="N",
+        help="do N rows at a time, each in a process of its own (1)")  # fmt: skip
+    add("--threads", type=at_least(1), metavar="N", help="CPU threads of each process")
     add("--report", action="store_true", help="only report on what is finished")
     add("--page", type=Path, metavar="FILE.md",
         help="also put tables into a page, plots and numbers beside it")  # fmt: skip

@@ -33,13 +33,14 @@ def measure(row: GradientRow, model: SuperResolver, setting: Setting) -> dict:
         ``norm``, its norm as a share of the exact one, and ``improves``, whether the code that the
         estimate favors most lowers the loss (None if that is the one chosen already).
     """
-    rng = torch.Generator().manual_seed(row.seed)
+    chance = torch.Generator().manual_seed(row.seed)
+    rng = torch.Generator(setting.device).manual_seed(row.seed)
     held_out = setting.pictures.held_out
     places = []
     for number in setting.steps(row.places, row.name):
         one = PIECES * number % len(held_out.hr)
         pair = Pair(held_out.hr[one : one + 1], held_out.lr[one : one + 1])
-        place = _Place(model, pair, rng, row.sharpened)
+        place = _Place(model, pair, chance, row.sharpened)
         places.append(_compare(place, row.draws, rng))
     return {"places": places}
 
@@ -48,18 +49,18 @@ class _Place:
     """One place of one picture, and what the picture loses for the vector there."""
 
     def __init__(
-        self, model: SuperResolver, pair: Pair, rng: torch.Generator, sharpened: float = 1.0
+        self, model: SuperResolver, pair: Pair, chance: torch.Generator, sharpened: float = 1.0
     ) -> None:
         self.model = model
         self.truth = pair.hr
-        self.bank = FilterBank()
+        self.bank = FilterBank().to(pair.hr.device)
         self.codes = model.tokenizer.codebook
         with torch.no_grad():
             self.true_maps = self.bank(pair.hr)
             self.prediction = model.predict(pair.lr)
         rows, columns = self.prediction.logits.shape[1:3]
         self.row, self.column = (
-            int(torch.randint(side, (), generator=rng)) for side in (rows, columns)
+            int(torch.randint(side, (), generator=chance)) for side in (rows, columns)
         )
         self.logits = sharpened * self.prediction.logits[0, self.row, self.column]
         chosen = self.prediction.logits.argmax(dim=-1)

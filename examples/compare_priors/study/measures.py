@@ -28,7 +28,7 @@ def judge(pictures: Tensor, truth: Tensor) -> dict[str, float]:
     inner = (..., slice(BORDER, -BORDER), slice(BORDER, -BORDER))
     ours, theirs = pictures.float().clamp(0, 1)[inner], truth[inner]
     luma, true_luma = rgb_to_luma(ours), rgb_to_luma(theirs)
-    frechet = FrechetDistance(TEXTURE_DIM)
+    frechet = FrechetDistance(TEXTURE_DIM).to(ours.device)
     frechet.update(describe_texture(ours), describe_texture(theirs))
     shares = [
         detail_energy(one) / detail_energy(other)
@@ -38,7 +38,7 @@ def judge(pictures: Tensor, truth: Tensor) -> dict[str, float]:
         "psnr": float(psnr(luma, true_luma).mean()),
         "ssim": float(ssim(luma, true_luma).mean()),
         "gmsd": float(gmsd(ours, theirs).mean()),
-        "filters": float(FilterBankLoss()(ours, theirs)),
+        "filters": float(FilterBankLoss().to(ours.device)(ours, theirs)),
         "frechet": frechet.compute(),
         "detail": float(torch.stack(shares).mean()),
     }
@@ -53,7 +53,7 @@ def describe_texture(pictures: Tensor) -> Tensor:
     Texture that is right in kind but not in place is near.
     """
     found = []
-    for number, maps in enumerate(FilterBank(num_scales=NUM_SCALES)(pictures)):
+    for number, maps in enumerate(FilterBank(num_scales=NUM_SCALES).to(pictures.device)(pictures)):
         channels = maps.shape[1] // 7  # luma, then chroma, of each scale
         relative, strength = maps.split([6 * channels, channels], dim=1)
         described = torch.cat([relative.square(), strength], dim=1)
@@ -100,7 +100,7 @@ def explained(seen: Tensor, vectors: Tensor, *, tested: Tensor) -> float:
     targets = vectors.double()
     known, wanted = inputs[~tested], targets[~tested]
     gram = known.T @ known
-    ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
     weights = torch.linalg.solve(gram + ridge, known.T @ wanted)
     missed = (targets[tested] - inputs[tested] @ weights).square().sum()
     spread = (targets[tested] - wanted.mean(dim=0)).square().sum()

@@ -35,6 +35,7 @@ class Pictures:
         photos: Folder of photos to train on.
         val: Folder of photos to measure on.
         most: Number of them at most.
+        device: Where pictures go.
 
     Attributes:
         held_out: ``PIECES`` of each, one after the other.
@@ -43,27 +44,34 @@ class Pictures:
         UserError: If there is no photo, or one cannot be read or is too small.
     """
 
-    def __init__(self, photos: Path, val: Path, *, most: int) -> None:
+    def __init__(
+        self, photos: Path, val: Path, *, most: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.device = torch.device(device)
         self.photos = PhotoFiles(photos, smallest=CROP, quiet=True)
         held_out = PhotoFiles(val, smallest=VIEW, quiet=True)
         middles = [middle(held_out[number]) for number in range(min(most, len(held_out)))]
-        self.held_out = Pair(*(_pieces(np.stack(part)) for part in zip(*middles, strict=True)))
+        self.held_out = Pair(
+            *(_pieces(np.stack(part)).to(self.device) for part in zip(*middles, strict=True))
+        )
 
     def batches(self, seed: int, batch: int) -> "Batches":
         """Returns the batches of one training."""
-        return Batches(Crops(self.photos, crop=CROP, augmentation="turned", seed=seed), batch)
+        crops = Crops(self.photos, crop=CROP, augmentation="turned", seed=seed)
+        return Batches(crops, batch, self.device)
 
 
 class Batches:
     """Batches by number: the same for the same seed."""
 
-    def __init__(self, crops: Crops, batch: int) -> None:
+    def __init__(self, crops: Crops, batch: int, device: torch.device) -> None:
         self.crops = crops
         self.batch = batch
+        self.device = device
 
     def __getitem__(self, number: int) -> Pair:
         found = self.crops.batch(range(number * self.batch, (number + 1) * self.batch))
-        hr, lr, _ = found.to(torch.device("cpu"))
+        hr, lr, _ = found.to(self.device)
         return Pair(hr, lr)
 
 

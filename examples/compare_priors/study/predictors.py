@@ -93,7 +93,7 @@ class SuperResolver(nn.Module):
     def forward(self, lr: Tensor) -> tuple[Tensor, Prediction]:
         """Enlarges ``(b, 3, h, w)`` by the most likely codes."""
         prediction = self.predict(lr)
-        vectors = self.choose(prediction, MOST_LIKELY, torch.Generator())
+        vectors = self.choose(prediction, MOST_LIKELY, torch.Generator(lr.device))
         return self.decode(vectors, prediction), prediction
 
     def indices(self, prediction: Prediction) -> Tensor | None:
@@ -144,8 +144,8 @@ def _train_phase(
     predictor.requires_grad_(requires_grad=True)
     learning = [model] if phase.end_to_end else [predictor]
     optimizer, schedule = optimizer_for(learning, phase.learning_rate, phase.steps)
-    loss_of, critic = _objective(phase, predictor)
-    generator = torch.Generator().manual_seed(row.seed)
+    loss_of, critic = _objective(phase, predictor, setting.device)
+    generator = torch.Generator(setting.device).manual_seed(row.seed)
     distance = _distance_between_codes(tokenizer) if phase.targets == "distance" else 1.0
     # Batches that no earlier phase has seen.
     batches = setting.pictures.batches(1000 + row.seed, phase.batch)
@@ -191,13 +191,16 @@ class Critic:
         self.optimizer.step()
 
 
-def _objective(phase: Phase, predictor: Predictor) -> tuple[ReconstructionAwareLoss, Critic | None]:
+def _objective(
+    phase: Phase, predictor: Predictor, device: torch.device
+) -> tuple[ReconstructionAwareLoss, Critic | None]:
     if phase.adversarial == 0:
-        return objective(phase.perceptual), None
+        return objective(device, phase.perceptual), None
     torch.manual_seed(0)
-    adversarial = AdversarialLoss(PatchDiscriminator(width=CRITIC_WIDTH, num_layers=2))
+    adversarial = AdversarialLoss(PatchDiscriminator(width=CRITIC_WIDTH, num_layers=2).to(device))
     # The decoder is frozen: the head of the predictor stands in for its last layer.
     loss = objective(
+        device,
         phase.perceptual,
         adversarial=adversarial,
         weights={"adversarial": phase.adversarial},

@@ -54,32 +54,25 @@ class Runner:
         return self._do(row) if found is None else found
 
     def _do(self, row: Row) -> dict:
+        for other in row.needs:
+            self.result(other)
         started = time.monotonic()
         if isinstance(row, TokenizerRow):
             measures = self._tokenizer(row)
         elif isinstance(row, PredictorRow):
-            self._need(row.tokenizer, row.start)
-            started = time.monotonic()
             measures = self._predictor(row)
         elif isinstance(row, BicubicRow):
             measures = self._bicubic(row)
         else:
-            self._need(row.predictor)
-            started = time.monotonic()
             measures = gradients.measure(row, self.load_predictor(row.predictor), self.setting)
         result = {
             "row": as_json(row),
             "seconds": round(time.monotonic() - started, 1),
-            "machine": machine(),
+            "machine": machine(self.setting),
             **measures,
         }
         write_json(self.folder / "rows" / f"{row.name}.json", result)
         return result
-
-    def _need(self, *rows: Row | None) -> None:
-        for row in rows:
-            if row is not None:
-                self.result(row)
 
     def _tokenizer(self, row: TokenizerRow) -> dict:
         tokenizer, trained = tokenizers.train(row, self.setting)
@@ -88,7 +81,7 @@ class Runner:
         return trained | measures
 
     def _predictor(self, row: PredictorRow) -> dict:
-        model = predictors.build(row, self.load_tokenizer(row.tokenizer))
+        model = predictors.build(row, self.load_tokenizer(row.tokenizer)).to(self.setting.device)
         if row.start is not None:
             self._load(row.start, model)
         trained = predictors.train(row, model, self.setting)
@@ -106,13 +99,13 @@ class Runner:
         """Returns the tokenizer of a finished row, frozen."""
         tokenizer = tokenizers.build(row)
         self._load(row, tokenizer)
-        return tokenizer.eval().requires_grad_(requires_grad=False)
+        return tokenizer.to(self.setting.device).eval().requires_grad_(requires_grad=False)
 
     def load_predictor(self, row: PredictorRow) -> SuperResolver:
         """Returns the predictor of a finished row with its tokenizer, frozen."""
         model = predictors.build(row, tokenizers.build(row.tokenizer))
         self._load(row, model)
-        return model.eval().requires_grad_(requires_grad=False)
+        return model.to(self.setting.device).eval().requires_grad_(requires_grad=False)
 
     def _save(self, row: Row, module: nn.Module, pictures: Tensor) -> None:
         tensors = {name: value.contiguous() for name, value in module.state_dict().items()}
@@ -136,6 +129,7 @@ class Runner:
     def _claim(self) -> None:
         """Marks the folder with what all rows share, or finds that it belongs to others."""
         mine = {
+            "device": self.setting.device.type,
             "precision": self.setting.precision,
             "photos": len(self.setting.pictures.photos),
             "held_out": len(self.setting.pictures.held_out.hr) // PIECES,
@@ -191,7 +185,7 @@ def write_json(path: Path, content: object) -> None:
 
 def save_strip(path: Path, pieces: Tensor) -> None:
     """Writes the first pictures, of which these are the pieces in [0, 1], side by side."""
-    pictures = joined(pieces[: PIECES * SHOWN].float().clamp(0, 1))
+    pictures = joined(pieces[: PIECES * SHOWN].float().cpu().clamp(0, 1))
     strip = torch.cat(list(pictures), dim=2).mul(255).round().byte()
     data = io.BytesIO()
     Image.fromarray(strip.permute(1, 2, 0).numpy()).save(data, "PNG")
@@ -199,11 +193,14 @@ def save_strip(path: Path, pieces: Tensor) -> None:
         file.write(data.getvalue())
 
 
-def machine() -> dict:
+def machine(setting: Setting) -> dict:
     """What computed a row."""
+    cuda = setting.device.type == "cuda"
     return {
         "processor": processor(),
         "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(setting.device) if cuda else None,
+        "jobs": setting.jobs,
         "torch": torch.__version__,
     }
 

@@ -23,18 +23,25 @@ class Setting:
     Attributes:
         pictures: What to train and to measure on.
         precision: Of the networks in training, ``"float32"`` or ``"bfloat16"``.
+        jobs: How many rows are done at a time.
         quiet: Show no progress.
     """
 
     pictures: Pictures
     precision: str = "float32"
+    jobs: int = 1
     quiet: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything is computed."""
+        return self.pictures.device
 
     def autocast(self) -> AbstractContextManager:
         """The precision of the networks."""
         if self.precision == "float32":
             return nullcontext()
-        return torch.autocast("cpu", getattr(torch, self.precision))
+        return torch.autocast(self.device.type, getattr(torch, self.precision))
 
     def steps(self, count: int, name: str) -> Iterator[int]:
         """Counts steps, with a bar where somebody sees it."""
@@ -51,11 +58,13 @@ def optimizer_for(
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
 
-def objective(perceptual: float = 0.2, **options: object) -> ReconstructionAwareLoss:
+def objective(
+    device: torch.device, perceptual: float = 0.2, **options: object
+) -> ReconstructionAwareLoss:
     """The loss on pictures: L1, and a filter bank in place of learned features."""
     weights = {"perceptual": perceptual, **options.pop("weights", {})}
     return ReconstructionAwareLoss(
-        pixel=F.l1_loss, perceptual=FilterBankLoss(), weights=weights, **options
+        pixel=F.l1_loss, perceptual=FilterBankLoss().to(device), weights=weights, **options
     )
 
 

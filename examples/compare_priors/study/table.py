@@ -16,6 +16,7 @@ class Trained:
 
     group: str
     seed: int
+    needs: "tuple[Row, ...]" = ()  # rows whose weights it starts from
 
     @property
     def name(self) -> str:
@@ -170,6 +171,11 @@ class PredictorRow(Trained):
         """That of the tokenizer."""
         return self.tokenizer.seed
 
+    @property
+    def needs(self) -> "tuple[Row, ...]":
+        """Its tokenizer, and the predictor that it goes on from."""
+        return (self.tokenizer,) if self.start is None else (self.tokenizer, self.start)
+
 
 @dataclasses.dataclass(frozen=True)
 class GradientRow(Trained):
@@ -198,6 +204,11 @@ class GradientRow(Trained):
         """That of the tokenizer."""
         return self.predictor.seed
 
+    @property
+    def needs(self) -> "tuple[Row, ...]":
+        """The predictor."""
+        return (self.predictor,)
+
 
 @dataclasses.dataclass(frozen=True)
 class BicubicRow:
@@ -205,6 +216,7 @@ class BicubicRow:
 
     name: str = "bicubic"
     seed: int = 0
+    needs = ()  # no weights of others
 
     @property
     def group(self) -> str:

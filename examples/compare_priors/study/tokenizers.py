@@ -40,15 +40,15 @@ def train(row: TokenizerRow, setting: Setting) -> tuple[Tokenizer, dict]:
         The tokenizer, frozen, and a ``history`` of its losses and of the use of its codes.
     """
     choice = QUANTIZERS[row.quantizer]
-    tokenizer = build(row)
+    tokenizer = build(row).to(setting.device)
     batches = setting.pictures.batches(row.seed, BATCH)
     with torch.no_grad():
         seen = [_prepared(tokenizer, batches[number]) for number in range(-START_BATCHES, 0)]
     choice.start(tokenizer.meeting.codes.quantizer, torch.cat(seen).movedim(1, -1))
     rules = choice.make_rules(tokenizer.meeting.codes)
     optimizer, schedule = optimizer_for([tokenizer], LEARNING_RATE, row.steps)
-    loss_of = objective()
-    usage = CodebookUsage(tokenizer.meeting.codes.codebook_size)
+    loss_of = objective(setting.device)
+    usage = CodebookUsage(tokenizer.meeting.codes.codebook_size).to(setting.device)
     history, due = [], reports(row.steps)
     for step in setting.steps(row.steps, row.name):
         pair = batches[step]
@@ -85,7 +85,7 @@ def measure(tokenizer: Tokenizer, row: TokenizerRow, setting: Setting) -> tuple[
     """
     held_out = setting.pictures.held_out
     codes = tokenizer.meeting.codes
-    usage = CodebookUsage(codes.codebook_size)
+    usage = CodebookUsage(codes.codebook_size).to(setting.device)
     pictures, rounded, vectors = [], [], []
     lost = 0.0
     for pair in parts_of(held_out):
@@ -99,7 +99,7 @@ def measure(tokenizer: Tokenizer, row: TokenizerRow, setting: Setting) -> tuple[
         vectors.append(prepared.movedim(1, -1))
     rows = vectors[0].shape[1]
     flat = torch.cat(vectors).flatten(0, 2)
-    photo_of = torch.arange(len(flat)) // (PIECES * rows**2)
+    photo_of = torch.arange(len(flat), device=flat.device) // (PIECES * rows**2)
     shares = spectrum(flat)
     alone = isinstance(tokenizer.meeting, StructureAlone)
     table = sum(parameters_of(codebook) for codebook in set(codes.codebooks))

@@ -9,7 +9,9 @@ from tvqrap.models.assembly import SCALE
 def detail_energy(luma: Tensor) -> Tensor:
     """The energy of ``(..., h, w)`` at frequencies that a picture of a quarter the size lacks."""
     height, width = luma.shape[-2:]
-    window = torch.outer(torch.hann_window(height), torch.hann_window(width))
+    device = luma.device
+    down, across = (torch.hann_window(side, device=device) for side in (height, width))
+    window = torch.outer(down, across)
     spectrum: Tensor = torch.fft.fft2((luma - luma.mean()) * window).abs().square()
-    y, x = torch.fft.fftfreq(height).abs()[:, None], torch.fft.fftfreq(width).abs()
-    return spectrum[..., torch.maximum(y, x) > 0.5 / SCALE].sum()
+    y, x = (torch.fft.fftfreq(side, device=device).abs() for side in (height, width))
+    return spectrum[..., torch.maximum(y[:, None], x) > 0.5 / SCALE].sum()
