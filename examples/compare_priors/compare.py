@@ -27,7 +27,7 @@ from study.jobs import results, with_needs
 from study.page import write_page
 from study.pictures import Pictures
 from study.plan import EXPERIMENTS, QUICK, Extent, planned
-from study.report import write_report
+from study.report import read_content, write_report
 from study.runner import Runner, read_result
 from study.setting import Setting
 from study.table import Row
@@ -48,11 +48,12 @@ def main(arguments: list[str] | None = None) -> int | None:
         print("\n".join(row.name for row in planned(extent, options.only)))
         return
     ensure_writable_folder(options.out)
+    other = None if options.against is None else read_content(options.against)
     if not options.report:
         compute(planned(extent, options.only), options)
-    print(write_report(options.out, extent))
+    print(write_report(options.out, extent, other))
     if options.page is not None:
-        write_page(options.page, options.out, extent)
+        write_page(options.page, options.out, extent, other)
 
 
 def compute(rows: list[Row], options: argparse.Namespace) -> None:
@@ -104,6 +105,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--report", action="store_true", help="only report on what is finished")
     add("--page", type=Path, metavar="FILE.md",
         help="also put tables into a page, plots and numbers beside it")  # fmt: skip
+    add("--against", type=Path, metavar="FILE.json",
+        help="also tell how far from another study: rows.json of its --out")  # fmt: skip
     add("--list", action="store_true", help="only list the names of the rows")
     options = parser.parse_args(arguments)
     if not (options.report or options.list) and (options.photos is None or options.val is None):

@@ -18,8 +18,10 @@ from study.pictures import Pictures, joined
 from study.plan import EXPERIMENTS, Extent, planned, rows_of
 from study.priors import PRIORS
 from study.quantizers import QUANTIZERS, start_simvq
+from study.report import read_content
 from study.runner import Runner, as_json
 from study.setting import Setting, reports
+from study.summary import agreement
 from study.table import METHODS, GradientRow
 from study.windows import Windows
 from tvqrap.cli import UserError, run
@@ -76,7 +78,7 @@ def test_the_quick_study_is_done_once(folders, tmp_path, capsys):
         assert width(tmp_path / f"{name}.png") > 500
     for name in ("sizes", "equal-bits", "prediction"):
         assert width(tmp_path / f"{name}-pictures.png") > 250
-    numbers = json.loads((tmp_path / "rows.json").read_text())
+    numbers = read_content(tmp_path / "rows.json")["rows"]
     assert set(numbers) == listed
     assert (tmp_path / "tables.md").read_text().strip() == printed.strip()
     lost = next(path for path in rows if path.stem.startswith("plain-residual"))
@@ -84,7 +86,7 @@ def test_the_quick_study_is_done_once(folders, tmp_path, capsys):
     compare.main(command(folders, tmp_path))
     assert lost.exists()
     assert all(path.stat().st_mtime_ns == time for path, time in rows.items() if path != lost)
-    again = json.loads((tmp_path / "rows.json").read_text())[lost.stem]
+    again = read_content(tmp_path / "rows.json")["rows"][lost.stem]
     was = numbers[lost.stem]
     assert {k: v for k, v in again.items() if k != "seconds"} == {
         k: v for k, v in was.items() if k != "seconds"
@@ -106,9 +108,10 @@ def test_the_page_shows_the_numbers_beside_it():
     """And they are of the configuration that is here."""
     content = json.loads((PAGE.with_suffix(".json")).read_text())
     text = PAGE.read_text()
-    assert page.filled(text, content, Extent()) == text
+    other = read_content(PAGE.with_name("priors-cuda.json"))
+    assert page.filled(text, content, Extent(), other) == text
     rows = {row.name: row for row in planned(Extent(), EXPERIMENTS)}
-    for name, result in content["rows"].items():
+    for name, result in (*content["rows"].items(), *other["rows"].items()):
         assert as_json(rows[name]) == result["row"]
     for name in re.findall(r"!\[.*?\]\((.*?)\)", text):
         assert width(PAGE.with_name(name)) > 300
@@ -150,6 +153,40 @@ def test_a_row_that_is_not_what_it_says(setting, tmp_path, content, message):
     (tmp_path / "rows" / f"{row.name}.json").write_text(content)
     with pytest.raises(Exception, match=message):
         runner.result(row)
+
+
+def test_how_far_two_studies_are_apart():
+    extent = Extent(seeds=1)
+    tokenizer = extent.tokenizer("texture-lr", 0)
+    rap, kept = (extent.predictor(tokenizer, name) for name in ("rap", "rap-keep-code-0.01"))
+    ours = {
+        tokenizer.name: {"psnr": 25.0, "gmsd": 0.1, "frechet": 0.5},
+        rap.name: {"psnr": 25.0, "gmsd": 0.1, "frechet": 0.5, "accuracy": 0.25},
+        kept.name: {"psnr": 25.0, "gmsd": 0.1, "frechet": 0.5, "accuracy": 0.25},
+        "bicubic": {"psnr": 24.0},
+    }
+    theirs = {
+        rap.name: {"psnr": 26.5, "gmsd": 0.1, "frechet": 0.4, "accuracy": 0.125},
+        tokenizer.name: {"psnr": 24.75, "gmsd": 0.1, "frechet": 0.5},
+        extent.predictor(tokenizer, "soft").name: {"psnr": 20.0},
+        "bicubic": {"psnr": 24.0},
+    }
+    lines = agreement(ours, theirs, extent).splitlines()[2:]
+    assert lines == [
+        "| tokenizers | 1 | 0.25, 0.25 | 0.0000, 0.0000 | 0.000, 0.000 |  |",
+        "| pictures alone | 1 | 1.50, 1.50 | 0.0000, 0.0000 | 0.100, 0.100 | 0.125, 0.125 |",
+    ]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"rows": []}'])
+def test_numbers_of_another_study_that_are_none(tmp_path, capsys, content):
+    place = tmp_path / "rows.json"
+    place.write_text(content)
+    options = ["--out", str(tmp_path / "out"), "--report", "--against", str(place)]
+    assert run(lambda: compare.main(options)) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(place) in error
 
 
 def test_every_row_has_a_name_of_its_own():

@@ -281,6 +281,18 @@ def test_block_sizes_do_not_change_the_result(monkeypatch, estimator, entries):
     assert_close(results[1], results[0])
 
 
+def test_a_gpu_gets_few_blocks():
+    """Each costs the launch of all its operators there."""
+    of_cpu, of_gpu = (
+        _softmax_gradient.row_blocks(16384, 1024, torch.device(kind)) for kind in ("cpu", "cuda")
+    )
+    assert of_gpu == [slice(0, 16384)]
+    assert len(of_cpu) == 16
+    many = _softmax_gradient.row_blocks(1 << 20, 8192, torch.device("cuda"))
+    assert len(many) == 512  # and no more memory than that
+    assert many[-1] == slice((1 << 20) - 2048, 1 << 20)
+
+
 @pytest.mark.parametrize("estimator", ["straight_through", "soft", "reinmax"])
 def test_the_gradient_can_be_differentiated_again(estimator):
     """A penalty on gradients, say. The choice itself is constant."""

@@ -26,6 +26,7 @@ def run(*arguments, interpret, cache):
     """What Python prints in a process of its own, where warnings are errors too."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(cache)}
     environment["TRITON_INTERPRET"] = "1" if interpret else "0"
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # nor do others' plugins warn there
     command = [sys.executable, "-W", "error", *map(str, arguments)]
     result = subprocess.run(
         command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment

@@ -144,7 +144,7 @@ def _select_backward(  # noqa: PLR0913
     grad_x = torch.empty_like(flat)
     grad_codes = torch.zeros_like(codes).index_add_(0, chosen, wanted)
     with torch.autocast(x.device.type, enabled=False):
-        for part in row_blocks(flat.shape[0], k):
+        for part in row_blocks(flat.shape[0], k, flat.device):
             logits = score_codes(flat[part], codes, metric)
             if seed is not None:
                 logits = logits + _noise(seed, part, logits)
@@ -180,7 +180,7 @@ def _sample(x: Tensor, codes: Tensor, seed: Tensor, metric: str) -> Tensor:
     """Draws from the softmax of the scores by the Gumbel trick, a block at a time."""
     flat = x.reshape(-1, x.shape[-1])
     drawn = torch.empty(flat.shape[0], dtype=torch.int64, device=x.device)
-    for part in row_blocks(flat.shape[0], codes.shape[0]):
+    for part in row_blocks(flat.shape[0], codes.shape[0], flat.device):
         logits = score_codes(flat[part], codes, metric)
         drawn[part] = (logits + _noise(seed, part, logits)).argmax(dim=-1)
     return drawn.reshape(x.shape[:-1])

@@ -143,7 +143,7 @@ def _mean_code(logits: Tensor, codes: Tensor, temperature: float) -> Tensor:
     flat = logits.reshape(-1, k)
     mean = torch.empty(len(flat), d, dtype=codes.dtype, device=codes.device)
     with torch.autocast(logits.device.type, enabled=False):
-        for part in row_blocks(len(flat), k):
+        for part in row_blocks(len(flat), k, flat.device):
             mean[part] = (flat[part] / temperature).softmax(dim=-1) @ codes.to(flat.dtype)
     return mean.reshape(*logits.shape[:-1], d)
 
@@ -173,7 +173,7 @@ def _gradients(  # noqa: PLR0913
         grad_codes.index_add_(0, chosen, wide)
     by_blocks = of_logits or estimator == "soft"
     with torch.autocast(logits.device.type, enabled=False):
-        for part in row_blocks(len(flat), k) if by_blocks else ():
+        for part in row_blocks(len(flat), k, flat.device) if by_blocks else ():
             probabilities = (flat[part] / temperature).softmax(dim=-1)
             if of_codes and estimator == "soft":
                 grad_codes += probabilities.T @ wide[part]

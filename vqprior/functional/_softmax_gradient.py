@@ -1,14 +1,18 @@
 """The gradient of a choice by the softmax of its scores, for a block of rows at a time."""
 
+import torch
 from torch import Tensor
 
 _MAX_BLOCK_ENTRIES = 1 << 20  # 4 MiB of float32: a few such blocks stay in the cache
+# On a GPU each block costs the launch of its operators, and 64 MiB still fit beside anything.
+_MAX_BLOCK_ENTRIES_OF_GPUS = 1 << 24
 _MIN_BLOCK_ROWS = 32  # a product with fewer rows is slow
 
 
-def row_blocks(n: int, k: int) -> list[slice]:
-    """Splits ``n`` rows of ``k`` numbers into blocks that stay in the cache."""
-    rows = max(_MIN_BLOCK_ROWS, _MAX_BLOCK_ENTRIES // k)
+def row_blocks(n: int, k: int, device: torch.device) -> list[slice]:
+    """Splits ``n`` rows of ``k`` numbers into blocks that are computed one after the other."""
+    most = _MAX_BLOCK_ENTRIES if device.type == "cpu" else _MAX_BLOCK_ENTRIES_OF_GPUS
+    rows = max(_MIN_BLOCK_ROWS, most // k)
     return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
 
 

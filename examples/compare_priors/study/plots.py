@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from study.summary import Finished, Group, grouped, label
-from study.table import PREDICTED, PredictorRow, Row, TokenizerRow
+from study.table import PREDICTED, PredictorRow, TokenizerRow, family_of
 
 Plot = Callable[[dict[str, list[Finished]]], Figure | None]
 COLORS = {
@@ -22,7 +22,7 @@ FOLLOWED = (
     "reinmax",
 )  # fmt: skip
 FAMILIES = {
-    "limits": "k*", "codes alone": "ko", "pictures alone": "rs", "pictures and codes": "g^",
+    "tokenizers": "k*", "codes alone": "ko", "pictures alone": "rs", "pictures and codes": "g^",
 }  # fmt: skip
 NAMED = (
     "code-100", "code", "code-distance", "code-patient", "rap", "rap-lr-2e-5", "rap-patient",
@@ -97,7 +97,7 @@ def _sizes(groups: list[Group]) -> Figure | None:
 def _features(groups: list[Group]) -> Figure | None:
     """What is quantized, and how codes are used while they learn."""
     groups = [group for group in groups if not group.row.prior.startswith("structure")]
-    groups = [group for group in groups if "spectrum" in group.results[0]]
+    groups = [group for group in groups if group.values("spectrum")]
     if not groups:
         return None
     figure, panels = _panels(3)
@@ -108,7 +108,7 @@ def _features(groups: list[Group]) -> Figure | None:
         panels[0].plot(range(1, len(spectrum) + 1), spectrum, color=color, label=prior)
         for panel, name in zip(panels[1:], ("perplexity", "usage"), strict=True):
             for group, style in zip((ones[0], ones[-1]), ("--", "-"), strict=True):
-                curve = group.results[0]["history"]
+                (curve, *_) = group.values("history")
                 size = group.row.codebook_size
                 scale = size if name == "perplexity" else 1
                 panel.plot(
@@ -163,12 +163,12 @@ def _prediction(groups: list[Group]) -> Figure | None:
     shown = ((trained, "accuracy", "psnr"), (trained + limits, "psnr", "frechet"))
     for panel, (ones, across, up) in zip(panels, shown, strict=True):
         for family, marker in FAMILIES.items():
-            members = [group for group in ones if _family(group.row) == family]
+            members = [group for group in ones if family_of(group.row) == family]
             members = [group for group in members if group.mean(across) is not None]
             places = [(group.mean(across), group.mean(up)) for group in members]
             panel.plot([x for x, _ in places], [y for _, y in places], marker, ms=5, label=family)
             for group, place in zip(members, places, strict=True):
-                if family == "limits" or group.row.method in NAMED:
+                if family == "tokenizers" or group.row.method in NAMED:
                     name = label(group.row)
                     panel.annotate(name, place, (3, 3), textcoords="offset points", size=6)
     panels[0].set(title="all trainings", xlabel="share of right codes", ylabel="PSNR-Y (dB)")
@@ -177,29 +177,20 @@ def _prediction(groups: list[Group]) -> Figure | None:
     return figure
 
 
-def _family(row: Row) -> str:
-    """What the loss of a training is on."""
-    if not isinstance(row, PredictorRow):
-        return "limits"
-    if row.method.startswith("code"):
-        return "codes alone"
-    return "pictures and codes" if "keep-code" in row.method else "pictures alone"
-
-
 def _training(groups: list[Group]) -> Figure | None:
     """How accuracy and pictures change in training."""
     followed = [group for group in groups if getattr(group.row, "method", None) in FOLLOWED]
-    followed = [group for group in followed if "history" in group.results[0]]
-    if not followed:
+    curves = {group.row.method: group.values("history") for group in followed}
+    curves = {method: found[0] for method, found in curves.items() if found}
+    if not curves:
         return None
     figure, panels = _panels(2)
-    for group in followed:
+    for method, curve in curves.items():
         for panel, name in zip(panels, ("psnr", "accuracy"), strict=True):
-            curve = group.results[0]["history"]
             panel.plot(
                 [point["step"] for point in curve],
                 [point[name] for point in curve],
-                label=group.row.method,
+                label=method,
             )
     panels[0].set(title="PSNR-Y (dB) of 16 pictures", xlabel="step")
     panels[1].set(title="share of right codes", xlabel="step")

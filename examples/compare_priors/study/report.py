@@ -1,6 +1,7 @@
 """What a study leaves to look at: numbers, tables, plots and pictures."""
 
 import io
+import json
 from functools import partial
 from pathlib import Path
 
@@ -9,10 +10,10 @@ from PIL import Image
 from study.pictures import VIEW
 from study.plan import Extent
 from study.plots import plots
-from study.runner import ORIGINAL, read_result, write_json
-from study.summary import Finished, as_csv, finished, label, tables
+from study.runner import ORIGINAL, read_json, read_result
+from study.summary import Finished, agreement, as_csv, finished, label, tables
 from study.table import PredictorRow, Row, TokenizerRow
-from tvqrap.cli import atomic_write
+from tvqrap.cli import UserError, atomic_write
 from tvqrap.pictures.panels import contact_sheet
 
 SHOWN = 5  # pictures in a grid
@@ -21,18 +22,25 @@ SHOWN_METHODS = (
 )  # fmt: skip
 
 
-def write_report(folder: Path, extent: Extent) -> str:
+def write_report(folder: Path, extent: Extent, other: dict | None = None) -> str:
     """Writes ``rows.csv``, ``rows.json``, ``tables.md``, and ``NAME.png`` for plots and grids.
+
+    Args:
+        folder: Where the study is.
+        extent: How much of it there is.
+        other: The content of another study, see ``summary.agreement``.
 
     Returns:
         The tables.
     """
     found = finished(partial(read_result, folder), extent)
+    content = content_of(folder, found)
     made = tables(found)
+    if other is not None:
+        made["agreement"] = agreement(content["rows"], other["rows"], extent)
     text = "\n\n".join(f"### {name}\n\n{lines}" for name, lines in made.items())
     _write(folder / "rows.csv", as_csv(found).encode())
-    rows = {one.row.name: one.result for ones in found.values() for one in ones}
-    write_json(folder / "rows.json", rows)
+    _write(folder / "rows.json", as_text(content).encode())
     _write(folder / "tables.md", f"{text}\n".encode())
     for name, figure in plots(found).items():
         data = io.BytesIO()
@@ -43,6 +51,32 @@ def write_report(folder: Path, extent: Extent) -> str:
         grid.save(data, "PNG")
         _write(folder / f"{name}-pictures.png", data.getvalue())
     return text or "nothing is finished"
+
+
+def content_of(folder: Path, found: dict[str, list[Finished]]) -> dict:
+    """Returns what all rows share, and the numbers of each by name."""
+    rows = {one.row.name: one.result for ones in found.values() for one in ones}
+    return {"study": read_json(folder / "study.json"), "rows": rows}
+
+
+def as_text(content: dict) -> str:
+    """Writes numbers as JSON, one row a line."""
+    rows = ",\n".join(
+        f"{json.dumps(name)}: {json.dumps(result)}" for name, result in content["rows"].items()
+    )
+    return f'{{"study": {json.dumps(content["study"])}, "rows": {{\n{rows}\n}}}}\n'
+
+
+def read_content(path: Path) -> dict:
+    """Reads numbers that a study has left.
+
+    Raises:
+        UserError: If they cannot be read.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("rows"), dict):
+        raise UserError(f"{path}: not the numbers of a study, such as rows.json in its --out")
+    return content
 
 
 def grids(folder: Path, found: dict[str, list[Finished]]) -> dict[str, Image.Image]:

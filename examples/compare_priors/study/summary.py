@@ -6,9 +6,9 @@ import io
 import statistics
 from collections.abc import Callable, Iterable
 
-from study.plan import EXPERIMENTS, Extent, rows_of
+from study.plan import EXPERIMENTS, Extent, planned, rows_of
 from study.priors import PRIORS
-from study.table import PredictorRow, Row, TokenizerRow
+from study.table import PredictorRow, Row, TokenizerRow, family_of
 
 LIMITS = {"structure-lr": "no codes", "texture-lr": "true codes"}
 
@@ -231,6 +231,38 @@ def _gradients(groups: list[Group]) -> str:
             )
             lines.append(_line((*first, f"{sure:.3f}", f"{exact:.1e}", estimator, *cells)))
     return "\n".join(lines)
+
+
+COMPARED = (("PSNR-Y", "psnr", 2), ("GMSD", "gmsd", 4), ("Frechet", "frechet", 3),
+            ("right codes", "accuracy", 3))  # fmt: skip
+
+
+def agreement(ours: dict[str, dict], theirs: dict[str, dict], extent: Extent) -> str:
+    """Writes how far apart two studies are: of each measure the mean and the largest difference.
+
+    Args:
+        ours: Results by the name of the row.
+        theirs: Those of the other study; rows that only one of them has are left out.
+        extent: How much of the study there is.
+    """
+    families: dict[str, list[tuple[dict, dict]]] = {}
+    for row in planned(extent, EXPERIMENTS):
+        if isinstance(row, TokenizerRow | PredictorRow) and row.name in ours.keys() & theirs.keys():
+            pair = (ours[row.name], theirs[row.name])
+            families.setdefault(family_of(row), []).append(pair)
+    heads = ("training", "rows in both", *(title for title, _, _ in COMPARED))
+    lines = [_line(heads), _line(["---"] * len(heads))]
+    for family, pairs in families.items():
+        cells = [_apart(pairs, name, digits) for _, name, digits in COMPARED]
+        lines.append(_line((family, str(len(pairs)), *cells)))
+    return "\n".join(lines)
+
+
+def _apart(pairs: list[tuple[dict, dict]], name: str, digits: int) -> str:
+    found = [abs(a[name] - b[name]) for a, b in pairs if None not in (a.get(name), b.get(name))]
+    if not found:
+        return ""
+    return f"{statistics.fmean(found):.{digits}f}, {max(found):.{digits}f}"
 
 
 def as_csv(found: dict[str, list[Finished]]) -> str:

@@ -225,3 +225,13 @@ class BicubicRow:
 
 
 Row = TokenizerRow | PredictorRow | GradientRow | BicubicRow
+
+
+def family_of(row: Row) -> str:
+    """What a training is of, and for a predictor what its loss is on."""
+    if not isinstance(row, PredictorRow):
+        return "tokenizers"
+    last = row.phases[-1]
+    if last.picture == 0:
+        return "codes alone"
+    return "pictures and codes" if last.code > 0 else "pictures alone"

@@ -99,6 +99,7 @@ class Layer(nn.Module):
         self.grid = (grid, grid)
         mask = shift_mask(grid, self.window, self.shift) if self.shift else None
         self.register_buffer("mask", mask, persistent=False)
+        self.to(self.table.device)
 
     def forward(self, tokens: Tensor, size: torch.Size) -> Tensor:
         batch, _, channels = tokens.shape

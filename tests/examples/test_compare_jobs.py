@@ -1,0 +1,102 @@
+"""compare.py --jobs: rows beside each other, in processes of their own."""
+
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from study import jobs
+from study.pictures import Pictures
+from study.plan import Extent
+from study.runner import Runner
+from study.setting import Setting
+from tvqrap.cli import UserError
+
+NOW = Extent(seeds=1, scale=1e-9)  # one step of everything
+TOKENIZERS = [NOW.tokenizer(prior, 0) for prior in ("texture-lr", "plain")]
+PREDICTORS = [NOW.predictor(tokenizer, "code-longer") for tokenizer in TOKENIZERS]
+ROWS = jobs.with_needs([*PREDICTORS, *TOKENIZERS])
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of photos, to train on and to measure on."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        picture = rng.integers(0, 256, (144, 160, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(folder / f"{number}.png")
+    return folder
+
+
+def make_runner(out, photos):
+    return Runner(out, Setting(Pictures(photos, photos, most=2), jobs=2, quiet=True))
+
+
+def end_at_once():
+    os._exit(1)
+
+
+def test_rows_follow_those_that_they_start_from():
+    assert len(ROWS) == 6  # and the code-level predictors between
+    assert set(ROWS) > {*TOKENIZERS, *PREDICTORS}
+    for place, row in enumerate(ROWS):
+        assert set(row.needs) <= set(ROWS[:place])
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_no_row_begins_before_what_it_needs(monkeypatch, count):
+    lock, running, done, most = threading.Lock(), set(), [], 0
+
+    def do(row):
+        nonlocal most
+        with lock:
+            assert set(row.needs) <= set(done)
+            running.add(row)
+            most = max(most, len(running))
+        time.sleep(0.01)
+        with lock:
+            running.remove(row)
+            done.append(row)
+        return {"of": row.name}
+
+    monkeypatch.setattr(jobs, "_do", do)
+    with ThreadPoolExecutor(10) as pool:
+        found = dict(jobs._in_order(ROWS, pool, count))
+    assert found == {row: {"of": row.name} for row in ROWS}
+    assert most == min(count, 2)  # what can be done at once
+    if count == 1:
+        assert done == ROWS
+
+
+@pytest.mark.slow
+def test_several_processes_do_the_same_rows(tmp_path, photos):
+    alone, together = (
+        {
+            row.name: {**result, "seconds": 0, "machine": 0}
+            for row, result in jobs.results(
+                ROWS, partial(make_runner, tmp_path / str(count), photos), count
+            )
+        }
+        for count in (1, 2)
+    )
+    assert together == alone
+    assert len(alone) == len(ROWS)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_one_line():
+    with pytest.raises(UserError, match="has died"):
+        list(jobs.results(ROWS, end_at_once, 2))
+
+
+@pytest.mark.slow
+def test_a_mistake_is_raised_where_it_is_reported(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        list(jobs.results(ROWS, partial(make_runner, tmp_path, tmp_path / "nowhere"), 2))
