@@ -1,5 +1,6 @@
 """compare.py --jobs: rows beside each other, in processes of their own."""
 
+import multiprocessing
 import os
 import threading
 import time
@@ -88,6 +89,16 @@ def test_several_processes_do_the_same_rows(tmp_path, photos):
     )
     assert together == alone
     assert len(alone) == len(ROWS)
+
+
+@pytest.mark.slow
+def test_who_stops_leaves_no_process_behind(tmp_path, photos, capfd):
+    found = jobs.results(ROWS, partial(make_runner, tmp_path / "out", photos), 2)
+    row, _ = next(found)
+    found.close()
+    assert not multiprocessing.active_children()
+    assert (tmp_path / "out" / "rows" / f"{row.name}.json").exists()
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.slow

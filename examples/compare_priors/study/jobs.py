@@ -4,6 +4,7 @@ import functools
 import itertools
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -49,7 +50,7 @@ def results(rows: list[Row], make_runner: Callable[[], Runner], jobs: int) -> It
             process.terminate()
         raise
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 def with_needs(rows: list[Row]) -> list[Row]:
@@ -77,8 +78,13 @@ def _in_order(rows: list[Row], pool: ProcessPoolExecutor, jobs: int) -> Iterator
 
 def _begin(make_runner: Callable[[], Runner]) -> None:
     global _make_runner
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it ends it,
+    signal.signal(signal.SIGTERM, _leave)  # and it cleans up
     _make_runner = functools.cache(make_runner)
+
+
+def _leave(*_: object) -> None:
+    sys.exit(1)
 
 
 def _do(row: Row) -> dict:
