@@ -33,6 +33,15 @@ def all_reduce_sum_(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def all_reduce_sums(tensors: list[Tensor]) -> list[Tensor]:
+    """Returns the sums of tensors of one dtype over the ranks, by one collective."""
+    if not is_active():
+        return tensors
+    fused = all_reduce_sum_(torch.cat([tensor.reshape(-1) for tensor in tensors]))
+    pieces = fused.split([tensor.numel() for tensor in tensors])
+    return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
+
+
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Returns the sum of ``tensor`` over the ranks, differentiably.
 

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vqprior.functional import _index_backpropagation, _search
+from vqprior.functional import _index_backpropagation
 
 # Operators that wait for a value of the device, or whose result's size depends on one.
 _SYNCHRONIZING = {
@@ -72,10 +72,9 @@ class NoHostSync(TorchDispatchMode):
 
 @contextmanager
 def watching(mode):
-    """Runs the search as plain operators, since a mode does not see inside a custom one."""
+    """Runs as plain operators what is a custom one, since a mode does not see inside."""
     with ExitStack() as stack:
         for module, name in [
-            (_search, "_nearest_codes"),
             (_index_backpropagation, "_sample"),
             (_index_backpropagation, "_select_backward"),
         ]:

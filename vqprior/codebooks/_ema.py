@@ -86,11 +86,10 @@ class CodebookEMA(Rule):
         for codebook, selections in zip(self._codebooks, groups, strict=True):
             _distributed.check_whole(codebook)
             parts = [code_statistics(s.inputs, s.indices, codebook.num_codes) for s in selections]
-            statistics.append(torch.stack(parts).sum(dim=0).float())
-        fused = _distributed.all_reduce_sum_(torch.cat([s.reshape(-1) for s in statistics]))
-        pieces = fused.split([s.numel() for s in statistics])
-        for number, piece in enumerate(pieces):
-            self._update(number, piece.view_as(statistics[number]))
+            joint = parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
+            statistics.append(joint.float())
+        for number, joint in enumerate(_distributed.all_reduce_sums(statistics)):
+            self._update(number, joint)
 
     def _update(self, number: int, statistics: Tensor) -> None:
         codebook = self._codebooks[number]

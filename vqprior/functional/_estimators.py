@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vqprior._checks import check_floating, check_positive, check_shape
+from vqprior.functional._operators import with_signature
 
 
 def straight_through(x: Tensor, codes: Tensor) -> Tensor:
@@ -44,6 +45,7 @@ def straight_through(x: Tensor, codes: Tensor) -> Tensor:
     return passed
 
 
+@with_signature
 class _PassGradient(torch.autograd.Function):
     """One pass over memory forward, none backward."""
 
@@ -125,6 +127,7 @@ def rotation_trick(x: Tensor, codes: Tensor, *, max_gain: float | None = None) -
     return rotated
 
 
+@with_signature
 class _RotateGradient(torch.autograd.Function):
     """Only vectors and codes are kept; what turns one into the other is computed backward."""
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vqprior._checks import check_mask
 from vqprior._interfaces import QuantizerOutput, Selection
+from vqprior.functional._operators import with_signature
 
 
 def masked_mean_square(difference: Tensor, mask: Tensor) -> Tensor:
@@ -138,6 +139,7 @@ def pulls(inputs: Tensor, codes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return both
 
 
+@with_signature
 class _MeanSquareError(torch.autograd.Function):
     """One difference forward and one backward for both losses."""
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from vqprior._checks import check_at_least, check_choice, check_floating, check_last_dim
 from vqprior.functional import _triton
+from vqprior.functional._operators import is_traced
 from vqprior.functional._search_blocks import search_blocks
 
 _METRICS = ("euclidean", "cosine", "dot")
@@ -78,7 +79,9 @@ def nearest_codes(
             f"`num_nearest` must be at most the number of codes, {codes.shape[-2]}, "
             f"got {num_nearest}."
         )
-    found: Tensor = _nearest_codes(x.detach(), codes.detach(), metric, num_nearest)
+    x, codes = x.detach(), codes.detach()
+    search = _search_op if is_traced(x, codes) else _search
+    found: Tensor = search(x, codes, metric, num_nearest)
     return found.squeeze(-1) if num_nearest == 1 else found
 
 
@@ -97,9 +100,8 @@ def _check_tables(x: Tensor, codes: Tensor) -> None:
         )
 
 
-@torch.library.custom_op("vqprior::nearest_codes", mutates_args=())
-def _nearest_codes(x: Tensor, codes: Tensor, metric: str, num_nearest: int) -> Tensor:
-    """The search as one operator, so that compilers need not look inside: ``(..., [q,] m)``."""
+def _search(x: Tensor, codes: Tensor, metric: str, num_nearest: int) -> Tensor:
+    """The search, by a kernel or by plain operators: ``(..., [q,] m)``."""
     several = codes.ndim == 3
     dtype = torch.promote_types(torch.promote_types(x.dtype, codes.dtype), torch.float32)
     with torch.autocast(x.device.type, enabled=False):
@@ -115,7 +117,10 @@ def _nearest_codes(x: Tensor, codes: Tensor, metric: str, num_nearest: int) -> T
     return found.transpose(0, 1).contiguous().view(*x.shape[:-1], num_nearest)
 
 
-@_nearest_codes.register_fake
+_search_op = torch.library.custom_op("vqprior::nearest_codes", _search, mutates_args=())
+
+
+@_search_op.register_fake
 def _(x: Tensor, codes: Tensor, metric: str, num_nearest: int) -> Tensor:
     return x.new_empty((*x.shape[:-1], num_nearest), dtype=torch.int64)
 

@@ -11,6 +11,7 @@ from vqprior._checks import (
     check_floating,
     check_positive,
 )
+from vqprior.functional._operators import with_signature
 from vqprior.functional._random import to_gumbel
 from vqprior.functional._softmax_gradient import row_blocks, softmax_gradient
 
@@ -107,6 +108,7 @@ def gumbel_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
     return to_gumbel(uniform)
 
 
+@with_signature
 class _Select(torch.autograd.Function):
     """A code or the mean code, with the gradient of the mean code under the softmax."""
 

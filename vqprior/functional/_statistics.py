@@ -11,6 +11,7 @@ from vqprior._checks import (
     check_shape,
 )
 from vqprior.functional import _triton
+from vqprior.functional._operators import is_traced
 
 
 def code_statistics(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
@@ -54,13 +55,13 @@ def code_statistics(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     check_index_range("indices", indices, num_codes)
     flat_indices = indices.reshape(-1).long()
     flat = x.detach().reshape(flat_indices.shape[0], x.shape[-1])
-    totals: Tensor = _code_statistics(flat, flat_indices, num_codes)
+    add_up = _add_up_op if is_traced(flat, flat_indices) else _add_up
+    totals: Tensor = add_up(flat, flat_indices, num_codes)
     return totals
 
 
-@torch.library.custom_op("vqprior::code_statistics", mutates_args=())
-def _code_statistics(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
-    """The statistics of ``(n, d)`` and ``(n,)`` as one operator."""
+def _add_up(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
+    """The statistics of ``(n, d)`` and ``(n,)``, by a kernel or by plain operators."""
     if _triton.is_usable(x, indices) and not torch.are_deterministic_algorithms_enabled():
         from vqprior.functional._triton_statistics import add_statistics_  # needs Triton
 
@@ -77,7 +78,10 @@ def _code_statistics(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     return torch.cat([sums[:-1], counts[:-1]], dim=1)
 
 
-@_code_statistics.register_fake
+_add_up_op = torch.library.custom_op("vqprior::code_statistics", _add_up, mutates_args=())
+
+
+@_add_up_op.register_fake
 def _(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
     return x.new_empty(num_codes, x.shape[1] + 1, dtype=dtype)
