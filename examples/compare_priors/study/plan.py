@@ -63,7 +63,7 @@ class Extent:
 
 QUICK = Extent(
     seeds=1,
-    scale=0.04,
+    scale=0.03,
     codebook_sizes=(64, 1024),
     quantizers=("vq", "residual-2", "fsq"),
     methods=("code", "code-longer", "rap", "soft", "reinmax", "continuous"),

@@ -70,7 +70,8 @@ def objective(
 
 def reports(steps: int) -> set[int]:
     """After which steps a point of a curve is measured: the first, the last, and between."""
-    return {1 + round((steps - 1) * i / (REPORTS - 1)) for i in range(REPORTS)}
+    points = min(REPORTS, max(2, steps // 8))  # measuring should not take longer than training
+    return {1 + round((steps - 1) * i / (points - 1)) for i in range(points)}
 
 
 def parts_of(pair: Pair) -> Iterator[Pair]:
