@@ -351,8 +351,8 @@ FAULTS = {
     ),
     "statistics-follow-float64": Fault(
         "codebooks/_ema.py",
-        "torch.stack(parts).sum(dim=0).float()",
-        "torch.stack(parts).sum(dim=0)",
+        "statistics.append(joint.float())",
+        "statistics.append(joint)",
         "contracts/test_rules.py",
         "keep_their_dtype and euclidean",
     ),
@@ -372,8 +372,8 @@ FAULTS = {
     ),
     "ema-of-one-rank": Fault(
         "codebooks/_ema.py",
-        "_distributed.all_reduce_sum_(torch.cat([s.reshape(-1) for s in statistics]))",
-        "torch.cat([s.reshape(-1) for s in statistics])",
+        "_distributed.all_reduce_sums(statistics)",
+        "statistics",
         "distributed/test_two_ranks.py",
         "ema",
     ),
