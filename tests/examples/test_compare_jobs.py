@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from study import jobs
@@ -37,6 +38,7 @@ def photos(tmp_path):
 
 
 def make_runner(out, photos):
+    torch.set_num_threads(1)  # as here, or sums round otherwise in the processes
     return Runner(out, Setting(Pictures(photos, photos, most=2), jobs=2, quiet=True))
 
 
