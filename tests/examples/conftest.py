@@ -26,6 +26,20 @@ def photos(tmp_path):
     return folder
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Photos to train and to measure on, large enough for a study of priors."""
+    made = []
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 3), ("val", 2)):
+        folder = tmp_path_factory.mktemp(name)
+        for number in range(count):
+            small = Image.fromarray(rng.integers(32, 224, (18, 20, 3), dtype=np.uint8))
+            small.resize((160, 144), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+        made.append(folder)
+    return made
+
+
 @pytest.fixture
 def little_presets(monkeypatch):
     """Models that train in milliseconds, behind the names of the presets."""

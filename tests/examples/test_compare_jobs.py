@@ -7,10 +7,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from study import jobs
 from study.pictures import Pictures
@@ -25,21 +23,9 @@ PREDICTORS = [NOW.predictor(tokenizer, "code-longer") for tokenizer in TOKENIZER
 ROWS = jobs.with_needs([*PREDICTORS, *TOKENIZERS])
 
 
-@pytest.fixture
-def photos(tmp_path):
-    """A folder of photos, to train on and to measure on."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(2):
-        picture = rng.integers(0, 256, (144, 160, 3), dtype=np.uint8)
-        Image.fromarray(picture).save(folder / f"{number}.png")
-    return folder
-
-
-def make_runner(out, photos):
+def make_runner(out, folders):
     torch.set_num_threads(1)  # as here, or sums round otherwise in the processes
-    return Runner(out, Setting(Pictures(photos, photos, most=2), jobs=2, quiet=True))
+    return Runner(out, Setting(Pictures(*folders, most=2), jobs=2, quiet=True))
 
 
 def end_at_once():
@@ -79,12 +65,12 @@ def test_no_row_begins_before_what_it_needs(monkeypatch, count):
 
 
 @pytest.mark.slow
-def test_several_processes_do_the_same_rows(tmp_path, photos):
+def test_several_processes_do_the_same_rows(tmp_path, folders):
     alone, together = (
         {
             row.name: {**result, "seconds": 0, "machine": 0}
             for row, result in jobs.results(
-                ROWS, partial(make_runner, tmp_path / str(count), photos), count
+                ROWS, partial(make_runner, tmp_path / str(count), folders), count
             )
         }
         for count in (1, 2)
@@ -94,8 +80,8 @@ def test_several_processes_do_the_same_rows(tmp_path, photos):
 
 
 @pytest.mark.slow
-def test_who_stops_leaves_no_process_behind(tmp_path, photos, capfd):
-    found = jobs.results(ROWS, partial(make_runner, tmp_path / "out", photos), 2)
+def test_who_stops_leaves_no_process_behind(tmp_path, folders, capfd):
+    found = jobs.results(ROWS, partial(make_runner, tmp_path / "out", folders), 2)
     row, _ = next(found)
     found.close()
     assert not multiprocessing.active_children()
@@ -112,4 +98,4 @@ def test_a_process_that_dies_is_one_line():
 @pytest.mark.slow
 def test_a_mistake_is_raised_where_it_is_reported(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
-        list(jobs.results(ROWS, partial(make_runner, tmp_path, tmp_path / "nowhere"), 2))
+        list(jobs.results(ROWS, partial(make_runner, tmp_path, [tmp_path / "nowhere"] * 2), 2))

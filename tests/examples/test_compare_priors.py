@@ -31,20 +31,6 @@ PAGE = Path(__file__).parents[2] / "docs" / "benchmarks" / "priors.md"
 NOW = Extent(seeds=1, scale=1e-9)  # one step of everything
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Photos to train and to measure on."""
-    made = []
-    rng = np.random.default_rng(0)
-    for name, count in (("train", 3), ("val", 2)):
-        folder = tmp_path_factory.mktemp(name)
-        for number in range(count):
-            small = Image.fromarray(rng.integers(32, 224, (18, 20, 3), dtype=np.uint8))
-            small.resize((160, 144), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
-        made.append(folder)
-    return made
-
-
 @pytest.fixture
 def setting(folders):
     return Setting(Pictures(*folders, most=2), quiet=True)
