@@ -79,13 +79,26 @@ def test_several_processes_do_the_same_rows(tmp_path, folders):
     assert len(alone) == len(ROWS)
 
 
+class Slow:
+    """Does the first row at once, and leaves a file when it has done another."""
+
+    def __init__(self, out):
+        self.out = out
+
+    def result(self, row):
+        if row != ROWS[0]:
+            time.sleep(20)
+            (self.out / "waited").touch()
+        return {}
+
+
 @pytest.mark.slow
-def test_who_stops_leaves_no_process_behind(tmp_path, folders, capfd):
-    found = jobs.results(ROWS, partial(make_runner, tmp_path / "out", folders), 2)
-    row, _ = next(found)
+def test_who_stops_waits_for_no_row_and_leaves_no_process_behind(tmp_path, capfd):
+    found = jobs.results(ROWS, partial(Slow, tmp_path), 2)
+    assert next(found) == (ROWS[0], {})
     found.close()
     assert not multiprocessing.active_children()
-    assert (tmp_path / "out" / "rows" / f"{row.name}.json").exists()
+    assert not (tmp_path / "waited").exists()
     assert capfd.readouterr().err == ""
 
 
