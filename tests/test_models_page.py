@@ -48,6 +48,8 @@ def blocks(model):
 
 
 def code_lines(block):
+    """The lines of an assembly, without comments and imports."""
+    block = re.sub(r"^(from|import) [^(\n]*(\([^)]*\))?\n", "", block, flags=re.MULTILINE)
     lines = (line.strip() for line in block.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 

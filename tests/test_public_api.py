@@ -30,7 +30,7 @@ CONCRETE = {
     for name, thing in DEFINITIONS.items()
     if not inspect.isabstract(thing) and not getattr(thing, "_is_protocol", False)
 }
-INTERFACES = (vqprior.CodeSpace, vqprior.Codebook, vqprior.Rule)
+INTERFACES = (vqprior.QuantizerBase, vqprior.Codebook, vqprior.UpdateRule)
 every_definition = pytest.mark.parametrize("name", DEFINITIONS)
 every_concrete = pytest.mark.parametrize("name", CONCRETE)
 

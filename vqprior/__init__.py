@@ -5,31 +5,31 @@ from importlib.metadata import PackageNotFoundError, version
 from vqprior import functional, interop, losses, metrics, nn
 from vqprior._interfaces import (
     Codebook,
-    CodeSpace,
     IndexEstimator,
     Quantizer,
+    QuantizerBase,
     QuantizerOutput,
-    Rule,
     Selection,
+    UpdateRule,
 )
 from vqprior.codebooks._ema import CodebookEMA
-from vqprior.codebooks._initialize import initialize_
-from vqprior.codebooks._normalized import Normalized
+from vqprior.codebooks._embedding import EmbeddingCodebook
+from vqprior.codebooks._initialize import initialize_codebooks_
+from vqprior.codebooks._normalized import NormalizedCodebook
 from vqprior.codebooks._revival import CodebookRevival
-from vqprior.codebooks._table import Table
-from vqprior.codebooks._transformed import Transformed
+from vqprior.codebooks._transformed import TransformedCodebook
 from vqprior.predictors._index_predictor import IndexPredictor
 from vqprior.quantizers._bsq import BSQ
-from vqprior.quantizers._channel_first import ChannelFirst
+from vqprior.quantizers._channels_first import ChannelsFirst
 from vqprior.quantizers._fsq import FSQ
-from vqprior.quantizers._grouped import Grouped
+from vqprior.quantizers._grouped import GroupedQuantizer
 from vqprior.quantizers._lfq import LFQ
-from vqprior.quantizers._multi_scale import MultiScale
+from vqprior.quantizers._multi_scale import MultiScaleQuantizer
 from vqprior.quantizers._plain import VectorQuantizer
-from vqprior.quantizers._projected import Projected
+from vqprior.quantizers._projected import ProjectedQuantizer
 from vqprior.quantizers._random_projection import RandomProjectionQuantizer
 from vqprior.quantizers._require_finite import RequireFinite
-from vqprior.quantizers._residual import Residual
+from vqprior.quantizers._residual import ResidualQuantizer
 from vqprior.quantizers._self_updating import SelfUpdating
 from vqprior.quantizers._texture import TextureQuantizer
 
@@ -37,31 +37,31 @@ __all__ = [
     "BSQ",
     "FSQ",
     "LFQ",
-    "ChannelFirst",
-    "CodeSpace",
+    "ChannelsFirst",
     "Codebook",
     "CodebookEMA",
     "CodebookRevival",
-    "Grouped",
+    "EmbeddingCodebook",
+    "GroupedQuantizer",
     "IndexEstimator",
     "IndexPredictor",
-    "MultiScale",
-    "Normalized",
-    "Projected",
+    "MultiScaleQuantizer",
+    "NormalizedCodebook",
+    "ProjectedQuantizer",
     "Quantizer",
+    "QuantizerBase",
     "QuantizerOutput",
     "RandomProjectionQuantizer",
     "RequireFinite",
-    "Residual",
-    "Rule",
+    "ResidualQuantizer",
     "Selection",
     "SelfUpdating",
-    "Table",
     "TextureQuantizer",
-    "Transformed",
+    "TransformedCodebook",
+    "UpdateRule",
     "VectorQuantizer",
     "functional",
-    "initialize_",
+    "initialize_codebooks_",
     "interop",
     "losses",
     "metrics",

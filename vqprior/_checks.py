@@ -17,7 +17,7 @@ def check_last_dim(name: str, tensor: Tensor, dim: int) -> None:
         raise ValueError(
             f"`{name}` must have shape (..., {dim}), got {tuple(tensor.shape)}. "
             "Features come last: for feature maps (b, d, h, w), wrap the quantizer in "
-            "`ChannelFirst`."
+            "`ChannelsFirst`."
         )
 
 
@@ -142,7 +142,7 @@ def check_feature_map(
     if wrong or min(tensor.shape[2:]) < min_size:
         raise ValueError(
             f"`{name}` must have shape (b, {'c' if channels is None else channels}, h, w) with "
-            f"h and w at least {min_size}, got {tuple(tensor.shape)}. Maps and pictures have "
+            f"h and w at least {min_size}, got {tuple(tensor.shape)}. Maps and images have "
             "channels first."
         )
 

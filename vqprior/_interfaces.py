@@ -78,7 +78,7 @@ class Codebook(nn.Module, abc.ABC):
     """Where codes come from: ``k`` vectors of ``d`` features.
 
     How the codes learn is decided elsewhere: by the user's optimizer, which sees
-    ``parameters()``, or by a ``Rule``, which calls ``assign_``.
+    ``parameters()``, or by an ``UpdateRule``, which calls ``set_codes_``.
     """
 
     @property
@@ -92,12 +92,12 @@ class Codebook(nn.Module, abc.ABC):
         """Number of features ``d`` of one code."""
 
     @abc.abstractmethod
-    def vectors(self) -> Tensor:
+    def codes(self) -> Tensor:
         """Returns all codes ``(k, d)``, with the gradient to what learns."""
 
     @abc.abstractmethod
-    def assign_(self, vectors: Tensor, where: Tensor) -> None:
-        """Overwrites the codes ``where`` (``(k,)``, bool) is True by ``vectors`` (``(k, d)``).
+    def set_codes_(self, codes: Tensor, where: Tensor) -> None:
+        """Overwrites with ``codes`` ``(k, d)`` where ``where`` ``(k,)`` is True.
 
         Raises ``TypeError`` if the codes are computed from something else and cannot be set.
         """
@@ -126,7 +126,7 @@ class IndexEstimator(abc.ABC):
         """
 
 
-class CodeSpace(nn.Module, abc.ABC):
+class QuantizerBase(nn.Module, abc.ABC):
     """What a quantizer can express: the part of its interface that rules and meters need."""
 
     @property
@@ -160,7 +160,7 @@ class CodeSpace(nn.Module, abc.ABC):
         return sum(math.log2(size) for size in self.codebook_sizes)
 
     @property
-    def tokenwise(self) -> bool:
+    def has_index_per_token(self) -> bool:
         """Whether each token has indices of its own: ``(...)`` or ``(..., q)``."""
         return True
 
@@ -170,7 +170,7 @@ class CodeSpace(nn.Module, abc.ABC):
         return True
 
 
-class Quantizer(CodeSpace):
+class Quantizer(QuantizerBase):
     """Maps each vector of ``d`` features to one of finitely many codes.
 
     Concrete classes are final: to change how one behaves, wrap it. Every one obeys these laws,
@@ -195,11 +195,11 @@ class Quantizer(CodeSpace):
     """
 
     @property
-    def learns_from_result(self) -> bool:
+    def _learns_from_result(self) -> bool:
         """Whether a parameter gets a gradient from ``quantized``, as those of a module do."""
         return any(parameter.requires_grad for parameter in self.parameters())
 
-    def search_space(self) -> tuple[Tensor, str] | None:
+    def _search_space(self) -> tuple[Tensor, str] | None:
         """Returns the codes ``(k, d)`` and the metric if all it does is to choose the nearest."""
         return None
 
@@ -220,7 +220,7 @@ class Quantizer(CodeSpace):
         """
 
     @abc.abstractmethod
-    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+    def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns what ``forward`` returns had it chosen ``indices`` for ``x`` ``(..., d)``.
 
         For choices made elsewhere: a beam search, a teacher, labels. -1 masks a token, as a
@@ -238,19 +238,19 @@ class Quantizer(CodeSpace):
         """
         raise no_codebook_error(self, "logits")
 
-    def nearest(self, x: Tensor, num_nearest: int) -> Tensor:
+    def nearest_indices(self, x: Tensor, num_nearest: int) -> Tensor:
         """Returns the best choices, best first, without gradients: ``(..., d) -> (..., m)``.
 
         Raises ``TypeError`` unless the quantizer has exactly one explicit codebook.
         """
-        raise no_codebook_error(self, "nearest")
+        raise no_codebook_error(self, "nearest_indices")
 
     if TYPE_CHECKING:  # nn.Module.__call__ returns Any; callers deserve the real type.
 
         def __call__(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput: ...
 
 
-class Rule(KeepsDtypes, abc.ABC):
+class UpdateRule(KeepsDtypes, abc.ABC):
     """How codebooks change other than by gradient: ``step(out)`` after a quantizer's call.
 
     A rule holds its statistics as float32 buffers, whatever the dtype of the module, so its
@@ -261,7 +261,7 @@ class Rule(KeepsDtypes, abc.ABC):
     rank reaches every collective; nothing is read back to the host.
     """
 
-    def __init__(self, quantizer: CodeSpace) -> None:
+    def __init__(self, quantizer: QuantizerBase) -> None:
         super().__init__()
         unique = {id(codebook): codebook for codebook in quantizer.codebooks}
         if not unique:
@@ -270,9 +270,9 @@ class Rule(KeepsDtypes, abc.ABC):
                 "without one. Train it without rules."
             )
         for codebook in unique.values():
-            vectors = codebook.vectors().detach()
+            vectors = codebook.codes().detach()
             nowhere = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
-            codebook.assign_(vectors, nowhere)  # raises now if the codes cannot be set
+            codebook.set_codes_(vectors, nowhere)  # raises now if the codes cannot be set
         # In a tuple, so that the codebooks do not become submodules of the rule.
         self._codebooks: tuple[Codebook, ...] = tuple(unique.values())
         self._owner_of_selection = [list(unique).index(id(c)) for c in quantizer.codebooks]

@@ -4,7 +4,7 @@ Trains small models that differ in their prior alone, one after the other, and m
 photos that they were not trained on:
 
   sizes       how good is a codebook of how many codes, plain, with a skip connection, and for
-              texture, whose structure is encoded or comes from the low-resolution picture
+              texture, whose structure is encoded or comes from the low-resolution image
   equal-bits  how good are residual, grouped, multi-scale, scalar and binary quantizers
   prediction  when does reconstruction-aware prediction help
   gradients   how near are its estimated gradients to the exact one
@@ -23,9 +23,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from study.images import Images
 from study.jobs import results, with_needs
 from study.page import write_page
-from study.pictures import Pictures
 from study.plan import EXPERIMENTS, QUICK, Extent, planned
 from study.report import read_content, write_report
 from study.runner import Runner, read_result
@@ -72,9 +72,9 @@ def make_runner(options: argparse.Namespace) -> Runner:
     """Gets a process ready for rows."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    pictures = Pictures(options.photos, options.val, most=options.held_out, device=options.device)
+    images = Images(options.photos, options.val, most=options.held_out, device=options.device)
     quiet = options.jobs > 1  # bars would be written over each other
-    return Runner(options.out, Setting(pictures, options.precision, options.jobs, quiet=quiet))
+    return Runner(options.out, Setting(images, options.precision, options.jobs, quiet=quiet))
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:

@@ -1,15 +1,15 @@
 #!/usr/bin/env python
-"""Measures 4x enlargement against pictures whose large version is known.
+"""Measures 4x enlargement against images whose large version is known.
 
-    python evaluate.py --photos photos --picture side-by-side.png
+    python evaluate.py --photos photos --image side-by-side.png
     python evaluate.py --pairs Set14 --csv set14.csv
 
---photos takes large pictures and makes the small ones itself (Pillow, bicubic); --pairs takes a
-folder with the subfolders HR and LR, in which pictures of one scene have one name.
+--photos takes large images and makes the small ones itself (Pillow, bicubic); --pairs takes a
+folder with the subfolders HR and LR, in which images of one scene have one name.
 
 The numbers, each for bicubic and for the model: PSNR in dB (fidelity to the pixels; more is
 better), SSIM (more is better), GMSD (gradient magnitude similarity deviation, a measure of
-perceived quality; less is better), and detail: the energy of frequencies that the small picture
+perceived quality; less is better), and detail: the energy of frequencies that the small image
 cannot hold, as a share of the original's. All are on luma, without a border of 4 pixels. Bicubic
 has next to no detail; 1 is as much as the original, though not necessarily the same. Read GMSD
 with detail: sharpening bicubic's edges improves GMSD, too, and adds no detail.
@@ -32,10 +32,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tvqrap.cli import UserError, at_least, atomic_write, ensure_writable_folder, run, share
-from tvqrap.models.assembly import SCALE
-from tvqrap.models.weights import DEFAULT_WEIGHTS, load_super_resolver
-from tvqrap.pictures.detail import detail_energy
-from tvqrap.pictures.images import (
+from tvqrap.images.detail import detail_energy
+from tvqrap.images.files import (
     Photo,
     check_output_size,
     from_pillow,
@@ -43,17 +41,19 @@ from tvqrap.pictures.images import (
     to_pillow,
     write_image,
 )
-from tvqrap.pictures.layouts import SMALLEST_TILE, Blended
-from tvqrap.pictures.pairs import Pair, pair_loaders, photo_loaders
-from tvqrap.pictures.panels import NEAREST, contact_sheet, enlarge, find_detail
-from tvqrap.pictures.tiling import Enlarger, device_of, upscale_tiled
+from tvqrap.images.layouts import SMALLEST_TILE, Blended
+from tvqrap.images.pairs import Pair, pair_loaders, photo_loaders
+from tvqrap.images.panels import NEAREST, contact_sheet, enlarge, find_detail
+from tvqrap.images.tiling import Enlarger, device_of, upscale_tiled
+from tvqrap.models.assembly import SCALE
+from tvqrap.models.weights import DEFAULT_WEIGHTS, load_super_resolver
 from upscale import pick_device
 from vqprior.metrics import CodebookUsage, gmsd, psnr, rgb_to_luma, ssim
 
 BORDER = 4  # pixels that no measure looks at, as is usual in super-resolution
-CROP = 64  # small pixels along the side of what the side-by-side picture shows
+CROP = 64  # small pixels along the side of what the side-by-side image shows
 ZOOM = 2  # enlargement there
-PICTURED = 6  # scenes there
+IMAGED = 6  # scenes there
 DIGITS = (2, 4, 4, 3)  # of each score in the table
 
 
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the script; returns its exit status."""
     args = parse_arguments(arguments)
     loaders = pair_loaders(args.pairs) if args.pairs else photo_loaders(args.photos)
-    _check_outputs(args.csv, args.picture)
+    _check_outputs(args.csv, args.image)
     model = load_super_resolver(args.weights).to(pick_device("auto"))
     if args.texture is not None:
         model.texture = args.texture
@@ -128,18 +128,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[list[tuple[str, Image.Image]]] = []
 
     def keep(pair: Pair, enlarged: Tensor, row: Row) -> None:
-        if args.picture and len(rows) < PICTURED:
+        if args.image and len(rows) < IMAGED:
             rows.append(side_by_side(pair, enlarged, row))
 
     pairs = _load(loaders[: args.limit], failures)
     evaluation = evaluate(model, pairs, tile=args.tile, each=keep)
     if not evaluation.rows:
-        raise UserError("none of the pictures could be measured")
+        raise UserError("none of the images could be measured")
     print(format_table(evaluation))
     if args.csv:
         write_csv(args.csv, evaluation)
-    if args.picture:
-        write_image(args.picture, Photo(from_pillow(contact_sheet(rows))))
+    if args.image:
+        write_image(args.image, Photo(from_pillow(contact_sheet(rows))))
     return 1 if failures else 0
 
 
@@ -151,7 +151,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--pairs", type=Path, metavar="DIR", help="with subfolders HR and LR")
-    source.add_argument("--photos", type=Path, metavar="DIR", help="of large pictures")
+    source.add_argument("--photos", type=Path, metavar="DIR", help="of large images")
     parser.add_argument(
         "--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="FILE", help="written by train.py"
     )
@@ -162,8 +162,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="how much of the predicted texture to add, from 0 to 1 (what the weights say)",
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="the table, for programs")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="details side by side")
-    parser.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N pictures")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="details side by side")
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N images")
     parser.add_argument(
         "--tile",
         type=at_least(SMALLEST_TILE),
@@ -180,7 +180,7 @@ def evaluate(
     tile: int | None = None,
     each: Callable[[Pair, Tensor, Row], None] | None = None,
 ) -> Evaluation:
-    """Enlarges the small pictures and compares with the large ones.
+    """Enlarges the small images and compares with the large ones.
 
     What is measured are the 8-bit levels that upscale.py would write.
 
@@ -209,11 +209,11 @@ def evaluate(
     return evaluation
 
 
-def measure(picture: Tensor, original: Tensor) -> Scores:
+def measure(image: Tensor, original: Tensor) -> Scores:
     """Compares levels ``(3, h, w)`` with the original's, on luma and without the border."""
     inner = slice(BORDER, -BORDER)
     ours, theirs = (
-        to_float(levels)[None, :, inner, inner].contiguous() for levels in (picture, original)
+        to_float(levels)[None, :, inner, inner].contiguous() for levels in (image, original)
     )
     luma, true_luma = rgb_to_luma(ours), rgb_to_luma(theirs)
     scores = (
@@ -271,8 +271,8 @@ def side_by_side(pair: Pair, enlarged: Tensor, row: Row) -> list[tuple[str, Imag
         "original": "original",
     }
     return [
-        (captions[kind], enlarge(to_pillow(picture).crop(box), ZOOM, NEAREST))
-        for kind, picture in levels.items()
+        (captions[kind], enlarge(to_pillow(image).crop(box), ZOOM, NEAREST))
+        for kind, image in levels.items()
     ]
 
 
@@ -288,7 +288,7 @@ def _check_outputs(*files: Path | None) -> None:
 
 def _load(loaders: Sequence[Callable[[], Pair]], failures: list[UserError]) -> Iterator[Pair]:
     """Reads one pair after the other; those that cannot be read are named and left out."""
-    for loader in tqdm(loaders, "pictures", unit="picture", disable=None):
+    for loader in tqdm(loaders, "images", unit="image", disable=None):
         try:
             yield loader()
         except UserError as error:

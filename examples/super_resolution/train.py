@@ -98,7 +98,7 @@ def default_workers(options: argparse.Namespace, ranks: Ranks) -> int:
 
 
 def objective_maker(recipe: Recipe, critic: Critic | None) -> MakeObjective:
-    """Returns what makes the loss on pictures for a stage."""
+    """Returns what makes the loss on images for a stage."""
 
     def make(reference: torch.nn.Parameter) -> ReconstructionAwareLoss:
         return ReconstructionAwareLoss(
@@ -189,7 +189,7 @@ def make_data(options: argparse.Namespace, recipe: Recipe, ranks: Ranks) -> Data
     if options.val is not None:
         photos = PhotoFiles(options.val, smallest=VALIDATION_CROP, quiet=quiet)
         validation = Crops(photos, crop=VALIDATION_CROP, augmentation="turned", seed=1)
-    # Crops come with clean low-resolution pictures.
+    # Crops come with clean low-resolution images.
     clean = recipe.degradation == "bicubic"
     return Data(training, validation, None if clean else DEGRADATIONS[recipe.degradation]())
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Enlarges pictures 4 times.
+"""Enlarges images 4 times.
 
     python upscale.py holiday/ cat.png 'scans/*.jpg' --output large --compare
 
 Results are PNG files of the same names unless --format says otherwise; no existing file is
-replaced unless --overwrite says so. A picture that cannot be enlarged is named in one line, the
+replaced unless --overwrite says so. An image that cannot be enlarged is named in one line, the
 others are enlarged all the same, and the exit status is 1.
 """
 
@@ -30,9 +30,7 @@ from tvqrap.cli import (
     run,
     share,
 )
-from tvqrap.models.prepared import PRECISIONS, Prepared
-from tvqrap.models.weights import DEFAULT_WEIGHTS, load_super_resolver
-from tvqrap.pictures.images import (
+from tvqrap.images.files import (
     Photo,
     check_output_size,
     collect_inputs,
@@ -41,10 +39,12 @@ from tvqrap.pictures.images import (
     to_pillow,
     write_image,
 )
-from tvqrap.pictures.jobs import Job, check_job, identity_of, plan_jobs
-from tvqrap.pictures.layouts import SMALLEST_TILE, Averaged, Blended, Layout
-from tvqrap.pictures.panels import comparison, enlarge
-from tvqrap.pictures.tiling import DEFAULT_LAYOUT, Enlarger, upscale_tiled
+from tvqrap.images.jobs import Job, check_job, identity_of, plan_jobs
+from tvqrap.images.layouts import SMALLEST_TILE, Averaged, Blended, Layout
+from tvqrap.images.panels import comparison, enlarge
+from tvqrap.images.tiling import DEFAULT_LAYOUT, Enlarger, upscale_tiled
+from tvqrap.models.prepared import PRECISIONS, Prepared
+from tvqrap.models.weights import DEFAULT_WEIGHTS, load_super_resolver
 
 SMALLEST_SIDE = 8
 LARGEST_RESULT = 50_000_000  # pixels
@@ -65,17 +65,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ensure_writable_folder(args.output)
     inputs = {identity_of(source) for source in sources}
     written = 0
-    with tqdm(jobs, "pictures", unit="picture", disable=None) as bar:
+    with tqdm(jobs, "images", unit="image", disable=None) as bar:
         for job in bar:
             try:
                 check_job(job, inputs, overwrite=args.overwrite)
                 enlarge_file(model, job, layout, args.batch)
                 written += 1
             except UsageError:
-                raise  # the next picture would meet with the same
+                raise  # the next image would meet with the same
             except (UserError, MemoryError) as error:
                 tqdm.write(f"error: {_with_name(job.source, error)}", file=sys.stderr)
-    print(f"{written} of {len(jobs)} pictures enlarged, in {args.output}")
+    print(f"{written} of {len(jobs)} images enlarged, in {args.output}")
     return 0 if written == len(jobs) else 1
 
 
@@ -129,7 +129,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="of the network; bfloat16 is faster where the hardware has it (%(default)s)",
     )
     parser.add_argument(
-        "--compile", action="store_true", help="compile the network, for many pictures on a GPU"
+        "--compile", action="store_true", help="compile the network, for many images on a GPU"
     )
     parser.add_argument(
         "--format", choices=("png", "jpg", "webp"), default="png", help="of results (%(default)s)"
@@ -168,10 +168,10 @@ def pick_layout(name: str, tile: int | None) -> Layout:
 def enlarge_file(
     model: Enlarger, job: Job, layout: Layout = DEFAULT_LAYOUT, batch: int = 1
 ) -> None:
-    """Reads, enlarges and writes one picture, and says so.
+    """Reads, enlarges and writes one image, and says so.
 
     Raises:
-        UserError: the picture cannot be read, is too small or too large, or the result cannot be
+        UserError: the image cannot be read, is too small or too large, or the result cannot be
             written.
     """
     check_size = partial(check_input_size, scale=model.scale)
@@ -192,7 +192,7 @@ def enlarge_file(
 
 
 def check_input_size(width: int, height: int, *, scale: int = 4) -> None:
-    """Raises ``UserError`` for a picture that is too small, or whose result would be too large."""
+    """Raises ``UserError`` for an image that is too small, or whose result would be too large."""
     if min(width, height) < SMALLEST_SIDE:
         raise UserError(f"is {width}x{height}; {SMALLEST_SIDE}x{SMALLEST_SIDE} is the smallest")
     pixels = width * height * scale**2
@@ -218,7 +218,7 @@ def enlarge_photo(
         photo: what ``read_image`` returns.
         layout: see ``upscale_tiled``.
         batch: see ``upscale_tiled``.
-        deep: whether 16-bit pictures stay so.
+        deep: whether 16-bit images stay so.
     """
     dtype = torch.uint16 if deep and photo.bit_depth == 16 else torch.uint8
     rgb, alpha = photo.rgb, photo.alpha

@@ -1,4 +1,4 @@
-"""Measures everything, and writes the tables and pictures of `docs/benchmarks`.
+"""Measures everything, and writes the tables and images of `docs/benchmarks`.
 
     python -m tests.benchmarks                      # everything, about a quarter of an hour
     python -m tests.benchmarks --quick --output out # small sizes, to try it

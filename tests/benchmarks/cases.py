@@ -71,9 +71,11 @@ select = Compare(pairs.select, FASTER)
 exact = exactness.against_float64
 share = ceilings.share_of_product_rate
 
-SEARCH, STEP, CALL = "nearest_codes", "VectorQuantizer, training", "VectorQuantizer, eval"
+SEARCH, STEP, CALL = "nearest_indices", "VectorQuantizer, training", "VectorQuantizer, eval"
 TURNED = "VectorQuantizer, training, rotation trick"
 SELECT = "select_codes, forward and backward"
+RESIDUAL, GROUPED, SCALES = "ResidualQuantizer", "GroupedQuantizer", "MultiScaleQuantizer"
+RESIDUAL_STEP = "ResidualQuantizer, training"
 TEXTBOOK_STEP = "its textbook, forward and backward"
 PEER_STEP, PEER_CALL = f"{PEER}, training", f"{PEER}, eval"
 
@@ -93,11 +95,11 @@ CASES = (
     Case("eval", CALL, evaluate, nkd(65536, 1024), PEER, at_least(5), "peer"),
     Case("eval", CALL, evaluate, nkd(16384, 8192), PEER, at_least(10), "peer"),
     Case("eval", CALL, evaluate, nkd(256, 512), PEER, None, "peer"),
-    Case("residual", "Residual, training", train, nkd(16384, 1024, q=8), PEER, at_least(4), "peer"),
-    Case("composition", "Residual", residual, nkd(16384, 1024, q=8), PARTS, at_most(1.3)),
-    Case("composition", "Grouped", grouped, nkd(16384, 256, 8, q=8), PARTS, at_most(1.3)),
-    Case("composition", "Grouped", grouped, nkd(16384, 1024, 64, q=8), PARTS, at_most(1.3)),
-    Case("composition", "MultiScale", scales, {"b": 32, "k": 1024, "d": 64}, PARTS, at_most(1.3)),
+    Case("residual", RESIDUAL_STEP, train, nkd(16384, 1024, q=8), PEER, at_least(4), "peer"),
+    Case("composition", RESIDUAL, residual, nkd(16384, 1024, q=8), PARTS, at_most(1.3)),
+    Case("composition", GROUPED, grouped, nkd(16384, 256, 8, q=8), PARTS, at_most(1.3)),
+    Case("composition", GROUPED, grouped, nkd(16384, 1024, 64, q=8), PARTS, at_most(1.3)),
+    Case("composition", SCALES, scales, {"b": 32, "k": 1024, "d": 64}, PARTS, at_most(1.3)),
     Case("select", SELECT, select, nkd(16384, 1024), TEXTBOOK, at_least(1.5)),
     Case("select", SELECT, select, nkd(4096, 8192), TEXTBOOK, at_least(2)),
     Case("memory", STEP, Peak("training, ours"), nkd(4096, 8192), "", None),

@@ -5,7 +5,7 @@ import torch
 
 from tests.benchmarks import sides
 from tests.benchmarks.timing import Measured, Settings, alternate, summarize
-from vqprior.functional import nearest_codes
+from vqprior.functional import nearest_indices
 
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices of a product that runs at the full rate
 COPIED = 256 << 20  # bytes, more than any cache holds
@@ -37,7 +37,7 @@ def share_of_product_rate(settings: Settings, n: int, k: int, d: int) -> Measure
     product, operations = _product(settings)
 
     def search() -> torch.Tensor:
-        return nearest_codes(x, codes)
+        return nearest_indices(x, codes)
 
     search()
     seconds = alternate(search, product, settings)

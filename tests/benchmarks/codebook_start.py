@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqprior import (
-    ChannelFirst,
+    ChannelsFirst,
     Codebook,
     CodebookEMA,
     CodebookRevival,
-    Rule,
-    Table,
-    Transformed,
+    EmbeddingCodebook,
+    TransformedCodebook,
+    UpdateRule,
     VectorQuantizer,
-    initialize_,
+    initialize_codebooks_,
 )
 from vqprior.metrics import CodebookUsage
 
@@ -68,9 +68,9 @@ def autoencoder() -> tuple[nn.Module, nn.Module]:
 def codebook_of(start: str) -> Codebook:
     """A table, or a frozen one behind a linear layer."""
     if start == "SimVQ":
-        frozen = Table(CODES, DIM).requires_grad_(requires_grad=False)
-        return Transformed(frozen, nn.Linear(DIM, DIM))
-    return Table(CODES, DIM, init=INITS.get(start, nn.init.normal_))
+        frozen = EmbeddingCodebook(CODES, DIM).requires_grad_(requires_grad=False)
+        return TransformedCodebook(frozen, nn.Linear(DIM, DIM))
+    return EmbeddingCodebook(CODES, DIM, init=INITS.get(start, nn.init.normal_))
 
 
 def train(start: str, learning: str, *, steps: int, photos: list[Tensor]) -> str:
@@ -78,20 +78,20 @@ def train(start: str, learning: str, *, steps: int, photos: list[Tensor]) -> str
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     encoder, decoder = autoencoder()
-    vq = ChannelFirst(VectorQuantizer(DIM, CODES, codebook=codebook_of(start)))
+    vq = ChannelsFirst(VectorQuantizer(DIM, CODES, codebook=codebook_of(start)))
     if start == "k-means":
         with torch.no_grad():
             generator = torch.Generator().manual_seed(0)
-            initialize_(vq, encoder(crops(128, rng, photos)), generator=generator)
-    rules: list[Rule] = [CodebookEMA(vq)] if learning.startswith("ema") else []
+            initialize_codebooks_(vq, encoder(crops(128, rng, photos)), generator=generator)
+    rules: list[UpdateRule] = [CodebookEMA(vq)] if learning.startswith("ema") else []
     modules = nn.ModuleList([encoder, vq, decoder])
     optimizer = torch.optim.Adam([p for p in modules.parameters() if p.requires_grad], lr=1e-3)
     if learning.endswith("revival"):
         rules.append(CodebookRevival(vq, optimizer=optimizer))
     for _ in range(steps):
-        picture = crops(BATCH, rng, photos)
-        out = vq(encoder(picture))
-        loss = F.mse_loss(decoder(out.quantized), picture) + out.loss
+        image = crops(BATCH, rng, photos)
+        out = vq(encoder(image))
+        loss = F.mse_loss(decoder(out.quantized), image) + out.loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -11,15 +11,15 @@ from torch.testing import assert_close
 from tests.benchmarks import sides
 from tests.benchmarks.pairs import CLOSE, Pair, same_choice
 from tests.benchmarks.sides import Outcome
-from vqprior import CodebookEMA, Grouped, MultiScale, Quantizer, Residual
+from vqprior import CodebookEMA, GroupedQuantizer, MultiScaleQuantizer, Quantizer, ResidualQuantizer
 
 SCALES = (1, 2, 4, 8, 16)
 
 
 def residual(device: str, n: int, k: int, d: int, q: int) -> Pair:
-    """Stages in a ``Residual``, and alone on what each of them got."""
+    """Stages in a ``ResidualQuantizer``, and alone on what each of them got."""
     data = sides.tokens(device, n, k, d, q)
-    whole = Residual([sides.plain(codes) for codes in data.codes]).to(device)
+    whole = ResidualQuantizer([sides.plain(codes) for codes in data.codes]).to(device)
     inputs = _left_over(whole, data.x, range(q))
     parts = [
         sides.train_ours(sides.plain(codes).to(device), x, data.direction)
@@ -37,11 +37,11 @@ def residual(device: str, n: int, k: int, d: int, q: int) -> Pair:
 
 
 def grouped(device: str, n: int, k: int, d: int, q: int) -> Pair:
-    """Groups of ``d`` features in a ``Grouped``, and alone."""
+    """Groups of ``d`` features in a ``GroupedQuantizer``, and alone."""
     data = [sides.tokens(device, n, k, d, seed=group) for group in range(q)]
     x = torch.cat([group.x for group in data], dim=-1)
     direction = torch.cat([group.direction for group in data], dim=-1)
-    whole = Grouped([sides.plain(t.codes[0]) for t in data]).to(device)
+    whole = GroupedQuantizer([sides.plain(t.codes[0]) for t in data]).to(device)
     parts = [sides.train_ours(sides.plain(t.codes[0]).to(device), t.x, t.direction) for t in data]
 
     def agree(whole: Outcome, parts: list[Outcome]) -> None:
@@ -57,7 +57,7 @@ def grouped(device: str, n: int, k: int, d: int, q: int) -> Pair:
 
 
 def multi_scale(device: str, b: int, k: int, d: int) -> Pair:
-    """A ``MultiScale`` on maps, and its quantizer at each scale with the resizing around it.
+    """A ``MultiScaleQuantizer`` on maps; its quantizer at each scale with the resizing around it.
 
     The scales share a codebook, so that there is one step of the moving average on either side.
     """
@@ -65,7 +65,7 @@ def multi_scale(device: str, b: int, k: int, d: int) -> Pair:
     data = sides.tokens(device, b * side * side, k, d)
     shape = (b, side, side, d)
     x, direction, codes = data.x.view(shape), data.direction.view(shape), data.codes[0]
-    whole = MultiScale(sides.plain(codes), SCALES).to(device)
+    whole = MultiScaleQuantizer(sides.plain(codes), SCALES).to(device)
     starts = itertools.accumulate([scale * scale for scale in SCALES[:-1]], initial=0)
     maps = [leaf.requires_grad_() for leaf in _left_over(whole, x, starts)]
     smaller = [_shrunk(leaf, scale).detach() for leaf, scale in zip(maps, SCALES, strict=True)]

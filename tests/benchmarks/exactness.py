@@ -3,7 +3,7 @@
 import torch
 
 from tests.benchmarks.timing import Measured, Settings
-from vqprior.functional import nearest_codes
+from vqprior.functional import nearest_indices
 
 ROWS = 512  # of the matrix of distances, at once
 
@@ -16,7 +16,7 @@ def against_float64(settings: Settings, n: int, k: int, d: int, offset: int) -> 
     generator = torch.Generator().manual_seed(0)
     x, codes = (torch.randn(rows, d, generator=generator) + offset for rows in (n, k))
     x, codes = x.to(settings.device), codes.to(settings.device)
-    found = nearest_codes(x, codes)
+    found = nearest_indices(x, codes)
     exact = torch.cat([_exact(part, codes) for part in x.split(ROWS)])
     differ = (found != exact).nonzero().squeeze(1)
     ours, least = (

@@ -1,4 +1,4 @@
-"""The two pictures: ratios with their targets, and time of a token as sizes grow."""
+"""The two images: ratios with their targets, and time of a token as sizes grow."""
 
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def draw_ratios(results: Results, path: Path) -> None:
     groups = {unit: [row for row in rows if row["unit"] == unit] for unit in TITLES}
     groups = {unit: chosen for unit, chosen in groups.items() if chosen}
     if not groups:
-        path.unlink(missing_ok=True)  # a picture of an earlier run says nothing about this one
+        path.unlink(missing_ok=True)  # an image of an earlier run says nothing about this one
         return
     heights = [len(chosen) + 1.0 for chosen in groups.values()]
     with mpl.rc_context(STYLE):

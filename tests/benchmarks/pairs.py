@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from tests.benchmarks import sides
 from tests.benchmarks.sides import Outcome, Step
 from tests.benchmarks.timing import Measured, Settings, alternate, summarize
-from vqprior.functional import nearest_codes
+from vqprior.functional import nearest_indices
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 FASTER, AS_LONG = "times faster", "times as long"
@@ -68,7 +68,7 @@ def search(device: str, n: int, k: int, d: int, *, tf32: bool = False) -> Pair:
         found = [(lengths - 2 * part).argmin(dim=1) for part in scores.split(1024)]
         same_choice(x, codes, indices, torch.cat(found))
 
-    return Pair(lambda: nearest_codes(x, codes), product, agree)
+    return Pair(lambda: nearest_indices(x, codes), product, agree)
 
 
 def search_against_tf32(device: str, n: int, k: int, d: int) -> Pair:

@@ -76,7 +76,7 @@ def heading(part: str, against: str) -> str:
 
 
 def render(results: Results | None) -> str:
-    """What stands between the markers of the page; pictures are named after the file."""
+    """What stands between the markers of the page; images are named after the file."""
     if results is None:
         return "Not measured yet."
     suffix = "" if results["machine"]["gpu"] is None else "-cuda"
@@ -92,8 +92,8 @@ def render(results: Results | None) -> str:
             blocks += [f"### {title}", _plain(chosen, judge=not results["quick"])]
     curves = [row for row in rows if row["part"] == "scaling"]
     if curves:
-        picture = f"![Time of a token as each size grows](scaling{suffix}.png)"
-        blocks += ["### Scaling", picture, _curves(curves)]
+        image = f"![Time of a token as each size grows](scaling{suffix}.png)"
+        blocks += ["### Scaling", image, _curves(curves)]
     return "\n\n".join(blocks)
 
 

@@ -57,7 +57,7 @@ def name_of(settings: Settings) -> str:
 
 
 def publish(measured: Results, path: Path) -> None:
-    """Writes the file, the pictures and the tables of the page."""
+    """Writes the file, the images and the tables of the page."""
     results.save(measured, path)
     figures.draw_ratios(measured, path.with_suffix(".png"))
     figures.draw_scaling(measured, path.with_name(f"{path.stem.replace('speed', 'scaling')}.png"))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.benchmarks import peer
-from vqprior import CodebookEMA, Quantizer, Residual, Table, VectorQuantizer
+from vqprior import CodebookEMA, EmbeddingCodebook, Quantizer, ResidualQuantizer, VectorQuantizer
 from vqprior.functional import rotation_trick, select_codes, straight_through
 
 # What is the default there, and has to be the same on both sides.
@@ -55,14 +55,14 @@ def plain(codes: Tensor, *, rotation: bool = False) -> VectorQuantizer:
     """A quantizer with these codes ``(k, d)``."""
     k, d = codes.shape
     estimator = rotation_trick if rotation else straight_through
-    table = Table.from_vectors(codes)
+    table = EmbeddingCodebook.from_codes(codes)
     return VectorQuantizer(d, k, codebook=table, estimator=estimator, commitment_weight=COMMITMENT)
 
 
 def ours(data: Tokens, *, rotation: bool = False) -> Quantizer:
     """A quantizer of ours, with a stage for each codebook."""
     stages = [plain(codes, rotation=rotation) for codes in data.codes]
-    return stages[0] if len(stages) == 1 else Residual(stages)
+    return stages[0] if len(stages) == 1 else ResidualQuantizer(stages)
 
 
 def train_ours(quantizer: Quantizer, x: Tensor, direction: Tensor) -> Step:
@@ -75,7 +75,7 @@ def train_ours(quantizer: Quantizer, x: Tensor, direction: Tensor) -> Step:
         out = quantizer(leaf)
         ((out.quantized * direction).sum() + out.loss).backward()
         rule.step(out)
-        codes = quantizer.codebooks[0].vectors()
+        codes = quantizer.codebooks[0].codes()
         return Outcome(out.indices, out.quantized.detach(), out.loss.detach(), leaf.grad, codes)
 
     return step

@@ -175,7 +175,7 @@ def test_a_row_that_fails_takes_no_other_with_it(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_command_writes_file_and_picture(tmp_path):
+def test_the_command_writes_file_and_image(tmp_path):
     done = command(
         "--quick", "--only", "search", "exactness", "--threads", "1", "--output", tmp_path
     )
@@ -188,8 +188,8 @@ def test_the_command_writes_file_and_picture(tmp_path):
     ]
     assert [row["what"] for row in found["rows"]] == [case.what for case in wanted]
     assert all(row["value"] is not None for row in found["rows"])
-    with Image.open(tmp_path / "speed.png") as picture:
-        picture.verify()
+    with Image.open(tmp_path / "speed.png") as image:
+        image.verify()
     assert {path.name for path in tmp_path.iterdir()} == {"speed.json", "speed.png"}
 
 

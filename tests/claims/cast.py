@@ -23,19 +23,19 @@ from vqprior import (
     BSQ,
     FSQ,
     LFQ,
-    ChannelFirst,
+    ChannelsFirst,
     CodebookEMA,
     CodebookRevival,
-    Grouped,
-    MultiScale,
-    Normalized,
-    Projected,
+    EmbeddingCodebook,
+    GroupedQuantizer,
+    MultiScaleQuantizer,
+    NormalizedCodebook,
+    ProjectedQuantizer,
     RandomProjectionQuantizer,
     RequireFinite,
-    Residual,
+    ResidualQuantizer,
     SelfUpdating,
-    Table,
-    Transformed,
+    TransformedCodebook,
 )
 from vqprior.functional import IndexBackpropagation, rotation_trick
 from vqprior.nn import L2Norm
@@ -44,15 +44,17 @@ MAP = (3, 4, 4)  # leading dimensions: three maps
 
 
 def normalized():
-    return vq(metric="cosine", codebook=Normalized(Table(16, DIM)))
+    return vq(metric="cosine", codebook=NormalizedCodebook(EmbeddingCodebook(16, DIM)))
 
 
 def residual(**options):
-    return Residual([vq() for _ in range(3)], **options)
+    return ResidualQuantizer([vq() for _ in range(3)], **options)
 
 
 def multi_scale(quantizer=None, **options):
-    return MultiScale(vq() if quantizer is None else quantizer, scales=(1, 2, 4), **options)
+    return MultiScaleQuantizer(
+        vq() if quantizer is None else quantizer, scales=(1, 2, 4), **options
+    )
 
 
 QUANTIZERS = {
@@ -60,19 +62,19 @@ QUANTIZERS = {
     "cosine": lambda: vq(metric="cosine"),
     "dot": lambda: vq(metric="dot"),
     "normalized": normalized,
-    "unit-vectors": lambda: Projected(normalized(), L2Norm(), nn.Identity()),
+    "unit-vectors": lambda: ProjectedQuantizer(normalized(), L2Norm(), nn.Identity()),
     "transformed": simvq,
     "rotation": lambda: vq(estimator=rotation_trick),
     "index-backpropagation": lambda: vq(estimator=IndexBackpropagation()),
     "residual": residual,
-    "residual-shared": lambda: Residual([vq()] * 3),
+    "residual-shared": lambda: ResidualQuantizer([vq()] * 3),
     "residual-beam": lambda: residual(beam_size=3),
     "residual-dropout": lambda: residual(dropout=0.5),
-    "residual-projected": lambda: Residual([projected(vq(d=2)) for _ in range(2)]),
-    "grouped": lambda: Grouped([vq(d=1), vq(d=3)]),
-    "grouped-shared": lambda: Grouped([vq(d=2)] * 2),
+    "residual-projected": lambda: ResidualQuantizer([projected(vq(d=2)) for _ in range(2)]),
+    "grouped": lambda: GroupedQuantizer([vq(d=1), vq(d=3)]),
+    "grouped-shared": lambda: GroupedQuantizer([vq(d=2)] * 2),
     "multi-scale": lambda: multi_scale(),
-    "multi-scale-grouped": lambda: multi_scale(Grouped([vq(d=2), vq(d=2)])),
+    "multi-scale-grouped": lambda: multi_scale(GroupedQuantizer([vq(d=2), vq(d=2)])),
     "multi-scale-projected": lambda: multi_scale(projected(vq(d=2)), codebook_weight=1.0),
     "projected": lambda: projected(vq(d=2)),
     "projected-fsq": lambda: projected(FSQ([4, 5, 3])),
@@ -81,16 +83,16 @@ QUANTIZERS = {
     "bsq": lambda: BSQ(DIM, commitment_weight=0.25),
     "random-projection": lambda: RandomProjectionQuantizer(DIM, 16, code_dim=3),
     "texture": lambda: textured(vq()),
-    "texture-residual-map": lambda: textured(ChannelFirst(residual()), fuse=Mix()),
-    "channel-first": lambda: ChannelFirst(vq()),
-    "channel-first-residual": lambda: ChannelFirst(residual()),
-    "channel-first-grouped": lambda: ChannelFirst(Grouped([vq(d=2), vq(d=2)])),
-    "channel-first-multi-scale": lambda: ChannelFirst(multi_scale()),
-    "channel-first-projected": lambda: ChannelFirst(projected(vq(d=2))),
-    "channel-first-lfq": lambda: ChannelFirst(LFQ(DIM)),
+    "texture-residual-map": lambda: textured(ChannelsFirst(residual()), fuse=Mix()),
+    "channel-first": lambda: ChannelsFirst(vq()),
+    "channel-first-residual": lambda: ChannelsFirst(residual()),
+    "channel-first-grouped": lambda: ChannelsFirst(GroupedQuantizer([vq(d=2), vq(d=2)])),
+    "channel-first-multi-scale": lambda: ChannelsFirst(multi_scale()),
+    "channel-first-projected": lambda: ChannelsFirst(projected(vq(d=2))),
+    "channel-first-lfq": lambda: ChannelsFirst(LFQ(DIM)),
     "require-finite": lambda: RequireFinite(residual()),
     "self-updating": lambda: self_updating(vq()),
-    "self-updating-residual": lambda: self_updating(Residual([vq()] * 3)),
+    "self-updating-residual": lambda: self_updating(ResidualQuantizer([vq()] * 3)),
 }
 RULES = {
     "ema": partial(CodebookEMA, decay=0.5),
@@ -109,7 +111,7 @@ def quantizers_where(*conditions):
 
 
 def rules_can_write(quantizer):
-    return bool(quantizer.codebooks) and not has(quantizer, Transformed)
+    return bool(quantizer.codebooks) and not has(quantizer, TransformedCodebook)
 
 
 def has_codes_to_score(quantizer):

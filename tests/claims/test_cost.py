@@ -18,8 +18,9 @@ from tests.claims.cast import (
 )
 from tests.contracts.factories import DIM, state, vq
 from tests.contracts.observers import LargestTensor, NoHostSync, watching
-from vqprior import BSQ, LFQ, CodebookEMA, CodebookRevival, Grouped, Residual
-from vqprior.functional import IndexBackpropagation, _search_blocks, _softmax_gradient
+from vqprior import BSQ, LFQ, CodebookEMA, CodebookRevival, GroupedQuantizer, ResidualQuantizer
+from vqprior.functional import IndexBackpropagation, _softmax_gradient
+from vqprior.functional._kernels import _search_blocks
 
 BLOCK = 1 << 14
 
@@ -34,8 +35,8 @@ SEARCHES = {
     "plain": lambda: vq(k=512, d=8),
     "cosine": lambda: vq(k=512, d=8, metric="cosine"),
     "index-backpropagation": lambda: vq(k=512, d=8, estimator=IndexBackpropagation()),
-    "residual": lambda: Residual([vq(k=512, d=8) for _ in range(3)]),
-    "grouped": lambda: Grouped([vq(k=512, d=4), vq(k=512, d=4)]),
+    "residual": lambda: ResidualQuantizer([vq(k=512, d=8) for _ in range(3)]),
+    "grouped": lambda: GroupedQuantizer([vq(k=512, d=4), vq(k=512, d=4)]),
 }
 
 
@@ -81,7 +82,7 @@ def test_claim_04_blocks_change_no_index(monkeypatch):
     monkeypatch.setattr(_search_blocks, "_MAX_BLOCK_CODES", 100)
     quantizer = vq(k=512, d=8)
     x = torch.randn(1000, 8)
-    expected = torch.cdist(x.double(), quantizer.codebook.codes.double()).argmin(dim=1)
+    expected = torch.cdist(x.double(), quantizer.codebook.weight.double()).argmin(dim=1)
     assert_close(quantizer.encode(x), expected, rtol=0, atol=0)
 
 
@@ -188,9 +189,9 @@ CALLS = {
     "logits": lambda quantizer, x: quantizer.logits(x),
 }
 STACKS = {
-    "own": lambda count: Residual([vq() for _ in range(count)]),
-    "shared": lambda count: Residual([vq()] * count),
-    "beam": lambda count: Residual([vq() for _ in range(count)], beam_size=4),
+    "own": lambda count: ResidualQuantizer([vq() for _ in range(count)]),
+    "shared": lambda count: ResidualQuantizer([vq()] * count),
+    "beam": lambda count: ResidualQuantizer([vq() for _ in range(count)], beam_size=4),
 }
 
 
@@ -220,5 +221,5 @@ def test_claim_24_a_stage_costs_what_its_quantizer_costs():
             rest = rest - stage.decode(stage.encode(rest))
 
     by_hand = cost(lambda: None, loop)
-    ours = cost(lambda: Residual(stages), lambda quantizer, x: quantizer.encode(x))
+    ours = cost(lambda: ResidualQuantizer(stages), lambda quantizer, x: quantizer.encode(x))
     assert ours[1] <= 1.3 * by_hand[1]

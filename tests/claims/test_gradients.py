@@ -28,26 +28,26 @@ from vqprior import (
     BSQ,
     FSQ,
     LFQ,
-    ChannelFirst,
+    ChannelsFirst,
     CodebookEMA,
     CodebookRevival,
-    Grouped,
-    MultiScale,
-    Residual,
-    Transformed,
+    GroupedQuantizer,
+    MultiScaleQuantizer,
+    ResidualQuantizer,
+    TransformedCodebook,
     VectorQuantizer,
 )
 from vqprior.functional import (
     IndexBackpropagation,
-    code_cross_entropy,
     commitment_loss,
     distance_cross_entropy,
     entropy_loss,
     gram_loss,
-    joint_loss,
+    index_cross_entropy,
     orthogonality_loss,
     rotation_trick,
     straight_through,
+    symmetric_vq_loss,
 )
 
 
@@ -59,14 +59,14 @@ LOSSES = {
     "own": lambda q, out, x: out.loss,
     "output": lambda q, out, x: out.quantized.square().sum(),
     "commitment": lambda q, out, x: commitment_loss(out),
-    "joint": lambda q, out, x: joint_loss(out),
+    "joint": lambda q, out, x: symmetric_vq_loss(out),
     "gram": lambda q, out, x: gram_loss(out),
 }
 ON_DISTANCES = {
-    "cross-entropy": lambda q, out, x: code_cross_entropy(q.logits(x), out.indices),
+    "cross-entropy": lambda q, out, x: index_cross_entropy(q.logits(x), out.indices),
     "entropy": lambda q, out, x: entropy_loss(q.logits(x, temperature=2.0)),
     "soft-targets": lambda q, out, x: distance_cross_entropy(
-        q.logits(x), out.indices, q.codebook.vectors()
+        q.logits(x), out.indices, q.codebook.codes()
     ),
 }
 
@@ -177,7 +177,7 @@ def has_new(term):
 
 
 def best_cosine(a, b):
-    codes = b.quantizer.codebook.vectors()
+    codes = b.quantizer.codebook.codes()
     best = F.cosine_similarity(b.x.unsqueeze(-2), codes, dim=-1).argmax(dim=-1)
     return torch.equal(b.out.indices, best) and not torch.equal(a.out.indices, best)
 
@@ -219,7 +219,7 @@ OPTIONS = {
     "codebook": (
         vq,
         simvq,
-        lambda a, b: not a.quantizer.codebook.codes.equal(b.quantizer.codebook.vectors()),
+        lambda a, b: not a.quantizer.codebook.weight.equal(b.quantizer.codebook.codes()),
     ),
     "residual-dropout": (
         residual,
@@ -234,7 +234,7 @@ OPTIONS = {
     ),
     "multi-scale-scales": (
         multi_scale,
-        lambda: MultiScale(vq(), scales=(1, 4)),
+        lambda: MultiScaleQuantizer(vq(), scales=(1, 4)),
         lambda a, b: (a.out.indices.shape[1], b.out.indices.shape[1]) == (21, 17),
     ),
     "multi-scale-refine": (
@@ -297,10 +297,10 @@ def test_claim_12_every_option_changes_the_result(make, change, changes):
 
 def moved_by(rule, quantizer=vq, steps=1, scale=1.0):
     quantizer = seeded(quantizer)
-    start, learner = quantizer.codebook.vectors().detach().clone(), rule(quantizer)
+    start, learner = quantizer.codebook.codes().detach().clone(), rule(quantizer)
     for seed in range(steps):
         learner.step(quantizer(scale * maps(quantizer, seed)))
-    return quantizer.codebook.vectors().detach() - start
+    return quantizer.codebook.codes().detach() - start
 
 
 def test_claim_12_every_option_of_a_rule_changes_the_result():
@@ -346,7 +346,7 @@ def test_claim_12_an_orthogonality_loss_acts_or_raises():
     losses = []
     for _ in range(20):
         quantizer(maps(quantizer))  # a call does not move the codes back
-        loss = orthogonality_loss(quantizer.codebook.vectors())
+        loss = orthogonality_loss(quantizer.codebook.codes())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -354,19 +354,19 @@ def test_claim_12_an_orthogonality_loss_acts_or_raises():
     assert all(after < before for before, after in itertools.pairwise(losses))
     CodebookEMA(quantizer)
     with pytest.raises(ValueError, match="gradient"):
-        orthogonality_loss(quantizer.codebook.vectors())
+        orthogonality_loss(quantizer.codebook.codes())
 
 
 IMPOSSIBLE = {
     "rules-of-computed-codes": lambda: CodebookEMA(simvq()),
     "rules-without-a-codebook": lambda: CodebookRevival(FSQ([3, 3])),
-    "beam-without-a-ranking": lambda: Residual([LFQ(4)], beam_size=2),
-    "stages-of-unequal-size": lambda: Residual([vq(d=2), vq(d=3)]),
+    "beam-without-a-ranking": lambda: ResidualQuantizer([LFQ(4)], beam_size=2),
+    "stages-of-unequal-size": lambda: ResidualQuantizer([vq(d=2), vq(d=3)]),
     "scales-of-scales": lambda: multi_scale(multi_scale()),
-    "groups-of-scales": lambda: Grouped([multi_scale()]),
+    "groups-of-scales": lambda: GroupedQuantizer([multi_scale()]),
     "a-refinement-that-cannot-learn": lambda: multi_scale(refine=nn.Linear(DIM, DIM)),
     "a-codebook-of-another-size": lambda: VectorQuantizer(3, 8, codebook=vq().codebook),
-    "a-module-that-drops-codes": lambda: Transformed(vq().codebook, nn.Flatten(0)),
+    "a-module-that-drops-codes": lambda: TransformedCodebook(vq().codebook, nn.Flatten(0)),
 }
 
 
@@ -423,13 +423,13 @@ def test_claim_20_the_value_is_the_code_whatever_the_estimator(estimator, traini
     x[0, 1] *= 1e-20
     for tokens in (x, x.clone().requires_grad_()):
         out = quantizer(tokens)
-        exactly(out.quantized.detach(), quantizer.codebook.codes[out.indices].detach())
+        exactly(out.quantized.detach(), quantizer.codebook.weight[out.indices].detach())
 
 
 def test_claim_20_the_default_is_straight_through():
     """vector-quantize-pytorch rotates gradients unless it is told not to. Here the default is the
     identity."""
-    for quantizer in (vq(), residual(), Residual([vq(estimator=rotation_trick)])):
+    for quantizer in (vq(), residual(), ResidualQuantizer([vq(estimator=rotation_trick)])):
         x = maps(quantizer).requires_grad_()
         weight = torch.randn_like(x)
         exactly(torch.autograd.grad((quantizer(x).quantized * weight).sum(), x)[0], weight)
@@ -460,7 +460,7 @@ def test_claim_22_gradients_are_those_of_the_paper(beta, weight):
     gradient, and can run an optimizer inside forward. Here each loss has its weight, gradients on
     tokens and codes are those of the equations, and a call moves nothing."""
     quantizer = vq(commitment_weight=beta, codebook_weight=weight)
-    codes = quantizer.codebook.codes
+    codes = quantizer.codebook.weight
     x = maps(quantizer).requires_grad_()
     before = state(quantizer)
     out = quantizer(x)
@@ -482,11 +482,11 @@ PROJECTED = {
     "index-backpropagation": lambda: projected(vq(d=2, estimator=IndexBackpropagation())),
     "fsq": lambda: projected(FSQ([5, 3])),
     "bsq": lambda: projected(BSQ(6)),
-    "residual-inside": lambda: projected(Residual([vq(d=3), vq(d=3)])),
-    "residual-outside": lambda: Residual([projected(vq(d=2)), projected(vq(d=3))]),
-    "grouped": lambda: Grouped([projected(vq(d=2), 2), projected(vq(d=1), 2)]),
+    "residual-inside": lambda: projected(ResidualQuantizer([vq(d=3), vq(d=3)])),
+    "residual-outside": lambda: ResidualQuantizer([projected(vq(d=2)), projected(vq(d=3))]),
+    "grouped": lambda: GroupedQuantizer([projected(vq(d=2), 2), projected(vq(d=1), 2)]),
     "multi-scale": lambda: multi_scale(projected(vq(d=2)), codebook_weight=1.0),
-    "channel-first": lambda: ChannelFirst(projected(vq(d=2))),
+    "channel-first": lambda: ChannelsFirst(projected(vq(d=2))),
     "without-losses": lambda: projected(vq(d=2, commitment_weight=0.0, codebook_weight=0.0)),
 }
 

@@ -19,7 +19,13 @@ from tests.claims.cast import (
     some_tokens,
 )
 from tests.contracts.factories import DIM, arrange, features_last, state, vq
-from vqprior import CodebookEMA, CodebookRevival, RequireFinite, Residual, initialize_
+from vqprior import (
+    CodebookEMA,
+    CodebookRevival,
+    RequireFinite,
+    ResidualQuantizer,
+    initialize_codebooks_,
+)
 from vqprior.metrics import CodebookUsage
 
 BROKEN = {"nan": torch.nan, "inf": torch.inf, "-inf": -torch.inf}
@@ -85,7 +91,9 @@ def test_claim_02_broken_tokens_start_no_codebook(value, method):
         quantizer = residual()
         x = maps(quantizer)
         inputs = (broken_in_one_feature(quantizer, x, mask, value),) if broken else (x, mask)
-        initialize_(quantizer, *inputs, method=method, generator=torch.Generator().manual_seed(1))
+        initialize_codebooks_(
+            quantizer, *inputs, method=method, generator=torch.Generator().manual_seed(1)
+        )
         found.append(state(quantizer))
     exactly(found[1], found[0])
 
@@ -120,8 +128,8 @@ def test_claim_10_no_start_leaves_zero_codes(codes, tokens, distinct, method, me
     quantizer = vq(k=codes, metric=metric)
     points = 5 + torch.randn(distinct, DIM)
     x = points[torch.arange(tokens) % distinct]
-    initialize_(quantizer, x, method=method)
-    vectors = quantizer.codebook.vectors().detach()
+    initialize_codebooks_(quantizer, x, method=method)
+    vectors = quantizer.codebook.codes().detach()
     assert (vectors.norm(dim=1) > 1).all()
     if method == "kmeans":
         assert len(vectors.unique(dim=0)) >= min(codes, distinct)
@@ -133,7 +141,7 @@ def test_claim_10_no_start_leaves_zero_codes(codes, tokens, distinct, method, me
 def test_claim_10_only_an_explicit_start_starts():
     """vector-quantize-pytorch spends its start on the first forward of any mode, be it a dummy of
     one token. Here a forward starts nothing: codes are usable from the beginning, and
-    `initialize_` is called, in either mode, when there is data."""
+    `initialize_codebooks_` is called, in either mode, when there is data."""
     for quantizer in (vq(), residual(), normalized()):
         before = state(quantizer)
         for training in (True, False):
@@ -141,7 +149,7 @@ def test_claim_10_only_an_explicit_start_starts():
             exactly(state(quantizer), before)
         x = 10 + torch.randn(400, DIM)
         error = (quantizer(x).quantized - x).square().mean()
-        initialize_(quantizer.eval(), x)
+        initialize_codebooks_(quantizer.eval(), x)
         assert (quantizer(x).quantized - x).square().mean() < error
 
 
@@ -149,7 +157,7 @@ def test_claim_10_stages_start_from_what_earlier_stages_left():
     """vector-quantize-pytorch starts at the first forward; so does each of its stages. Here one
     call starts all stages, each from residuals: every further one lowers the error."""
     quantizer, x = residual().eval(), torch.randn(400, DIM)
-    initialize_(quantizer, x)
+    initialize_codebooks_(quantizer, x)
     indices, errors = quantizer.encode(x), [x.square().mean()]
     for count in range(1, 4):
         coarse = indices.clone()
@@ -169,9 +177,9 @@ def churn(tokens, codes, windows):
         for _ in range(patience * codes // tokens):
             out = quantizer(torch.randn(tokens, DIM))
             ema.step(out)
-            before = quantizer.codebook.codes.detach().clone()
+            before = quantizer.codebook.weight.detach().clone()
             revival.step(out)
-            total += int((quantizer.codebook.codes != before).any(dim=1).sum())
+            total += int((quantizer.codebook.weight != before).any(dim=1).sum())
         moved.append(total)
     return moved
 
@@ -194,9 +202,9 @@ def test_claim_11_revival_ends_on_data_with_fewer_tokens_than_codes():
     for _ in range(80):
         out = quantizer(points)
         ema.step(out)
-        before = quantizer.codebook.codes.detach().clone()
+        before = quantizer.codebook.weight.detach().clone()
         revival.step(out)
-        moved.append(bool((quantizer.codebook.codes != before).any()))
+        moved.append(bool((quantizer.codebook.weight != before).any()))
     assert any(moved)
     assert not any(moved[40:])
     assert_close(quantizer(points).quantized.detach(), points, rtol=0.0, atol=1e-3)
@@ -208,7 +216,7 @@ def test_claim_11_codes_that_nothing_chose_stay(make):
     Here they do not move by a bit."""
     quantizer = make()
     rule = CodebookEMA(quantizer, decay=0.8)
-    starts = [codebook.vectors().detach().clone() for codebook in quantizer.codebooks]
+    starts = [codebook.codes().detach().clone() for codebook in quantizer.codebooks]
     chosen = [torch.zeros(16) > 0 for _ in starts]
     x = torch.tensor([5.0, 0.0, 0.0, 0.0]) + 0.1 * torch.randn(20, DIM)
     for _ in range(100):
@@ -218,8 +226,8 @@ def test_claim_11_codes_that_nothing_chose_stay(make):
         rule.step(out)
     for hits, start, codebook in zip(chosen, starts, quantizer.codebooks, strict=True):
         assert 0 < hits.sum() < 16
-        exactly(codebook.vectors().detach()[~hits], start[~hits])
-        assert (codebook.vectors()[hits] != start[hits]).any()
+        exactly(codebook.codes().detach()[~hits], start[~hits])
+        assert (codebook.codes()[hits] != start[hits]).any()
 
 
 def test_claim_11_revival_draws_from_its_own_seed():
@@ -234,7 +242,7 @@ def test_claim_11_revival_draws_from_its_own_seed():
         before = torch.get_rng_state()
         revival.step(out)
         exactly(torch.get_rng_state(), before)
-        found.append(state(quantizer)["codebook.codes"])
+        found.append(state(quantizer)["codebook.weight"])
     exactly(found[0], found[1])
     assert not torch.equal(found[0], found[2])
 
@@ -248,7 +256,7 @@ def test_claim_11_revival_takes_tokens_that_count(make):
     mask = some_tokens()
     revival.step(quantizer(filled(quantizer, maps(quantizer), mask, 1e6), mask))
     for codebook in quantizer.codebooks:
-        assert codebook.vectors().norm(dim=1).max() < 1e3
+        assert codebook.codes().norm(dim=1).max() < 1e3
 
 
 @quantizers_where(rules_can_write)
@@ -263,12 +271,12 @@ def test_claim_21_codes_that_were_set_stay_set(make):
     for quantizer in (old, fresh):
         torch.manual_seed(8)
         for codebook in {id(c): c for c in quantizer.codebooks}.values():
-            codebook.assign_(torch.randn(codebook.num_codes, codebook.dim), torch.ones(16) > 0)
+            codebook.set_codes_(torch.randn(codebook.num_codes, codebook.dim), torch.ones(16) > 0)
     fresh_rule = CodebookEMA(fresh, decay=0.9)
     for seed in range(3, 6):
         rule.step(old(maps(old, seed)))
         fresh_rule.step(fresh(maps(fresh, seed)))
-        exactly([c.vectors() for c in old.codebooks], [c.vectors() for c in fresh.codebooks])
+        exactly([c.codes() for c in old.codebooks], [c.codes() for c in fresh.codebooks])
 
 
 def test_claim_21_a_batch_of_the_codes_keeps_the_codes():
@@ -279,18 +287,18 @@ def test_claim_21_a_batch_of_the_codes_keeps_the_codes():
     for seed in range(3):
         rule.step(quantizer(maps(quantizer, seed)))
     codes = torch.randn(16, DIM)
-    quantizer.codebook.assign_(codes, torch.ones(16) > 0)
+    quantizer.codebook.set_codes_(codes, torch.ones(16) > 0)
     for _ in range(50):
         rule.step(quantizer(codes))
     # Each step divides a mass by a count: a few roundings of 2**-24, which decay.
-    assert_close(quantizer.codebook.codes.detach(), codes, rtol=1e-5, atol=1e-6)
+    assert_close(quantizer.codebook.weight.detach(), codes, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("stages", [2, 8])
 def test_claim_24_a_shared_codebook_takes_one_step_for_all_its_uses(stages):
     """vector-quantize-pytorch decays the counts of a codebook that is shared by Q stages Q times
     in a step. Here they decay once, and count the choices of all stages."""
-    quantizer = Residual([vq()] * stages)
+    quantizer = ResidualQuantizer([vq()] * stages)
     rule = CodebookEMA(quantizer, decay=0.75)
     out = quantizer(maps(quantizer))
     hits = out.indices.flatten().bincount(minlength=16)

@@ -15,7 +15,7 @@ from tests.claims.cast import (
     seeded,
 )
 from tests.contracts.factories import state, vq
-from vqprior import CodebookEMA, Grouped, Residual, initialize_
+from vqprior import CodebookEMA, GroupedQuantizer, ResidualQuantizer, initialize_codebooks_
 from vqprior.functional import IndexBackpropagation
 
 every_low = pytest.mark.parametrize("low", [torch.float16, torch.bfloat16], ids=str)
@@ -39,7 +39,7 @@ def test_claim_16_statistics_stay_float32(make, rule, low):
         learner.step(quantizer(maps(quantizer, seed, dtype=low)))
     assert {buffer.dtype for buffer in learner.buffers()} <= {torch.float32, torch.int64}
     assert all(buffer.isfinite().all() for buffer in learner.buffers())
-    assert {c.vectors().dtype for c in quantizer.codebooks} == {low}
+    assert {c.codes().dtype for c in quantizer.codebooks} == {low}
 
 
 def test_claim_16_long_averages_do_not_drift_in_bfloat16():
@@ -50,12 +50,12 @@ def test_claim_16_long_averages_do_not_drift_in_bfloat16():
         quantizer = seeded(lambda: vq(k=4))
         rule = CodebookEMA(quantizer, decay=0.99)
         quantizer.to(dtype)
-        quantizer.codebook.assign_(10.0 * torch.eye(4), torch.ones(4) > 0)
+        quantizer.codebook.set_codes_(10.0 * torch.eye(4), torch.ones(4) > 0)
         generator = torch.Generator().manual_seed(0)
         for _ in range(300):
             x = 12.0 * torch.eye(4).repeat(8, 1) + torch.randn(32, 4, generator=generator)
             rule.step(quantizer(x.bfloat16().to(dtype)))
-        codebooks.append(quantizer.codebook.codes.float())
+        codebooks.append(quantizer.codebook.weight.float())
     error = (codebooks[1] - codebooks[0]).norm(dim=1) / codebooks[0].norm(dim=1)
     assert error.max() <= torch.finfo(torch.bfloat16).eps
 
@@ -67,7 +67,9 @@ def test_claim_16_counts_do_not_overflow_in_half_precision():
     rule = CodebookEMA(quantizer, decay=0.0).half()
     rule.step(quantizer(torch.full((70_000, 2), 2.0, dtype=torch.float16)))
     (chosen,) = quantizer(torch.full((1, 2), 2.0).half()).indices
-    assert_close(quantizer.codebook.codes[chosen].float(), torch.full((2,), 2.0), rtol=0, atol=2e-3)
+    assert_close(
+        quantizer.codebook.weight[chosen].float(), torch.full((2,), 2.0), rtol=0, atol=2e-3
+    )
     assert all(buffer.isfinite().all() for buffer in rule.buffers())
 
 
@@ -107,15 +109,15 @@ def test_claim_16_the_dtype_of_the_input_comes_out(make, dtype, cast):
 
 def indices_of_float64(quantizer, selection, codebook):
     inputs = selection.inputs.detach().double().reshape(-1, codebook.dim)
-    codes = codebook.vectors().detach().double()
+    codes = codebook.codes().detach().double()
     return torch.cdist(inputs, codes, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
 
 
 SEARCHES = {
     "plain": lambda: vq(k=256, d=8),
-    "grouped": lambda: Grouped([vq(k=256, d=4), vq(k=256, d=4)]),
-    "residual": lambda: Residual([vq(k=256, d=8), vq(k=256, d=8)]),
-    "residual-shared": lambda: Residual([vq(k=256, d=8)] * 2),
+    "grouped": lambda: GroupedQuantizer([vq(k=256, d=4), vq(k=256, d=4)]),
+    "residual": lambda: ResidualQuantizer([vq(k=256, d=8), vq(k=256, d=8)]),
+    "residual-shared": lambda: ResidualQuantizer([vq(k=256, d=8)] * 2),
 }
 OFFSETS = [(0.0, 1e-6), (0.0, 1e-5), (0.0, 1.0), (0.0, 1e6), (100.0, 1.0), (1000.0, 1.0)]
 
@@ -128,7 +130,7 @@ def test_claim_17_the_nearest_code_is_found_at_any_offset_and_scale(make, offset
     differs from a search in float64."""
     quantizer = make().eval()
     x = offset + scale * torch.randn(4000, quantizer.dim)
-    initialize_(quantizer, x, method="sample")
+    initialize_codebooks_(quantizer, x, method="sample")
     for selection, codebook in zip(quantizer(x).selections, quantizer.codebooks, strict=True):
         wrong = selection.indices.flatten() != indices_of_float64(quantizer, selection, codebook)
         assert wrong.double().mean() <= 1e-3
@@ -143,6 +145,8 @@ def test_claim_17_the_search_is_not_decided_by_the_gradient_estimator():
     )
     x = 1e-5 * maps(plain)
     for quantizer in (plain, estimated):
-        initialize_(quantizer, x, method="sample", generator=torch.Generator().manual_seed(0))
+        initialize_codebooks_(
+            quantizer, x, method="sample", generator=torch.Generator().manual_seed(0)
+        )
     exactly(estimated(x).indices, plain(x).indices)
     assert plain(x).indices.unique().numel() == 48

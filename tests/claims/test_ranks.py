@@ -15,11 +15,11 @@ from vqprior import (
     LFQ,
     CodebookEMA,
     CodebookRevival,
-    Residual,
+    ResidualQuantizer,
     SelfUpdating,
     VectorQuantizer,
     _distributed,
-    initialize_,
+    initialize_codebooks_,
 )
 from vqprior.metrics import CodebookUsage
 
@@ -111,7 +111,7 @@ def usage_is_that_of_the_union(rank, world):
 @check
 def a_rank_without_a_token(rank, world):
     """Masked as a whole on rank 0, with codes to revive; one process sees rank 1's tokens."""
-    make = lambda: Residual([VectorQuantizer(3, 8)] * 2)  # noqa: E731
+    make = lambda: ResidualQuantizer([VectorQuantizer(3, 8)] * 2)  # noqa: E731
     one, mine = seeded(make), seeded(make)
     rules = [
         [CodebookEMA(q, decay=0.5), CodebookRevival(q, patience=0.1, threshold=1.0)]
@@ -128,7 +128,7 @@ def a_rank_without_a_token(rank, world):
         out = mine(x, mask[rank])
         for rule in rules[1]:
             rule.step(out)
-        same_on_all_ranks(mine.codebooks[0].vectors().detach())
+        same_on_all_ranks(mine.codebooks[0].codes().detach())
     # Counted tokens are the same, in the same order: nothing is rounded otherwise.
     exactly(state(mine), state(one))
 
@@ -144,7 +144,7 @@ def a_call_on_one_rank_alone(rank, world):
         LFQ(3).eval()(torch.randn(4, 3))
         BSQ(3).eval()(torch.randn(4, 3))
     exactly(state(quantizer), before)
-    same_on_all_ranks(quantizer.codebook.codes.detach())
+    same_on_all_ranks(quantizer.codebook.weight.detach())
 
 
 @check
@@ -167,10 +167,12 @@ def a_start_is_broadcast(rank, world):
     parts = [torch.randn(30, 3, generator=generator) for _ in range(world)]
     yield
     torch.manual_seed(rank)
-    quantizer = Residual([VectorQuantizer(3, 8) for _ in range(2)])  # other codes on each rank
-    initialize_(quantizer, parts[rank])
+    quantizer = ResidualQuantizer(
+        [VectorQuantizer(3, 8) for _ in range(2)]
+    )  # other codes on each rank
+    initialize_codebooks_(quantizer, parts[rank])
     for codebook in quantizer.codebooks:
-        same_on_all_ranks(codebook.vectors().detach())
+        same_on_all_ranks(codebook.codes().detach())
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +219,6 @@ def test_claim_19_entropies_are_those_of_the_union(reports):
 
 
 def test_claim_19_codebooks_start_alike(reports):
-    """vector-quantize-pytorch lets codebooks of ranks with other seeds differ. Here `initialize_`
-    sets those of rank 0 on all."""
+    """vector-quantize-pytorch lets codebooks of ranks with other seeds differ. Here
+    `initialize_codebooks_` sets those of rank 0 on all."""
     passed(reports, "a_start_is_broadcast")

@@ -30,8 +30,8 @@ from tests.contracts.factories import (
     state,
     vq,
 )
-from vqprior import FSQ, MultiScale, QuantizerOutput, Residual, SelfUpdating
-from vqprior.functional import code_cross_entropy, distance_cross_entropy
+from vqprior import FSQ, MultiScaleQuantizer, QuantizerOutput, ResidualQuantizer, SelfUpdating
+from vqprior.functional import distance_cross_entropy, index_cross_entropy
 from vqprior.metrics import CodebookUsage
 
 
@@ -54,7 +54,7 @@ def test_claim_05_decoding_the_indices_gives_what_forward_gave(make, mask):
     for training in (False, True):
         out = quantizer.train(training)(x, mask())
         assert out.quantized.shape == x.shape
-        if mask() is not None and not has(quantizer, MultiScale):
+        if mask() is not None and not has(quantizer, MultiScaleQuantizer):
             exactly((out.indices == -1).reshape(*MAP, -1).all(dim=-1), ~mask())
         if not (training and has(quantizer, SelfUpdating)):  # which has moved its codes since
             exactly(quantizer.eval().decode(out.indices).detach(), out.quantized.detach())
@@ -66,7 +66,7 @@ def test_claim_05_indices_of_large_codebooks_survive_the_round_trip():
     for levels in ([1000, 1000, 100], [8] * 9, [4] * 31):
         quantizer = FSQ(levels)
         indices = torch.randint(0, quantizer.codebook_size, (1000,))
-        exactly(quantizer.assign(torch.zeros(1000, len(levels)), indices).indices, indices)
+        exactly(quantizer.quantize_as(torch.zeros(1000, len(levels)), indices).indices, indices)
         wide = quantizer.decode(indices).double()
         half = torch.tensor(levels) // 2
         weights = torch.tensor([1, *levels[:-1]]).cumprod(0)
@@ -149,14 +149,16 @@ def test_claim_08_without_a_token_the_loss_is_0_and_nothing_moves(make, kind):
 def hand_written_residual_logits(quantizer, x, indices, temperature):
     rest, logits = x, []
     for number, stage in enumerate(quantizer.stages):
-        codes = stage.codebook.codes
+        codes = stage.codebook.weight
         distances = torch.cdist(rest.double(), codes.double()) ** 2
         logits.append(-distances / temperature)
         rest = rest - codes[indices[..., number]]
     return torch.stack(logits, dim=-2)
 
 
-@pytest.mark.parametrize("make", [residual, lambda: Residual([vq()] * 3)], ids=["own", "shared"])
+@pytest.mark.parametrize(
+    "make", [residual, lambda: ResidualQuantizer([vq()] * 3)], ids=["own", "shared"]
+)
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
 def test_claim_09_teacher_forced_cross_entropy_is_that_of_a_loop_over_stages(make, temperature):
     """vector-quantize-pytorch raises when a residual quantizer is asked for its index loss, and
@@ -172,12 +174,12 @@ def test_claim_09_teacher_forced_cross_entropy_is_that_of_a_loop_over_stages(mak
     weights = torch.rand(indices.shape)
     losses = -expected.gather(-1, indices.unsqueeze(-1)).squeeze(-1)
     assert_close(
-        code_cross_entropy(logits, indices, weights=weights).double(),
+        index_cross_entropy(logits, indices, weights=weights).double(),
         (weights * losses).sum() / weights.sum(),
         rtol=1e-4,
         atol=1e-5,
     )
-    codes = quantizer.stages[0].codebook.codes
+    codes = quantizer.stages[0].codebook.weight
     first, chosen, weights = logits[..., 0, :], indices[..., 0], weights[..., 0]
     soft = distance_cross_entropy(first, chosen, codes, weights=weights)
     targets = (-torch.cdist(codes, codes).double().square()).softmax(dim=-1)[chosen]
@@ -198,7 +200,7 @@ def test_claim_09_scoring_changes_no_state_and_has_the_shape_of_the_indices(make
     forced = quantizer.logits(x, indices=indices)
     assert forced.shape == (*indices.shape, quantizer.codebook_size)
     exactly(state(quantizer), before)
-    if not has(quantizer, Residual) or quantizer_is_greedy(quantizer):
+    if not has(quantizer, ResidualQuantizer) or quantizer_is_greedy(quantizer):
         exactly(forced, quantizer.logits(x))
 
 
@@ -253,7 +255,7 @@ def test_claim_18_one_typed_result_for_all(make, training, mask):
     assert (out.loss.shape, out.loss.dtype) == ((), torch.float32)
     assert {(t.shape, t.dtype) for t in out.terms.values()} <= {((), torch.float32)}
     assert out.indices.dtype == torch.int64
-    positions = (MAP[0], 21) if has(quantizer, MultiScale) else MAP
+    positions = (MAP[0], 21) if has(quantizer, MultiScaleQuantizer) else MAP
     per_token = (quantizer.num_codebooks,) if quantizer.num_codebooks > 1 else ()
     assert out.indices.shape == (*positions, *per_token)
     assert len(out.selections) == len(quantizer.codebooks)

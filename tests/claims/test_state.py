@@ -21,7 +21,7 @@ from tests.claims.cast import (
     some_tokens,
 )
 from tests.contracts.factories import arrange, features_last, state, vq
-from vqprior import CodebookRevival, Residual
+from vqprior import CodebookRevival, ResidualQuantizer
 
 
 def exactly(actual, expected):
@@ -34,7 +34,7 @@ def call_everything(quantizer):
         out = quantizer(x, mask)
         quantizer.encode(x, mask)
     quantizer.decode(out.indices)
-    quantizer.assign(x, out.indices)
+    quantizer.quantize_as(x, out.indices)
     if quantizer.codebooks:
         quantizer.logits(x)
 
@@ -132,4 +132,4 @@ def test_claim_15_quantizers_can_be_pickled_and_copied(make, clone):
 def test_claim_15_a_shared_codebook_is_saved_once():
     """vector-quantize-pytorch saves a shared codebook once for each stage. Here it is saved
     once."""
-    assert sum(t.numel() for t in Residual([vq()] * 5).state_dict().values()) == 16 * 4
+    assert sum(t.numel() for t in ResidualQuantizer([vq()] * 5).state_dict().values()) == 16 * 4

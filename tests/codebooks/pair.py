@@ -36,7 +36,7 @@ class Pair(Quantizer):
         halves = (self.first.decode(indices[..., 0]), self.second.decode(indices[..., 1]))
         return torch.cat(halves, dim=-1)
 
-    def assign(self, x, indices):
+    def quantize_as(self, x, indices):
         raise NotImplementedError
 
 

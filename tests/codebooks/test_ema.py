@@ -5,13 +5,13 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from vqprior import CodebookEMA, Table, VectorQuantizer
+from vqprior import CodebookEMA, EmbeddingCodebook, VectorQuantizer
 
 
 def make(vectors, **options):
     """A quantizer of given codes and its rule."""
     k, d = vectors.shape
-    quantizer = VectorQuantizer(d, k, codebook=Table.from_vectors(vectors))
+    quantizer = VectorQuantizer(d, k, codebook=EmbeddingCodebook.from_codes(vectors))
     return quantizer, CodebookEMA(quantizer, **options)
 
 
@@ -63,7 +63,7 @@ def test_matches_the_textbook(decay, eps, n):
         textbook.step(x)
         # A few roundings of float32 a step; relative ones are magnified where a sum cancels.
         expected = torch.tensor(textbook.codes)
-        assert_close(quantizer.codebook.codes.detach(), expected, rtol=1e-4, atol=1e-5)
+        assert_close(quantizer.codebook.weight.detach(), expected, rtol=1e-4, atol=1e-5)
     assert_close(ema.counts_0, torch.tensor(textbook.counts))
 
 
@@ -71,7 +71,7 @@ def test_one_step_by_hand():
     quantizer, ema = make(torch.tensor([[0.0], [10.0]]), decay=0.75, eps=0.0)
     ema.step(quantizer(torch.tensor([[1.0], [2.0], [3.0]])))
     # count 0.75 * 1 + 0.25 * 3 = 1.5, mass 0.75 * 0 + 0.25 * 6 = 1.5; nothing chose 10.
-    assert_close(quantizer.codebook.codes.detach(), torch.tensor([[1.0], [10.0]]))
+    assert_close(quantizer.codebook.weight.detach(), torch.tensor([[1.0], [10.0]]))
     assert_close(ema.counts_0, torch.tensor([1.5, 0.75]))
 
 
@@ -82,7 +82,7 @@ def test_codes_settle_on_the_mean_of_what_chose_them():
         ema.step(quantizer(torch.cat([left, right])))
     expected = torch.stack([left.mean(dim=0), right.mean(dim=0)])
     # Smoothing shrinks a code by k eps / n = 2e-7 at most.
-    assert_close(quantizer.codebook.codes.detach(), expected)
+    assert_close(quantizer.codebook.weight.detach(), expected)
 
 
 def test_codes_that_nothing_chooses_stay_for_3000_steps():
@@ -91,10 +91,10 @@ def test_codes_that_nothing_chooses_stay_for_3000_steps():
     quantizer, ema = make(start, decay=0.99)
     for _ in range(3000):
         ema.step(quantizer(torch.randn(16, 2)))
-    assert_close(quantizer.codebook.codes.detach()[1:], start[1:], rtol=0, atol=0)
+    assert_close(quantizer.codebook.weight.detach()[1:], start[1:], rtol=0, atol=0)
     assert ema.counts_0[1:].max() < 1e-12
     ema.step(quantizer(50 + torch.randn(16, 2)))  # and they are ready when they are chosen
-    codes = quantizer.codebook.codes.detach()
+    codes = quantizer.codebook.weight.detach()
     assert codes.isfinite().all()
     assert (codes[1:] - 50).abs().max() < 6
 
@@ -103,14 +103,14 @@ def test_rows_rewritten_from_outside_are_respected():
     quantizer, ema = make(torch.tensor([[0.0], [10.0], [20.0]]), decay=0.5, eps=0.0)
     for _ in range(5):
         ema.step(quantizer(torch.tensor([[1.0], [11.0]])))
-    codes = quantizer.codebook.codes.detach().clone()
+    codes = quantizer.codebook.weight.detach().clone()
     where = torch.tensor([True, False, True])
-    quantizer.codebook.assign_(torch.tensor([[4.0], [0.0], [30.0]]), where)
+    quantizer.codebook.set_codes_(torch.tensor([[4.0], [0.0], [30.0]]), where)
     ema.step(quantizer(torch.tensor([[5.0], [11.0]])))
     # Rewritten and chosen: count 1 again, half way to the token. Rewritten alone: as written.
     expected = torch.stack([torch.tensor([4.5]), (codes[1] + 11) / 2, torch.tensor([30.0])])
-    assert_close(quantizer.codebook.codes.detach(), expected, rtol=1e-2, atol=0.0)
-    assert_close(quantizer.codebook.codes.detach()[[0, 2]], expected[[0, 2]])
+    assert_close(quantizer.codebook.weight.detach(), expected, rtol=1e-2, atol=0.0)
+    assert_close(quantizer.codebook.weight.detach()[[0, 2]], expected[[0, 2]])
     assert_close(ema.counts_0[[0, 2]], torch.tensor([1.0, 0.5]))
 
 
@@ -118,9 +118,9 @@ def test_a_loaded_codebook_is_respected():
     quantizer, ema = make(torch.randn(4, 2))
     ema.step(quantizer(torch.randn(20, 2)))
     loaded = 100 + torch.randn(4, 2)
-    quantizer.load_state_dict({"codebook.codes": loaded})
+    quantizer.load_state_dict({"codebook.weight": loaded})
     ema.step(quantizer(torch.randn(0, 2)))
-    assert_close(quantizer.codebook.codes.detach(), loaded, rtol=0, atol=0)
+    assert_close(quantizer.codebook.weight.detach(), loaded, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("low", [torch.float16, torch.bfloat16], ids=str)
@@ -130,7 +130,7 @@ def test_half_precision_modules_keep_float32_statistics(low):
     both = nn.ModuleList([quantizer, ema]).to(low)
     for _ in range(500):
         ema.step(quantizer(torch.full((1, 1), 65.0, dtype=low)))
-    assert both[0].codebook.codes.dtype == low
+    assert both[0].codebook.weight.dtype == low
     assert ema.codes_0.dtype == ema.counts_0.dtype == torch.float32
     assert_close(ema.codes_0, torch.full((1, 1), 65.0 - 0.99**500), rtol=1e-5, atol=0.0)
 
@@ -141,7 +141,7 @@ def test_double_precision_modules_are_not_taken_for_rewritten():
     for _ in range(3):
         ema.step(quantizer(start[:1]))
     assert_close(ema.counts_0, torch.tensor([1.0, 0.125, 0.125, 0.125]))
-    assert_close(quantizer.codebook.codes.detach()[1:], start[1:], rtol=0, atol=0)
+    assert_close(quantizer.codebook.weight.detach()[1:], start[1:], rtol=0, atol=0)
 
 
 def test_the_codebook_leaves_gradient_training():

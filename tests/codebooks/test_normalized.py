@@ -1,4 +1,4 @@
-"""`Normalized`: unit codes, and the rules that learn them."""
+"""`NormalizedCodebook`: unit codes, and the rules that learn them."""
 
 import pytest
 import torch
@@ -9,11 +9,11 @@ from torch.testing import assert_close
 from vqprior import (
     CodebookEMA,
     CodebookRevival,
-    Normalized,
-    Projected,
-    Table,
+    EmbeddingCodebook,
+    NormalizedCodebook,
+    ProjectedQuantizer,
     VectorQuantizer,
-    initialize_,
+    initialize_codebooks_,
 )
 from vqprior.nn import L2Norm
 
@@ -23,38 +23,40 @@ def exactly(actual, expected):
 
 
 def make(start, *, unit_inputs=False):
-    codebook = Normalized(Table.from_vectors(start))
+    codebook = NormalizedCodebook(EmbeddingCodebook.from_codes(start))
     inner = VectorQuantizer(start.shape[1], len(start), metric="cosine", codebook=codebook)
-    return Projected(inner, L2Norm(), nn.Identity()) if unit_inputs else inner
+    return ProjectedQuantizer(inner, L2Norm(), nn.Identity()) if unit_inputs else inner
 
 
 def test_codes_have_length_1_and_keep_their_direction():
-    table = Table.from_vectors(torch.tensor([[3.0, 4.0], [0.0, -0.5]]))
-    codebook = Normalized(table)
-    assert_close(codebook.vectors().detach(), torch.tensor([[0.6, 0.8], [0.0, -1.0]]))
+    table = EmbeddingCodebook.from_codes(torch.tensor([[3.0, 4.0], [0.0, -0.5]]))
+    codebook = NormalizedCodebook(table)
+    assert_close(codebook.codes().detach(), torch.tensor([[0.6, 0.8], [0.0, -1.0]]))
     assert (codebook.num_codes, codebook.dim) == (2, 2)
-    assert list(codebook.state_dict()) == ["codebook.codes"]
+    assert list(codebook.state_dict()) == ["codebook.weight"]
 
 
 def test_the_gradient_passes_the_projection():
-    table, weight = Table(5, 3).double(), torch.randn(5, 3, dtype=torch.float64)
-    (actual,) = torch.autograd.grad((weight * Normalized(table).vectors()).sum(), table.codes)
-    for row, wanted, got in zip(table.codes.detach(), weight, actual, strict=True):
+    table, weight = EmbeddingCodebook(5, 3).double(), torch.randn(5, 3, dtype=torch.float64)
+    (actual,) = torch.autograd.grad(
+        (weight * NormalizedCodebook(table).codes()).sum(), table.weight
+    )
+    for row, wanted, got in zip(table.weight.detach(), weight, actual, strict=True):
         u = row / row.norm()
         assert_close(got, (wanted - u * (u @ wanted)) / row.norm())
 
 
 def test_assigned_codes_are_of_unit_length_underneath_too():
-    codebook = Normalized(Table(3, 2))
-    before = codebook.codebook.codes.detach().clone()
+    codebook = NormalizedCodebook(EmbeddingCodebook(3, 2))
+    before = codebook.codebook.weight.detach().clone()
     where = torch.tensor([True, False, True])
-    codebook.assign_(torch.tensor([[3.0, 4.0], [9.0, 9.0], [0.0, -7.0]]), where)
-    assert_close(codebook.codebook.codes.detach()[[0, 2]], torch.tensor([[0.6, 0.8], [0.0, -1.0]]))
-    exactly(codebook.codebook.codes[1], before[1])
+    codebook.set_codes_(torch.tensor([[3.0, 4.0], [9.0, 9.0], [0.0, -7.0]]), where)
+    assert_close(codebook.codebook.weight.detach()[[0, 2]], torch.tensor([[0.6, 0.8], [0.0, -1.0]]))
+    exactly(codebook.codebook.weight[1], before[1])
 
 
 def test_the_nearest_and_the_most_parallel_are_the_same_code():
-    codebook, x = Normalized(Table(16, 4)), torch.randn(100, 4)
+    codebook, x = NormalizedCodebook(EmbeddingCodebook(16, 4)), torch.randn(100, 4)
     euclidean = VectorQuantizer(4, 16, codebook=codebook)
     cosine = VectorQuantizer(4, 16, codebook=codebook, metric="cosine")
     unit = F.normalize(x, dim=1)
@@ -98,7 +100,7 @@ def test_the_moving_average_is_that_of_the_textbook(decay, eps, unit_inputs):
         ema.step(quantizer(x))
         textbook.step(F.normalize(x, dim=1) if unit_inputs else x)
         # A few roundings of float32 a step; relative ones are magnified where a sum cancels.
-        codes = quantizer.codebooks[0].vectors().detach().double()
+        codes = quantizer.codebooks[0].codes().detach().double()
         assert_close(codes, textbook.codes, rtol=1e-4, atol=1e-5)
         assert_close(ema.codes_0.double(), textbook.means, rtol=1e-4, atol=1e-5)
     assert_close(ema.counts_0.double(), textbook.counts, rtol=1e-6, atol=1e-6)
@@ -111,7 +113,7 @@ def test_one_step_by_hand():
     ema.step(quantizer(torch.tensor([[2.0, 3.0]])))
     assert_close(ema.codes_0, torch.tensor([[1.5, 1.5], [0.0, -1.0]]))
     half = 0.5**0.5
-    assert_close(quantizer.codebook.vectors().detach(), torch.tensor([[half, half], [0.0, -1.0]]))
+    assert_close(quantizer.codebook.codes().detach(), torch.tensor([[half, half], [0.0, -1.0]]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -143,9 +145,9 @@ def test_rewritten_rows_start_again():
     for _ in range(3):
         ema.step(quantizer(torch.eye(3)[:2].repeat(4, 1)))
     where = torch.tensor([True, False, False])
-    quantizer.codebook.assign_(torch.tensor([[0.0, 0.0, -9.0]]).expand(3, 3), where)
+    quantizer.codebook.set_codes_(torch.tensor([[0.0, 0.0, -9.0]]).expand(3, 3), where)
     ema.step(quantizer(torch.tensor([[0.0, 3.0, 0.0]])))
-    exactly(quantizer.codebook.vectors()[0].detach(), torch.tensor([0.0, 0.0, -1.0]))
+    exactly(quantizer.codebook.codes()[0].detach(), torch.tensor([0.0, 0.0, -1.0]))
     assert_close(ema.counts_0[0], torch.tensor(0.5))
 
 
@@ -159,7 +161,7 @@ def test_revival_moves_dead_codes_onto_directions_of_tokens():
     out = quantizer(x)
     assert (out.indices == 0).all()
     revival.step(out)
-    codes, unit = quantizer.codebook.vectors().detach(), F.normalize(x, dim=1)
+    codes, unit = quantizer.codebook.codes().detach(), F.normalize(x, dim=1)
     exactly(codes[0], start[0])
     for code in codes[1:]:
         assert (code - unit).norm(dim=1).min() < 1e-6  # normalized twice
@@ -179,14 +181,14 @@ def test_revival_and_averages_bring_a_collapsed_codebook_back():
             rule.step(out)
     assert used[0] < 16
     assert min(used[-5:]) > 28
-    assert_close(quantizer.codebooks[0].vectors().norm(dim=1), torch.ones(32))
+    assert_close(quantizer.codebooks[0].codes().norm(dim=1), torch.ones(32))
 
 
 @pytest.mark.parametrize("method", ["sample", "kmeans"])
 def test_initialization_sets_directions(method):
     quantizer, x = make(torch.randn(8, 3)), 5 + torch.randn(200, 3)
-    initialize_(quantizer, x, method=method)
-    codes = quantizer.codebook.vectors().detach()
+    initialize_codebooks_(quantizer, x, method=method)
+    codes = quantizer.codebook.codes().detach()
     assert_close(codes.norm(dim=1), torch.ones(8))
     cosines = codes @ F.normalize(x, dim=1).T
     assert cosines.amax(dim=1).min() > 0.95

@@ -5,20 +5,20 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from vqprior import CodebookEMA, CodebookRevival, Selection, Table, VectorQuantizer
+from vqprior import CodebookEMA, CodebookRevival, EmbeddingCodebook, Selection, VectorQuantizer
 from vqprior.codebooks import _revival
 
 
 def make(vectors, **options):
     k, d = vectors.shape
-    quantizer = VectorQuantizer(d, k, codebook=Table.from_vectors(vectors))
+    quantizer = VectorQuantizer(d, k, codebook=EmbeddingCodebook.from_codes(vectors))
     return quantizer, CodebookRevival(quantizer, **options)
 
 
 def moved_rows(quantizer, revival, out):
-    before = quantizer.codebook.codes.detach().clone()
+    before = quantizer.codebook.weight.detach().clone()
     revival.step(out)
-    return (quantizer.codebook.codes.detach() != before).any(dim=1)
+    return (quantizer.codebook.weight.detach() != before).any(dim=1)
 
 
 def test_dead_codes_move_onto_tokens_and_live_ones_stay():
@@ -28,7 +28,7 @@ def test_dead_codes_move_onto_tokens_and_live_ones_stay():
     out = quantizer(x)
     moved = moved_rows(quantizer, revival, out)
     assert moved.tolist() == [False, False, True, True]
-    for row in quantizer.codebook.codes.detach()[moved]:
+    for row in quantizer.codebook.weight.detach()[moved]:
         assert (x == row).all(dim=1).any()
 
 
@@ -59,10 +59,10 @@ def test_moments_of_revived_rows_alone_are_zeroed():
     start = torch.cat([torch.zeros(1, 2), 100 + torch.randn(3, 2)])
     quantizer, _ = make(start)
     other = nn.Parameter(torch.zeros(4, 2))
-    optimizer = torch.optim.Adam([quantizer.codebook.codes, other])
-    (quantizer.codebook.codes + other).sum().backward()
+    optimizer = torch.optim.Adam([quantizer.codebook.weight, other])
+    (quantizer.codebook.weight + other).sum().backward()
     optimizer.step()
-    state = optimizer.state[quantizer.codebook.codes]
+    state = optimizer.state[quantizer.codebook.weight]
     before = {name: value.clone() for name, value in state.items()}
     revival = CodebookRevival(quantizer, patience=1.0, optimizer=optimizer)
     moved = moved_rows(quantizer, revival, quantizer(torch.randn(20, 2)))
@@ -156,7 +156,7 @@ def test_a_large_offset_does_not_hide_errors():
     """Tokens 1 apart are no duplicates, 1000 away from the origin either."""
     torch.manual_seed(0)
     quantizer, revival = make(1000 + torch.randn(32, 4), patience=4.0)
-    quantizer.codebook.codes.data[1:] += 500
+    quantizer.codebook.weight.data[1:] += 500
     for _ in range(30):
         revival.step(quantizer(1000 + torch.randn(256, 4)))
     assert quantizer(1000 + torch.randn(2000, 4)).indices.unique().numel() >= 30
@@ -183,7 +183,7 @@ def test_seeds_draw_differently_and_a_seed_always_the_same():
         torch.manual_seed(9)
         quantizer, revival = make(100 + torch.randn(16, 2), patience=1.0, seed=seed)
         revival.step(quantizer(torch.randn(64, 2)))
-        results.append(quantizer.codebook.codes.detach())
+        results.append(quantizer.codebook.weight.detach())
     assert_close(results[0], results[1], rtol=0, atol=0)
     assert (results[0] != results[2]).any()
 

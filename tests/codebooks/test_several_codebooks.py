@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from tests.codebooks.pair import one_shared_codebook, two_codebooks
 from tests.contracts.factories import state
-from vqprior import CodebookEMA, CodebookRevival, initialize_
+from vqprior import CodebookEMA, CodebookRevival, initialize_codebooks_
 
 RULES = {
     "ema": lambda quantizer, **options: CodebookEMA(quantizer, decay=0.9, **options),
@@ -52,15 +52,15 @@ def test_a_shared_codebook_learns_from_all_its_selections_at_once(rule):
 
 def test_each_codebook_starts_from_what_it_sees():
     pair, x = two_codebooks(), torch.randn(200, 5)
-    initialize_(pair, x, method="sample", generator=torch.Generator().manual_seed(0))
-    for row in pair.first.codebook.codes.detach():
+    initialize_codebooks_(pair, x, method="sample", generator=torch.Generator().manual_seed(0))
+    for row in pair.first.codebook.weight.detach():
         assert (x[:, :2] == row).all(dim=1).any()
-    for row in pair.second.codebook.codes.detach():
+    for row in pair.second.codebook.weight.detach():
         assert (x[:, 2:] == row).all(dim=1).any()
 
 
 def test_a_shared_codebook_starts_once():
     pair, x = one_shared_codebook(), torch.randn(200, 4)
-    initialize_(pair, x, method="sample", generator=torch.Generator().manual_seed(0))
-    for row in pair.first.codebook.codes.detach():
+    initialize_codebooks_(pair, x, method="sample", generator=torch.Generator().manual_seed(0))
+    for row in pair.first.codebook.weight.detach():
         assert (x[:, :2] == row).all(dim=1).any()

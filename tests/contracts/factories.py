@@ -11,21 +11,21 @@ from vqprior import (
     BSQ,
     FSQ,
     LFQ,
-    ChannelFirst,
+    ChannelsFirst,
     CodebookEMA,
     CodebookRevival,
-    Grouped,
+    EmbeddingCodebook,
+    GroupedQuantizer,
     IndexEstimator,
-    Normalized,
-    Projected,
+    NormalizedCodebook,
+    ProjectedQuantizer,
     Quantizer,
     RandomProjectionQuantizer,
     RequireFinite,
-    Residual,
+    ResidualQuantizer,
     SelfUpdating,
-    Table,
     TextureQuantizer,
-    Transformed,
+    TransformedCodebook,
     VectorQuantizer,
 )
 from vqprior.functional import IndexBackpropagation, rotation_trick
@@ -55,8 +55,8 @@ class GivenStructure(Quantizer):
         inner = self.texture_quantizer.quantizer.decode(indices).to(dtype)
         return self.texture_quantizer.decode(indices, self.structure(inner.shape, inner))
 
-    def assign(self, x, indices):
-        return self.texture_quantizer.assign(x, self.structure(x.shape, x), indices)
+    def quantize_as(self, x, indices):
+        return self.texture_quantizer.quantize_as(x, self.structure(x.shape, x), indices)
 
     def logits(self, x, *, temperature=1.0, indices=None):
         return self.texture_quantizer.logits(
@@ -104,30 +104,36 @@ def textured(quantizer, **options):
 
 
 def projected(quantizer, dim=DIM):
-    return Projected(quantizer, nn.Linear(dim, quantizer.dim), nn.Linear(quantizer.dim, dim))
+    return ProjectedQuantizer(
+        quantizer, nn.Linear(dim, quantizer.dim), nn.Linear(quantizer.dim, dim)
+    )
 
 
 def spherical(**options):
     """Unit vectors against unit codes, as in ViT-VQGAN."""
-    inner = vq(metric="cosine", codebook=Normalized(Table(16, DIM)), **options)
-    return Projected(inner, L2Norm(), nn.Identity())
+    inner = vq(metric="cosine", codebook=NormalizedCodebook(EmbeddingCodebook(16, DIM)), **options)
+    return ProjectedQuantizer(inner, L2Norm(), nn.Identity())
 
 
 def simvq():
-    return vq(codebook=Transformed(Table(16, DIM).requires_grad_(False), nn.Linear(DIM, DIM)))
+    return vq(
+        codebook=TransformedCodebook(
+            EmbeddingCodebook(16, DIM).requires_grad_(False), nn.Linear(DIM, DIM)
+        )
+    )
 
 
 def residual(count=3, **options):
-    return Residual([vq(k=16) for _ in range(count)], **options)
+    return ResidualQuantizer([vq(k=16) for _ in range(count)], **options)
 
 
 def shared_residual():
-    return Residual([vq()] * 3)
+    return ResidualQuantizer([vq()] * 3)
 
 
 def scaled_fsq(level):
     """A stage of residual FSQ: finer from stage to stage."""
-    return Projected(FSQ([5] * DIM, symmetric=True), Gain(4.0**level), Gain(4.0**-level))
+    return ProjectedQuantizer(FSQ([5] * DIM, symmetric=True), Gain(4.0**level), Gain(4.0**-level))
 
 
 class Gain(nn.Module):
@@ -148,8 +154,10 @@ QUANTIZERS = {
     "one-feature": lambda: vq(d=1),
     "one-of-each": lambda: vq(k=1, d=1),
     "unweighted": lambda: vq(commitment_weight=0.0, codebook_weight=0.0),
-    "own-table": lambda: vq(codebook=Table(16, DIM, init=nn.init.uniform_)),
-    "normalized": lambda: vq(metric="cosine", codebook=Normalized(Table(16, DIM))),
+    "own-table": lambda: vq(codebook=EmbeddingCodebook(16, DIM, init=nn.init.uniform_)),
+    "normalized": lambda: vq(
+        metric="cosine", codebook=NormalizedCodebook(EmbeddingCodebook(16, DIM))
+    ),
     "spherical": spherical,
     "simvq": simvq,
     "rotation": lambda: vq(estimator=rotation_trick),
@@ -169,39 +177,41 @@ QUANTIZERS = {
     "residual-dropout": lambda: residual(dropout=0.7),
     "residual-rotation": lambda: residual(estimator=rotation_trick),
     "residual-taken-over": lambda: taken_over(residual()),
-    "residual-of-projected": lambda: Residual([projected(vq(d=2)) for _ in range(2)]),
-    "residual-beam-of-projected": lambda: Residual(
+    "residual-of-projected": lambda: ResidualQuantizer([projected(vq(d=2)) for _ in range(2)]),
+    "residual-beam-of-projected": lambda: ResidualQuantizer(
         [projected(vq(d=2)) for _ in range(2)], beam_size=2
     ),
-    "residual-fsq": lambda: Residual([scaled_fsq(level) for level in range(3)]),
-    "residual-of-grouped": lambda: Residual([grouped(), vq(), LFQ(DIM)]),
+    "residual-fsq": lambda: ResidualQuantizer([scaled_fsq(level) for level in range(3)]),
+    "residual-of-grouped": lambda: ResidualQuantizer([grouped(), vq(), LFQ(DIM)]),
     "grouped": lambda: grouped(),
-    "grouped-of-one": lambda: Grouped([vq()]),
-    "grouped-shared": lambda: Grouped([vq(d=2)] * 2),
-    "grouped-mixed": lambda: Grouped([vq(k=5, d=1), FSQ([3]), residual_of(2)]),
+    "grouped-of-one": lambda: GroupedQuantizer([vq()]),
+    "grouped-shared": lambda: GroupedQuantizer([vq(d=2)] * 2),
+    "grouped-mixed": lambda: GroupedQuantizer([vq(k=5, d=1), FSQ([3]), residual_of(2)]),
     "projected": lambda: projected(vq(d=2)),
     "projected-lfq": lambda: projected(LFQ(6)),
-    "projected-residual": lambda: projected(Residual([vq(d=3), vq(d=3)])),
+    "projected-residual": lambda: projected(ResidualQuantizer([vq(d=3), vq(d=3)])),
     "require-finite": lambda: RequireFinite(residual()),
-    "channel-first": lambda: ChannelFirst(vq()),
-    "channel-first-residual": lambda: ChannelFirst(residual()),
+    "channel-first": lambda: ChannelsFirst(vq()),
+    "channel-first-residual": lambda: ChannelsFirst(residual()),
     "self-updating": lambda: self_updating(vq()),
     "self-updating-residual": lambda: self_updating(shared_residual()),
-    "residual-of-self-updating": lambda: Residual([self_updating(vq()), self_updating(vq())]),
-    "channel-first-self-updating": lambda: ChannelFirst(self_updating(vq())),
+    "residual-of-self-updating": lambda: ResidualQuantizer(
+        [self_updating(vq()), self_updating(vq())]
+    ),
+    "channel-first-self-updating": lambda: ChannelsFirst(self_updating(vq())),
     "texture": lambda: textured(vq()),
     "texture-fuse": lambda: textured(vq(), fuse=Mix()),
-    "texture-channel-first": lambda: textured(ChannelFirst(vq()), fuse=Mix()),
-    "texture-residual": lambda: textured(ChannelFirst(residual()), fuse=Mix()),
+    "texture-channel-first": lambda: textured(ChannelsFirst(vq()), fuse=Mix()),
+    "texture-residual": lambda: textured(ChannelsFirst(residual()), fuse=Mix()),
 }
 
 
 def grouped():
-    return Grouped([vq(d=2), vq(d=2)])
+    return GroupedQuantizer([vq(d=2), vq(d=2)])
 
 
 def residual_of(dim):
-    return Residual([vq(d=dim), vq(d=dim, k=7)])
+    return ResidualQuantizer([vq(d=dim), vq(d=dim, k=7)])
 
 
 RULES = {
@@ -225,7 +235,7 @@ def has(quantizer, kind):
 
 
 def learned_by_rules(quantizer):
-    return bool(quantizer.codebooks) and not has(quantizer, Transformed)
+    return bool(quantizer.codebooks) and not has(quantizer, TransformedCodebook)
 
 
 def estimates_through_indices(quantizer):
@@ -270,13 +280,13 @@ def before_quantization(quantizer, x):
     if isinstance(quantizer, GivenStructure):
         texture, structure = quantizer.texture_quantizer, quantizer.structure(x.shape, x)
         return structure + before_quantization(texture.quantizer, texture.fuse(structure, x))
-    if isinstance(quantizer, ChannelFirst):
+    if isinstance(quantizer, ChannelsFirst):
         return before_quantization(quantizer.quantizer, x.movedim(1, -1)).movedim(-1, 1)
     if isinstance(quantizer, (SelfUpdating, RequireFinite)):
         return before_quantization(quantizer.quantizer, x)
-    if isinstance(quantizer, Projected):
+    if isinstance(quantizer, ProjectedQuantizer):
         return quantizer.up(before_quantization(quantizer.quantizer, quantizer.down(x)))
-    if isinstance(quantizer, Grouped):
+    if isinstance(quantizer, GroupedQuantizer):
         parts = x.split([group.dim for group in quantizer.groups], dim=-1)
         pairs = zip(quantizer.groups, parts, strict=True)
         return torch.cat([before_quantization(group, part) for group, part in pairs], dim=-1)
@@ -297,7 +307,7 @@ def bounded(x, levels, *, symmetric):
 
 
 def feature_axis(quantizer):
-    return 1 if has(quantizer, ChannelFirst) else -1
+    return 1 if has(quantizer, ChannelsFirst) else -1
 
 
 def draw(quantizer, leading=(32,), *, dtype=torch.float32, device="cpu", scale=2.0, seed=0):
@@ -330,5 +340,5 @@ def state(module):
 every_learned_quantizer = quantizers_where(learned_by_rules)
 every_quantizer_of_one_codebook = quantizers_where(lambda q: len(q.codebooks) == 1)
 every_quantizer_of_one_table = quantizers_where(
-    lambda q: len(q.codebooks) == 1 and not has(q, Transformed)
+    lambda q: len(q.codebooks) == 1 and not has(q, TransformedCodebook)
 )

@@ -13,7 +13,8 @@ from tests.contracts.factories import (
     waits_for_nothing,
 )
 from tests.contracts.observers import LargestTensor, NoHostSync, watching
-from vqprior.functional import _search_blocks, _softmax_gradient
+from vqprior.functional import _softmax_gradient
+from vqprior.functional._kernels import _search_blocks
 
 
 def train_step(quantizer, x, mask=None):

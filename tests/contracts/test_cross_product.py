@@ -30,9 +30,9 @@ from tests.contracts.trees import build, is_multi_scale, random_mask, tokens_of,
 from vqprior import (
     CodebookEMA,
     CodebookRevival,
-    Projected,
+    ProjectedQuantizer,
     SelfUpdating,
-    Transformed,
+    TransformedCodebook,
 )
 
 dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -62,7 +62,7 @@ def inputs(quantizer, batch, seed, dtype=torch.float32):
 
 def close_or_exact(quantizer, actual, expected):
     """Lookups are exact; a projection is a matrix product, whose order of summation is free."""
-    if has(quantizer, Projected):
+    if has(quantizer, ProjectedQuantizer):
         assert_close(actual, expected)
     else:
         exactly(actual, expected)
@@ -119,8 +119,8 @@ def test_law_3_gradients(tree, mask, batch, seed):
     if estimates_straight_through(quantizer):
         (actual,) = torch.autograd.grad((weight * out.quantized).sum(), x)
         what = before_quantization(quantizer, x)
-        counted = torch.ones(()) if mask is None else mask.unsqueeze(-1)
-        what = arrange(quantizer, features_last(quantizer, what) * counted)
+        valid = torch.ones(()) if mask is None else mask.unsqueeze(-1)
+        what = arrange(quantizer, features_last(quantizer, what) * valid)
         (expected,) = torch.autograd.grad((weight * what).sum(), x)
         assert_close(actual, expected, rtol=1e-4, atol=1e-5)  # products of projections
 
@@ -227,7 +227,11 @@ def test_law_8_a_state_continues_and_copies_are_whole(tree, ema, seed):
                 rule.step(out)
 
     def rules_of(quantizer):
-        if not quantizer.codebooks or has(quantizer, Transformed) or has(quantizer, SelfUpdating):
+        if (
+            not quantizer.codebooks
+            or has(quantizer, TransformedCodebook)
+            or has(quantizer, SelfUpdating)
+        ):
             return torch.nn.ModuleList()
         revival = CodebookRevival(quantizer, patience=1.0, threshold=0.5)
         return torch.nn.ModuleList([CodebookEMA(quantizer)] * ema + [revival])
@@ -275,7 +279,7 @@ def test_law_9_wrong_input_raises(tree, seed):
     with pytest.raises(TypeError, match=r"^`indices` must be an integer tensor"):
         quantizer.decode(x)
     with pytest.raises(TypeError, match=r"^`indices` must be an integer tensor"):
-        quantizer.assign(x, x)
+        quantizer.quantize_as(x, x)
 
 
 @many
@@ -285,7 +289,7 @@ def test_assign_of_the_own_choice_is_forward(tree, mask, seed):
     x = inputs(quantizer, 2, seed).requires_grad_()
     mask = random_mask(tokens_of(quantizer, 2), mask, seed)
     out = quantizer(x, mask)
-    again = quantizer.assign(x, out.indices)
+    again = quantizer.quantize_as(x, out.indices)
     if mask is not None and is_multi_scale(quantizer) and not mask.all():
         return  # which positions a coarse index counted is not in the indices
     exactly(again.indices, out.indices)

@@ -73,4 +73,4 @@ def test_indices_that_name_no_code(make, call, wrong):
     indices[..., -1] = bad
     message = rf"^`indices` must be -1 or in \[0, {size}\), got {bad}\.$"
     with pytest.raises(ValueError, match=message):
-        quantizer.decode(indices) if call == "decode" else quantizer.assign(x, indices)
+        quantizer.decode(indices) if call == "decode" else quantizer.quantize_as(x, indices)

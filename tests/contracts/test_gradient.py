@@ -13,15 +13,15 @@ from tests.contracts.factories import (
     has,
     quantizers_where,
 )
-from vqprior import FSQ, Projected, Table, Transformed
+from vqprior import FSQ, EmbeddingCodebook, ProjectedQuantizer, TransformedCodebook
 
 
 def has_term(name, *, of_one_table=False):
     """Those with a term; and no more than one codebook, a table, in the space of the input."""
 
     def applies(quantizer):
-        tables = [isinstance(codebook, Table) for codebook in quantizer.codebooks]
-        only = tables == [True] and not has(quantizer, Projected)
+        tables = [isinstance(codebook, EmbeddingCodebook) for codebook in quantizer.codebooks]
+        only = tables == [True] and not has(quantizer, ProjectedQuantizer)
         return (only or not of_one_table) and name in quantizer.eval()(draw(quantizer)).terms
 
     return quantizers_where(applies)
@@ -86,7 +86,7 @@ def test_a_term_exists_only_if_it_can_act(make):
     assert "codebook" not in quantizer(draw(quantizer)).terms
 
 
-@quantizers_where(lambda q: not has(q, Transformed))
+@quantizers_where(lambda q: not has(q, TransformedCodebook))
 def test_gradients_are_those_of_the_codebook_that_the_call_used(make):
     """Codes that move between the call and the backward pass do not change the gradients."""
     quantizer, moving = make(), make()
@@ -98,7 +98,7 @@ def test_gradients_are_those_of_the_codebook_that_the_call_used(make):
         out = each(x)
         for codebook in each.codebooks if each is moving else ():
             everywhere = torch.ones(codebook.num_codes, dtype=torch.bool)
-            codebook.assign_(codebook.vectors() + 100, everywhere)
+            codebook.set_codes_(codebook.codes() + 100, everywhere)
         loss = out.loss + out.quantized.square().sum()
         gradients.append(torch.autograd.grad(loss, x)[0])
     assert_close(gradients[0], gradients[1], rtol=0, atol=0)

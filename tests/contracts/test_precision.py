@@ -12,7 +12,7 @@ from tests.contracts.factories import (
     every_quantizer_of_one_table,
     features_last,
 )
-from vqprior import VectorQuantizer, initialize_
+from vqprior import VectorQuantizer, initialize_codebooks_
 
 OFFSETS_AND_SCALES = [(0.0, 1e-6), (0.0, 1.0), (0.0, 1e6), (1000.0, 1.0), (-1000.0, 0.1)]
 
@@ -23,7 +23,7 @@ def check_against_float64(quantizer, x):
     out = quantizer(x)
     for selection, codebook in zip(out.selections, quantizer.codebooks, strict=True):
         inputs = selection.inputs.detach().double().reshape(-1, codebook.dim)
-        codes = codebook.vectors().detach().double()
+        codes = codebook.codes().detach().double()
         if metric == "euclidean":
             scores = torch.cdist(inputs, codes, compute_mode="donot_use_mm_for_euclid_dist") ** 2
             spread = (inputs - codes.mean(dim=0)).norm(dim=1) + (codes - codes.mean(dim=0)).norm()
@@ -40,7 +40,7 @@ def check_against_float64(quantizer, x):
 
 
 def with_codes_near(quantizer, x):
-    initialize_(quantizer, x.float(), method="sample")
+    initialize_codebooks_(quantizer, x.float(), method="sample")
     return quantizer
 
 
@@ -95,7 +95,7 @@ def test_ties_go_to_the_lowest_index(make):
     (codebook,) = quantizer.codebooks
     pairs = torch.arange(codebook.num_codes) // 2  # codes 2i and 2i + 1 are the same
     vectors = F.one_hot(pairs % codebook.dim, codebook.dim) * (1 + pairs[:, None])
-    codebook.assign_(vectors.float(), torch.ones(codebook.num_codes) > 0)
+    codebook.set_codes_(vectors.float(), torch.ones(codebook.num_codes) > 0)
     indices = quantizer.encode(draw(quantizer, (500,), scale=8.0))
     assert (indices % 2 == 0).all()
 
@@ -108,7 +108,7 @@ def test_double_precision_is_kept(make):
     inputs = quantizer(x).selections[0].inputs
     near = inputs[0].expand(codebook.num_codes, -1).clone()
     near[-1] *= 1 + 1e-12  # indistinguishable in float32
-    codebook.assign_(near, torch.ones(codebook.num_codes) > 0)
+    codebook.set_codes_(near, torch.ones(codebook.num_codes) > 0)
     scaled = quantizer(x).selections[0]
     assert scaled.codes.dtype == torch.float64
     assert features_last(quantizer, quantizer(x).quantized).dtype == torch.float64

@@ -1,4 +1,4 @@
-"""The laws of ``Rule``, for every rule and every quantizer (masks and state: see their laws)."""
+"""The laws of ``UpdateRule``, for every rule and every quantizer (masks and state apart)."""
 
 import dataclasses
 import re
@@ -45,7 +45,7 @@ def test_statistics_keep_their_dtype(make, rule, dtype):
     both[1].step(quantizer(draw(quantizer, dtype=dtype)))
     assert set(before.values()) <= {torch.float32, torch.int64}
     assert {name: buffer.dtype for name, buffer in both[1].named_buffers()} == before
-    assert all(codebook.vectors().dtype == dtype for codebook in quantizer.codebooks)
+    assert all(codebook.codes().dtype == dtype for codebook in quantizer.codebooks)
 
 
 @every_learned_quantizer

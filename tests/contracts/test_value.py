@@ -125,5 +125,5 @@ def test_sizes_are_declared_consistently(make):
     assert quantizer.num_codebooks == len(quantizer.codebook_sizes)
     assert quantizer.codebook_size == max(quantizer.codebook_sizes)
     for codebook in quantizer.codebooks:
-        assert codebook.vectors().shape == (codebook.num_codes, codebook.dim)
+        assert codebook.codes().shape == (codebook.num_codes, codebook.dim)
         assert type(codebook).__name__ in repr(quantizer)

@@ -15,16 +15,16 @@ from vqprior import (
     BSQ,
     FSQ,
     LFQ,
-    ChannelFirst,
+    ChannelsFirst,
     CodebookEMA,
-    Grouped,
-    MultiScale,
-    Normalized,
-    Projected,
+    EmbeddingCodebook,
+    GroupedQuantizer,
+    MultiScaleQuantizer,
+    NormalizedCodebook,
+    ProjectedQuantizer,
     RandomProjectionQuantizer,
-    Residual,
-    Table,
-    Transformed,
+    ResidualQuantizer,
+    TransformedCodebook,
     VectorQuantizer,
 )
 from vqprior.functional import IndexBackpropagation, rotation_trick, straight_through
@@ -75,7 +75,7 @@ def leaves(dim):
 
 
 @st.composite
-def tokenwise(draw, dim, depth):
+def has_index_per_token(draw, dim, depth):
     """A quantizer that gives each token its own indices."""
     kind = draw(
         st.sampled_from(["leaf", "residual", "beam", "grouped", "projected", "self-updating"])
@@ -83,7 +83,7 @@ def tokenwise(draw, dim, depth):
         else st.just("leaf")
     )
     if kind == "residual":
-        stages = draw(st.lists(tokenwise(dim, depth - 1), min_size=1, max_size=3))
+        stages = draw(st.lists(has_index_per_token(dim, depth - 1), min_size=1, max_size=3))
         shared = draw(st.booleans())
         dropout = draw(st.sampled_from([0.0, 0.5]))
         return ("residual", tuple(stages[:1] * 3 if shared else stages), shared, dropout)
@@ -93,12 +93,12 @@ def tokenwise(draw, dim, depth):
     if kind == "grouped":
         cuts = draw(st.integers(1, max(dim - 1, 1)))
         dims = [dim] if dim == 1 else [cuts, dim - cuts]
-        return ("grouped", tuple(draw(tokenwise(part, depth - 1)) for part in dims))
+        return ("grouped", tuple(draw(has_index_per_token(part, depth - 1)) for part in dims))
     if kind == "projected":
         inner = draw(st.integers(1, 3))
-        return ("projected", dim, draw(tokenwise(inner, depth - 1)))
+        return ("projected", dim, draw(has_index_per_token(inner, depth - 1)))
     if kind == "self-updating":
-        return ("self-updating", draw(tokenwise(dim, depth - 1)))
+        return ("self-updating", draw(has_index_per_token(dim, depth - 1)))
     return draw(leaves(dim))
 
 
@@ -106,7 +106,7 @@ def tokenwise(draw, dim, depth):
 def trees(draw, depth=2):
     """A quantizer of tokens or of maps, with features last or first."""
     dim = draw(st.integers(1, 4))
-    tree = draw(tokenwise(dim, depth))
+    tree = draw(has_index_per_token(dim, depth))
     if draw(st.booleans()):
         weights = st.sampled_from([0.0, 0.5])
         tree = ("multi-scale", tree, draw(weights), draw(weights))
@@ -124,11 +124,11 @@ def build(tree):
 
 
 def _plain(dim, k, metric, kind, estimator):
-    codebook = Table(k, dim)
+    codebook = EmbeddingCodebook(k, dim)
     if kind == "normalized":
-        codebook = Normalized(codebook)
+        codebook = NormalizedCodebook(codebook)
     elif kind == "simvq":
-        codebook = Transformed(codebook.requires_grad_(False), nn.Linear(dim, dim))
+        codebook = TransformedCodebook(codebook.requires_grad_(False), nn.Linear(dim, dim))
     quantizer = VectorQuantizer(
         dim, k, codebook=codebook, metric=metric, estimator=ESTIMATORS[estimator]
     )
@@ -139,17 +139,19 @@ def _plain(dim, k, metric, kind, estimator):
 
 def _residual(stages, shared, dropout):
     built = [build(stages[0])] * len(stages) if shared else [build(stage) for stage in stages]
-    return Residual(built, dropout=dropout)
+    return ResidualQuantizer(built, dropout=dropout)
 
 
 def _projected(dim, inner):
     quantizer = build(inner)
-    return Projected(quantizer, nn.Linear(dim, quantizer.dim), nn.Linear(quantizer.dim, dim))
+    return ProjectedQuantizer(
+        quantizer, nn.Linear(dim, quantizer.dim), nn.Linear(quantizer.dim, dim)
+    )
 
 
 def _self_updating(inner):
     quantizer = build(inner)
-    settable = not any(isinstance(module, Transformed) for module in quantizer.modules())
+    settable = not any(isinstance(module, TransformedCodebook) for module in quantizer.modules())
     return self_updating(quantizer) if quantizer.codebooks and settable else quantizer
 
 
@@ -160,14 +162,14 @@ BUILDERS = {
     "fsq": lambda levels, symmetric: FSQ(levels, symmetric=symmetric),
     "random-projection": lambda dim, code_dim: RandomProjectionQuantizer(dim, 7, code_dim=code_dim),
     "residual": _residual,
-    "beam": lambda stages, beam: Residual([build(s) for s in stages], beam_size=beam),
-    "grouped": lambda groups: Grouped([build(group) for group in groups]),
+    "beam": lambda stages, beam: ResidualQuantizer([build(s) for s in stages], beam_size=beam),
+    "grouped": lambda groups: GroupedQuantizer([build(group) for group in groups]),
     "projected": _projected,
     "self-updating": _self_updating,
-    "multi-scale": lambda inner, commitment, codebook: MultiScale(
+    "multi-scale": lambda inner, commitment, codebook: MultiScaleQuantizer(
         build(inner), SCALES, commitment_weight=commitment, codebook_weight=codebook
     ),
-    "channel-first": lambda inner: ChannelFirst(build(inner)),
+    "channel-first": lambda inner: ChannelsFirst(build(inner)),
     "texture": lambda inner, learned: textured(
         build(inner), **({"fuse": Mix()} if learned else {})
     ),
@@ -175,7 +177,7 @@ BUILDERS = {
 
 
 def is_multi_scale(quantizer):
-    return any(isinstance(module, MultiScale) for module in quantizer.modules())
+    return any(isinstance(module, MultiScaleQuantizer) for module in quantizer.modules())
 
 
 def tokens_of(quantizer, batch):

@@ -30,14 +30,14 @@ def same_on_all_ranks(tensor):
     exactly(parts, parts[:1].expand_as(parts))
 
 
-def draw(count, shape, generator, *, counted=True):
+def draw(count, shape, generator, *, valid=True):
     """Quarters, ``(count, *shape)``, and a mask of all but the last dimension.
 
     Sums of quarters have no rounding, so the order of summation does not matter.
     """
     x = torch.randint(-12, 13, (count, *shape), generator=generator) / 4
     mask = torch.rand(count, *shape[:-1], generator=generator) > 0.2
-    return x, mask & counted
+    return x, mask & valid
 
 
 def batches(*shape, world):
@@ -53,7 +53,7 @@ def batches(*shape, world):
         [20, 1, 2, 6],
     ]
     return [
-        [draw(abs(size), shape, generator, counted=size > 0) for size in step[:world]]
+        [draw(abs(size), shape, generator, valid=size > 0) for size in step[:world]]
         for step in sizes
     ]
 

@@ -20,14 +20,14 @@ from tests.distributed.ranks import (
 from vqprior import (
     BSQ,
     LFQ,
-    ChannelFirst,
+    ChannelsFirst,
     CodebookRevival,
-    Grouped,
-    MultiScale,
-    Normalized,
-    Projected,
-    Residual,
-    Table,
+    EmbeddingCodebook,
+    GroupedQuantizer,
+    MultiScaleQuantizer,
+    NormalizedCodebook,
+    ProjectedQuantizer,
+    ResidualQuantizer,
     VectorQuantizer,
     _distributed,
 )
@@ -53,7 +53,7 @@ def vq(dim=3, **options):
 
 def projected():
     """Into another space by whole numbers, which do not round."""
-    quantizer = Projected(vq(2), nn.Linear(3, 2), nn.Linear(2, 3))
+    quantizer = ProjectedQuantizer(vq(2), nn.Linear(3, 2), nn.Linear(2, 3))
     with torch.no_grad():
         quantizer.down.weight.copy_(torch.tensor([[1.0, -2.0, 0.0], [3.0, 1.0, 1.0]]))
         quantizer.down.bias.zero_()
@@ -61,7 +61,7 @@ def projected():
 
 
 def normalized(**options):
-    return vq(codebook=Normalized(Table(8, 3)), **options)
+    return vq(codebook=NormalizedCodebook(EmbeddingCodebook(8, 3)), **options)
 
 
 # For each quantizer, the shape of a sample, and whether all sums over tokens are of quarters. If
@@ -70,20 +70,24 @@ def normalized(**options):
 # over no fewer tokens by a tenth of that.
 QUANTIZERS = {
     "plain": (lambda: vq(), (3,), True),
-    "grouped": (lambda: Grouped([vq(2), vq(3)]), (5,), True),
-    "grouped_shared": (lambda: Grouped([vq(2)] * 2), (4,), True),
+    "grouped": (lambda: GroupedQuantizer([vq(2), vq(3)]), (5,), True),
+    "grouped_shared": (lambda: GroupedQuantizer([vq(2)] * 2), (4,), True),
     "projected": (projected, (3,), True),
     "normalized": (lambda: normalized(), (3,), True),
     "cosine": (lambda: normalized(metric="cosine"), (3,), True),
-    "residual": (lambda: Residual([vq() for _ in range(3)]), (3,), False),
-    "residual_shared": (lambda: Residual([vq()] * 3), (3,), False),
-    "residual_beam": (lambda: Residual([vq() for _ in range(3)], beam_size=2), (3,), False),
-    "multi_scale": (lambda: ChannelFirst(MultiScale(vq(), (1, 2, 4))), (4, 4, 3), False),
+    "residual": (lambda: ResidualQuantizer([vq() for _ in range(3)]), (3,), False),
+    "residual_shared": (lambda: ResidualQuantizer([vq()] * 3), (3,), False),
+    "residual_beam": (
+        lambda: ResidualQuantizer([vq() for _ in range(3)], beam_size=2),
+        (3,),
+        False,
+    ),
+    "multi_scale": (lambda: ChannelsFirst(MultiScaleQuantizer(vq(), (1, 2, 4))), (4, 4, 3), False),
 }
 
 
 def step(quantizer, rules, x, mask):
-    if isinstance(quantizer, ChannelFirst):
+    if isinstance(quantizer, ChannelsFirst):
         x = x.movedim(-1, 1)
     out = quantizer(x, mask)
     for rule in rules:
@@ -107,7 +111,7 @@ def learn_as_one(make, rules_of, shape, exact, *, before_the_group, world):
     for parts in steps:
         step(mine, my_rules, *parts[_distributed.rank()])
         for codebook in mine.codebooks:
-            same_on_all_ranks(codebook.vectors().detach())
+            same_on_all_ranks(codebook.codes().detach())
     tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-5, "atol": 1e-5}
     assert_close(state(mine), state(one), **tolerance)
     for my_rule, one_rule in zip(my_rules, one_rules, strict=True):
@@ -218,13 +222,13 @@ def frechet_distance_is_that_of_all_ranks(rank, world):
         mine.update(*parts[rank])
         if rank == world - 1:  # the others have seen nothing, and take part in the sums
             lopsided.update(*joint(parts))
-    counted = state(mine)
+    valid = state(mine)
     for _ in range(2):
         for metric in (mine, lopsided):
             value = metric.compute()
             assert value == pytest.approx(expected, rel=1e-9)
             same_on_all_ranks(torch.tensor(value, dtype=torch.float64))
-    assert_close(state(mine), counted, rtol=0, atol=0)
+    assert_close(state(mine), valid, rtol=0, atol=0)
     mine.reset()
     if rank == 0:
         mine.update(torch.zeros(2, 3), torch.ones(1, 3))
@@ -271,7 +275,7 @@ def accumulated_gradients_and_rule_steps_are_those_of_one_process(rank, world):
     for ours, theirs in zip(mine[:2], one[:2], strict=True):
         assert_close(state(ours), state(theirs), rtol=1e-5, atol=1e-5)
     for codebook in mine[1].codebooks:
-        same_on_all_ranks(codebook.vectors().detach())
+        same_on_all_ranks(codebook.codes().detach())
 
 
 @pytest.fixture(scope="module", params=[2, 4])

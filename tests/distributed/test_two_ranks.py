@@ -24,14 +24,14 @@ from tests.distributed.ranks import (
     seeded,
 )
 from vqprior import (
-    ChannelFirst,
+    ChannelsFirst,
     CodebookEMA,
     CodebookRevival,
     SelfUpdating,
     TextureQuantizer,
     VectorQuantizer,
     _distributed,
-    initialize_,
+    initialize_codebooks_,
 )
 from vqprior.functional import bit_entropy_loss, entropy_loss
 from vqprior.losses import adaptive_weight
@@ -62,7 +62,7 @@ def learn_as_one(make, rules_of):
         for rule in my_rules:
             rule.step(out)
         for codebook in mine.codebooks:
-            same_on_all_ranks(codebook.vectors().detach())
+            same_on_all_ranks(codebook.codes().detach())
     exactly(state(mine), state(one))
     for my_rule, one_rule in zip(my_rules, one_rules, strict=True):
         exactly(state(my_rule), state(one_rule))
@@ -96,7 +96,7 @@ def a_shared_codebook_learns_as_one_by_ema(rank, world):
 @check
 def wrappers_learn_as_one(rank, world):
     def make():
-        return TextureQuantizer(ChannelFirst(VectorQuantizer(3, 8)), fuse=Mix())
+        return TextureQuantizer(ChannelsFirst(VectorQuantizer(3, 8)), fuse=Mix())
 
     one, mine = seeded(make), seeded(make)
     rules = [[ema(q), revival(q)] for q in (one, mine)]
@@ -139,13 +139,13 @@ def revival_zeroes_moments_on_every_rank(rank, world):
     yield
     x, _ = batches(3, world=WORLD)[0][rank]
     out = quantizer(100 + x)
-    quantizer.codebook.codes.grad = torch.ones(8, 3)
+    quantizer.codebook.weight.grad = torch.ones(8, 3)
     optimizer.step()
-    before = quantizer.codebook.codes.detach().clone()
+    before = quantizer.codebook.weight.detach().clone()
     rule.step(out)
-    moved = (quantizer.codebook.codes.detach() != before).any(dim=1)
+    moved = (quantizer.codebook.weight.detach() != before).any(dim=1)
     assert moved.sum() == 7
-    moment = optimizer.state[quantizer.codebook.codes]["exp_avg"]
+    moment = optimizer.state[quantizer.codebook.weight]["exp_avg"]
     exactly(moment.any(dim=1), ~moved)
     same_on_all_ranks(moment)
 
@@ -170,14 +170,14 @@ def initialize_uses_the_joint_batch(rank, world):
         torch.manual_seed(11)
         expected[method] = []
         for parts in steps:
-            initialize_(quantizer, *joint(parts), method=method)
-            expected[method].append(quantizer.codebook.codes.detach().clone())
+            initialize_codebooks_(quantizer, *joint(parts), method=method)
+            expected[method].append(quantizer.codebook.weight.detach().clone())
     yield
     for method, quantizer in quantizers.items():
         torch.manual_seed(11 + rank)  # rank 0 decides
         for parts, codes in zip(steps, expected[method], strict=True):
-            initialize_(quantizer, *parts[rank], method=method)
-            exactly(quantizer.codebook.codes.detach(), codes)
+            initialize_codebooks_(quantizer, *parts[rank], method=method)
+            exactly(quantizer.codebook.weight.detach(), codes)
 
 
 @check
@@ -186,7 +186,7 @@ def initialize_without_a_token_raises_on_every_rank(rank, world):
     yield
     x, mask = batches(3, world=WORLD)[5][rank]
     with pytest.raises(ValueError, match="`x` must hold at least one finite vector"):
-        initialize_(quantizer, x, mask)
+        initialize_codebooks_(quantizer, x, mask)
     dist.barrier()
 
 
@@ -242,22 +242,22 @@ def codebook_usage_counts_all_ranks_without_changing_its_counts(rank, world):
 
 
 @check
-def picture_metrics_average_over_the_pictures_of_all_ranks(rank, world):
-    pictures, targets = torch.rand(5, 3, 16, 16), torch.rand(5, 3, 16, 16)
+def image_metrics_average_over_the_images_of_all_ranks(rank, world):
+    images, targets = torch.rand(5, 3, 16, 16), torch.rand(5, 3, 16, 16)
     cases = []
     for kind in (PSNR, SSIM, GMSD):
         one = kind()
-        one.update(pictures, targets)
+        one.update(images, targets)
         cases.append((one.compute(), kind(), kind()))
     yield
-    pictures, targets = (_distributed.broadcast_(t) for t in (pictures, targets))
+    images, targets = (_distributed.broadcast_(t) for t in (images, targets))
     for _, uneven, lopsided in cases:
         part = slice(0, 1) if rank == 0 else slice(1, 5)
-        uneven.update(pictures[part], targets[part])
+        uneven.update(images[part], targets[part])
         if rank == 1:  # rank 0 has seen nothing, and takes part in the sum
-            lopsided.update(pictures, targets)
+            lopsided.update(images, targets)
         assert uneven.compute() == pytest.approx(lopsided.compute(), rel=1e-12)
-    expected = torch.tensor([value for value, _, _ in cases])  # those of rank 0's own pictures
+    expected = torch.tensor([value for value, _, _ in cases])  # those of rank 0's own images
     actual = torch.tensor([uneven.compute() for _, uneven, _ in cases])
     assert_close(actual, _distributed.broadcast_(expected))
 

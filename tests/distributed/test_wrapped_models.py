@@ -11,12 +11,12 @@ from tests.distributed.ranks import exactly, run, same_on_all_ranks, seeded
 from vqprior import (
     CodebookEMA,
     CodebookRevival,
-    Residual,
+    EmbeddingCodebook,
+    ResidualQuantizer,
     SelfUpdating,
-    Table,
-    Transformed,
+    TransformedCodebook,
     VectorQuantizer,
-    initialize_,
+    initialize_codebooks_,
 )
 from vqprior.functional import IndexBackpropagation
 from vqprior.metrics import CodebookUsage
@@ -51,8 +51,8 @@ class Model(nn.Module):
 
 
 def simvq():
-    frozen = Table(8, 3).requires_grad_(requires_grad=False)
-    return VectorQuantizer(3, 8, codebook=Transformed(frozen, nn.Linear(3, 3)))
+    frozen = EmbeddingCodebook(8, 3).requires_grad_(requires_grad=False)
+    return VectorQuantizer(3, 8, codebook=TransformedCodebook(frozen, nn.Linear(3, 3)))
 
 
 def no_rules(quantizer):
@@ -82,8 +82,8 @@ MODELS = {
         ),
         no_rules,
     ),
-    "residual": (lambda: Residual([VectorQuantizer(3, 8) for _ in range(3)]), no_rules),
-    "residual_shared_ema": (lambda: Residual([VectorQuantizer(3, 8)] * 3), both_rules),
+    "residual": (lambda: ResidualQuantizer([VectorQuantizer(3, 8) for _ in range(3)]), no_rules),
+    "residual_shared_ema": (lambda: ResidualQuantizer([VectorQuantizer(3, 8)] * 3), both_rules),
 }
 
 
@@ -278,7 +278,7 @@ def sharded_codebooks_cannot_be_written_to(rank, world):
             rule(model.quantizer)
     codes = torch.zeros(8, 3)
     with pytest.raises(TypeError, match=message):
-        model.quantizer.codebook.assign_(codes, torch.ones(8) > 0)
+        model.quantizer.codebook.set_codes_(codes, torch.ones(8) > 0)
     dist.barrier()
 
 
@@ -307,10 +307,10 @@ def codebooks_start_before_they_are_sharded(rank, world):
     mine = seeded(lambda: Model(VectorQuantizer(3, 4)))
     parts = data(world)[0]
     torch.manual_seed(6)
-    initialize_(one.quantizer, one.encoder(torch.cat(parts)))
+    initialize_codebooks_(one.quantizer, one.encoder(torch.cat(parts)))
     yield
     torch.manual_seed(6 + rank)  # rank 0 decides
-    initialize_(mine.quantizer, mine.encoder(parts[rank]))
+    initialize_codebooks_(mine.quantizer, mine.encoder(parts[rank]))
     shard(mine)
     # The joint batch is encoded in parts here, and the means are sums of a few codes.
     assert_close(whole(mine), state(one), **CLOSE)

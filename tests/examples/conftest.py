@@ -16,7 +16,7 @@ for folder in (EXAMPLE, EXAMPLES / "compare_priors"):
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of four smooth random pictures."""
+    """A folder of four smooth random images."""
     folder = tmp_path / "photos"
     folder.mkdir()
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Pictures for tests of degradations."""
+"""Images for tests of degradations."""
 
 import math
 
@@ -20,8 +20,8 @@ def photo(name="coffee.png", height=256, width=256, top=100, left=200):
     return torch.from_numpy(levels).permute(2, 0, 1)[None].float() / 255
 
 
-def to_pillow(picture):
-    return Image.fromarray((picture[0] * 255).round().byte().permute(1, 2, 0).numpy())
+def to_pillow(image):
+    return Image.fromarray((image[0] * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def from_pillow(image):
@@ -32,5 +32,5 @@ def psnr(a, b):
     return -10 * math.log10((a - b).square().mean().item())
 
 
-def scene(picture, seed=0):
-    return Scene(tuple(picture.shape[-2:]), torch.Generator().manual_seed(seed))
+def scene(image, seed=0):
+    return Scene(tuple(image.shape[-2:]), torch.Generator().manual_seed(seed))

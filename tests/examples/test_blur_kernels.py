@@ -1,4 +1,4 @@
-"""Blur kernels: their shapes, how a picture is blurred, and how it is sharpened."""
+"""Blur kernels: their shapes, how an image is blurred, and how it is sharpened."""
 
 import math
 
@@ -30,7 +30,7 @@ def test_kernels_sum_to_one_and_are_symmetric(order):
         assert weights.dtype == torch.float32
         assert weights.isfinite().all()
         assert weights.sum().item() == pytest.approx(1, abs=1e-5)
-        # Otherwise it would move the picture, and convolution would differ from correlation.
+        # Otherwise it would move the image, and convolution would differ from correlation.
         torch.testing.assert_close(weights, weights.flip(0, 1), rtol=1e-4, atol=1e-7)
         if isinstance(kernel, BellKernel):
             assert weights.min() >= 0
@@ -99,19 +99,19 @@ def test_sinc_kernels_overshoot_at_an_edge():
     [(21, (64, 64)), (7, (33, 50)), (51, (64, 27)), (21, (8, 64)), (51, (25, 25)), (21, (1, 1))],
 )
 def test_blur_is_a_convolution_that_mirrors_where_it_can(size, shape):
-    picture = torch.rand(2, 3, *shape)
+    image = torch.rand(2, 3, *shape)
     kernels = [
         BellKernel("aniso", size, (4.0, 1.0), 0.5).weights(),
         SincKernel(size, 1.2).weights(),
     ]
     mode = "reflect" if min(shape) > size // 2 else "replicate"
-    padded = F.pad(picture, (size // 2,) * 4, mode=mode)
+    padded = F.pad(image, (size // 2,) * 4, mode=mode)
     for weights in kernels:
         expected = F.conv2d(padded, weights.expand(3, 1, -1, -1), groups=3)
-        torch.testing.assert_close(blur(picture, weights), expected, rtol=0, atol=5e-6)
+        torch.testing.assert_close(blur(image, weights), expected, rtol=0, atol=5e-6)
 
 
-def test_sharpening_leaves_flat_and_faint_pictures_alone():
+def test_sharpening_leaves_flat_and_faint_images_alone():
     flat = torch.full((1, 3, 64, 64), 0.3)
     assert torch.equal(sharpen(flat), flat)
     faint = 0.5 + 18 / 255 * (torch.rand(1, 3, 64, 64) - 0.5)
@@ -135,8 +135,8 @@ def test_sharpening_is_unsharp_masking_with_a_soft_mask():
     line = torch.exp(-(torch.arange(-25, 26, dtype=torch.float64) ** 2) / (2 * 8**2))
     line = (line / line.sum()).expand(3, 1, 1, 51)
 
-    def wide(picture):
-        padded = F.pad(picture, (25,) * 4, mode="reflect")
+    def wide(image):
+        padded = F.pad(image, (25,) * 4, mode="reflect")
         return F.conv2d(F.conv2d(padded, line, groups=3), line.mT, groups=3)
 
     residual = hr - wide(hr)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from study import jobs
-from study.pictures import Pictures
+from study.images import Images
 from study.plan import Extent
 from study.runner import Runner
 from study.setting import Setting
@@ -25,7 +25,7 @@ ROWS = jobs.with_needs([*PREDICTORS, *TOKENIZERS])
 
 def make_runner(out, folders):
     torch.set_num_threads(1)  # as here, or sums round otherwise in the processes
-    return Runner(out, Setting(Pictures(*folders, most=2), jobs=2, quiet=True))
+    return Runner(out, Setting(Images(*folders, most=2), jobs=2, quiet=True))
 
 
 def end_at_once():

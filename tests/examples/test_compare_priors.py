@@ -13,8 +13,8 @@ from torch import nn
 
 import compare
 from study import gradients, page, predictors, tokenizers
+from study.images import Images, joined
 from study.measures import describe_texture, effective_dimension, explained, spectrum, surroundings
-from study.pictures import Pictures, joined
 from study.plan import EXPERIMENTS, Extent, planned, rows_of
 from study.priors import PRIORS
 from study.quantizers import QUANTIZERS, start_simvq
@@ -33,7 +33,7 @@ NOW = Extent(seeds=1, scale=1e-9)  # one step of everything
 
 @pytest.fixture
 def setting(folders):
-    return Setting(Pictures(*folders, most=2), quiet=True)
+    return Setting(Images(*folders, most=2), quiet=True)
 
 
 def command(folders, out, *options):
@@ -63,7 +63,7 @@ def test_the_quick_study_is_done_once(folders, tmp_path, capsys):
     for name in ("sizes", "features", "equal-bits", "prediction", "training", "gradients"):
         assert width(tmp_path / f"{name}.png") > 500
     for name in ("sizes", "equal-bits", "prediction"):
-        assert width(tmp_path / f"{name}-pictures.png") > 250
+        assert width(tmp_path / f"{name}-images.png") > 250
     numbers = read_content(tmp_path / "rows.json")["rows"]
     assert set(numbers) == listed
     assert (tmp_path / "tables.md").read_text().strip() == printed.strip()
@@ -81,7 +81,7 @@ def test_the_quick_study_is_done_once(folders, tmp_path, capsys):
 
 def test_a_folder_of_another_study_is_left_alone(folders, tmp_path, capsys):
     only = ("--only", "sizes", "--held-out", "2")
-    Runner(tmp_path, Setting(Pictures(*folders, most=2), "bfloat16", quiet=True))
+    Runner(tmp_path, Setting(Images(*folders, most=2), "bfloat16", quiet=True))
     before = sorted(tmp_path.rglob("*"))
     assert run(lambda: compare.main(command(folders, tmp_path, *only))) == 1
     error = capsys.readouterr().err
@@ -160,7 +160,7 @@ def test_how_far_two_studies_are_apart():
     lines = agreement(ours, theirs, extent).splitlines()[2:]
     assert lines == [
         "| tokenizers | 1 | 0.25, 0.25 | 0.0000, 0.0000 | 0.000, 0.000 |  |",
-        "| pictures alone | 1 | 1.50, 1.50 | 0.0000, 0.0000 | 0.100, 0.100 | 0.125, 0.125 |",
+        "| images alone | 1 | 1.50, 1.50 | 0.0000, 0.0000 | 0.100, 0.100 | 0.125, 0.125 |",
     ]
 
 
@@ -249,7 +249,7 @@ def test_quantizers_of_equal_bits(name):
     assert out.quantized.shape == x.shape
     torch.testing.assert_close(quantizer.decode(out.indices), out.quantized)
     assert torch.equal(quantizer.encode(x), out.indices)
-    torch.testing.assert_close(quantizer.assign(x, out.indices).quantized, out.quantized)
+    torch.testing.assert_close(quantizer.quantize_as(x, out.indices).quantized, out.quantized)
 
 
 def test_simvq_starts_from_data():
@@ -311,7 +311,7 @@ def test_what_a_linear_map_explains():
 
 
 def test_held_out_pieces_make_the_middles_of_photos(folders):
-    pieces = Pictures(*folders, most=2).held_out
+    pieces = Images(*folders, most=2).held_out
     assert pieces.hr.shape == (8, 3, 64, 64)
     assert pieces.lr.shape == (8, 3, 16, 16)
     with Image.open(folders[1] / "1.png") as photo:
@@ -337,7 +337,7 @@ def test_the_exact_gradient_is_that_of_the_expected_loss(setting):
     row = GradientRow(NOW.predictor(tokenizer_row, "code"), places=1, draws=2)
     model = predictors.build(row.predictor, tokenizer).requires_grad_(requires_grad=False)
     rng = torch.Generator().manual_seed(0)
-    held_out = setting.pictures.held_out
+    held_out = setting.images.held_out
     pair = type(held_out)(held_out.hr[:1], held_out.lr[:1])
     place = gradients._Place(model, pair, rng)
     losses = place.all_losses()
@@ -345,9 +345,9 @@ def test_the_exact_gradient_is_that_of_the_expected_loss(setting):
     (expected,) = torch.autograd.grad((logits.softmax(dim=-1) * losses).sum(), logits)
     found = gradients._compare(place, 2, rng)
     assert found["exact"] == pytest.approx(float(expected.norm()), rel=1e-3)
-    # The loss of the code that is chosen is that of the picture as it is.
-    picture, _ = model(pair.lr)
-    pixel = (picture - pair.hr).abs().mean()
+    # The loss of the code that is chosen is that of the image as it is.
+    image, _ = model(pair.lr)
+    pixel = (image - pair.hr).abs().mean()
     assert float(losses[place.chosen]) > float(pixel)
     # The loss of each code is the same for a predictor that is surer of the same codes.
     sharp = gradients._Place(model, pair, torch.Generator().manual_seed(0), sharpened=4.0)

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from tvqrap.cli import UserError
-from tvqrap.pictures.pairs import make_pair
+from tvqrap.images.pairs import make_pair
 from tvqrap.training.data import (
     AUGMENTATIONS,
     Crops,

@@ -1,4 +1,4 @@
-"""Degradations: what is drawn, what each step does to a picture, and what depends on what."""
+"""Degradations: what is drawn, what each step does to an image, and what depends on what."""
 
 import math
 import random
@@ -71,10 +71,10 @@ def test_a_sample_depends_on_its_seed_and_not_on_its_batch(degradation, crops):
     assert torch.equal(together.flip(0), degradation(crops.flip(0), seeds[::-1]))
 
 
-def test_other_seeds_give_other_pictures(crops):
+def test_other_seeds_give_other_images(crops):
     same = crops[:1].expand(8, -1, -1, -1)
     lr = SecondOrder()(same, range(8))
-    assert len({picture.numpy().tobytes() for picture in lr}) == 8
+    assert len({image.numpy().tobytes() for image in lr}) == 8
     assert torch.equal(Bicubic()(same, range(8)), Bicubic()(same, range(8, 16)))
 
 
@@ -130,7 +130,7 @@ def test_wrong_inputs_are_named(degradation, shape, dtype, seeds, message):
 
 def test_bicubic_is_that_of_pillow():
     hr = photo()
-    # In floats: Pillow rounds 8-bit pictures between the two directions.
+    # In floats: Pillow rounds 8-bit images between the two directions.
     channels = (Image.fromarray(channel.numpy()) for channel in hr[0])
     small = (channel.resize((64, 64), Image.Resampling.BICUBIC) for channel in channels)
     expected = torch.from_numpy(np.stack([np.array(channel) for channel in small]))
@@ -309,46 +309,46 @@ def test_other_choices_can_be_made():
 
 
 def test_resize_is_relative_to_the_crop_and_never_to_nothing():
-    picture = torch.rand(1, 3, 50, 70)
+    image = torch.rand(1, 3, 50, 70)
     of = Scene((200, 280), torch.Generator())
     for mode in ("area", "bilinear", "bicubic"):
-        assert Resize(0.3, mode)(picture, of).shape[-2:] == (60, 84)
-        assert Resize(0.1499, mode)(picture, of).shape[-2:] == (29, 41)
-        assert Resize(0.001, mode)(picture, of).shape[-2:] == (1, 1)
-        torch.testing.assert_close(Resize(0.25, mode)(picture, of), picture)
-    assert not torch.equal(*(Resize(0.2, m)(picture, of) for m in ("area", "bilinear")))
+        assert Resize(0.3, mode)(image, of).shape[-2:] == (60, 84)
+        assert Resize(0.1499, mode)(image, of).shape[-2:] == (29, 41)
+        assert Resize(0.001, mode)(image, of).shape[-2:] == (1, 1)
+        torch.testing.assert_close(Resize(0.25, mode)(image, of), image)
+    assert not torch.equal(*(Resize(0.2, m)(image, of) for m in ("area", "bilinear")))
 
 
 @pytest.mark.parametrize("gray", [False, True])
 def test_gaussian_noise_has_its_strength(gray):
-    picture = torch.full((1, 3, 200, 200), 0.5)
-    noise = (GaussianNoise(20.0, gray)(picture, scene(picture)) - picture)[0] * 255
+    image = torch.full((1, 3, 200, 200), 0.5)
+    noise = (GaussianNoise(20.0, gray)(image, scene(image)) - image)[0] * 255
     assert noise.std().item() == pytest.approx(20, rel=0.03)
     assert noise.mean().item() == pytest.approx(0, abs=0.3)
     likeness = torch.corrcoef(noise.flatten(1))[0, 1].item()
     assert likeness == pytest.approx(1 if gray else 0, abs=0.03)
-    bright = GaussianNoise(20.0, gray)(torch.ones_like(picture), scene(picture))
+    bright = GaussianNoise(20.0, gray)(torch.ones_like(image), scene(image))
     assert bright.max() == 1
 
 
 @pytest.mark.parametrize("gray", [False, True])
 def test_poisson_noise_has_the_variance_of_counting(gray):
     levels = torch.arange(20, 220).repeat_interleave(2)  # 200 different ones: 256 events are white
-    picture = (levels / 255).expand(1, 3, 400, 400)
-    noise = (PoissonNoise(0.7, gray)(picture, scene(picture)) - picture)[0]
+    image = (levels / 255).expand(1, 3, 400, 400)
+    noise = (PoissonNoise(0.7, gray)(image, scene(image)) - image)[0]
     assert noise.mean().item() == pytest.approx(0, abs=1e-3)
     variance = noise.mT.reshape(3, 8, -1).var(-1).mean(0)
-    mean = picture[0, 0, 0].reshape(8, -1).mean(-1)
+    mean = image[0, 0, 0].reshape(8, -1).mean(-1)
     torch.testing.assert_close(variance, 0.7**2 * mean / 256, rtol=0.04, atol=0)
     assert torch.allclose(noise[0], noise[1], atol=1e-6) == gray
 
 
 @pytest.mark.parametrize(("distinct", "events"), [(1, 1), (2, 2), (3, 4), (100, 128), (129, 256)])
 def test_poisson_noise_counts_as_many_events_as_there_are_levels(distinct, events):
-    picture = torch.full((1, 3, 128, 128), 200 / 255)
-    picture.view(-1)[:distinct] = torch.arange(200, 200 - distinct, -1) / 255
-    noisy = PoissonNoise(0.02, gray=False)(picture, scene(picture))
-    counts = ((noisy - picture) / 0.02 + picture)[..., 64:, :] * events
+    image = torch.full((1, 3, 128, 128), 200 / 255)
+    image.view(-1)[:distinct] = torch.arange(200, 200 - distinct, -1) / 255
+    noisy = PoissonNoise(0.02, gray=False)(image, scene(image))
+    counts = ((noisy - image) / 0.02 + image)[..., 64:, :] * events
     torch.testing.assert_close(counts, counts.round(), rtol=0, atol=0.03)
     mean = 200 / 255 * events
     for count in {math.floor(mean), math.ceil(mean), max(math.floor(mean) - 2, 0)}:
@@ -357,9 +357,9 @@ def test_poisson_noise_counts_as_many_events_as_there_are_levels(distinct, event
 
 
 def test_poisson_noise_of_black_is_none_and_of_white_is_clipped():
-    picture = torch.zeros(1, 3, 64, 64)
-    picture[..., 32:] = 1
-    noisy = PoissonNoise(3.0, gray=False)(picture, scene(picture))
+    image = torch.zeros(1, 3, 64, 64)
+    image[..., 32:] = 1
+    noisy = PoissonNoise(3.0, gray=False)(image, scene(image))
     assert not noisy[..., :32].any()
     assert noisy.max() == 1
     assert noisy[..., 32:].min() == 0
@@ -378,10 +378,10 @@ def test_poisson_noise_takes_the_least_and_the_greatest_random_number(drawn, mon
 
 
 def test_one_changed_pixel_leaves_the_noise_of_the_others():
-    picture = photo()
-    changed = picture.clone()
-    changed[0, 0, 0, 0] = picture[0, 0, 0, 1]  # a level there already is
-    one, other = (PoissonNoise(1.0, gray=False)(p, scene(p)) for p in (picture, changed))
+    image = photo()
+    changed = image.clone()
+    changed[0, 0, 0, 0] = image[0, 0, 0, 1]  # a level there already is
+    one, other = (PoissonNoise(1.0, gray=False)(p, scene(p)) for p in (image, changed))
     assert torch.equal(one.flatten()[1:], other.flatten()[1:])
     assert one[0, 0, 0, 0] != other[0, 0, 0, 0]
 
@@ -390,7 +390,7 @@ def test_one_changed_pixel_leaves_the_noise_of_the_others():
 
 
 @pytest.mark.parametrize("fraction", [0.3, 0.61, 1.0, 1.37])
-def test_mild_settings_neither_move_the_picture_nor_change_its_colors(fraction):
+def test_mild_settings_neither_move_the_image_nor_change_its_colors(fraction):
     order = Order(
         KernelChoice(sigma=(0.3, 1.0)),
         ResizeChoice((0.0, 0.0, 1.0), scale=(1.0, 1.0), base=fraction),
@@ -406,16 +406,16 @@ def test_mild_settings_neither_move_the_picture_nor_change_its_colors(fraction):
     for axis in (2, 3):
         errors = [(enlarged - hr.roll(s, axis))[inside].square().mean() for s in (-1, 0, 1)]
         before, here, after = (error.item() for error in errors)
-        # The parabola through the three errors is least where the picture is: within 1/10 pixel.
+        # The parabola through the three errors is least where the image is: within 1/10 pixel.
         assert here < min(before, after)
         assert abs((before - after) / (2 * (before + after - 2 * here))) < 0.1
 
 
-def test_degraded_pictures_still_show_what_they_showed():
+def test_degraded_images_still_show_what_they_showed():
     hr = photo()
     clean = Bicubic()(hr, [0])
     lr = SecondOrder()(hr.expand(60, -1, -1, -1), range(60))
-    ratios = np.array([psnr(picture[None], clean) for picture in lr])
+    ratios = np.array([psnr(image[None], clean) for image in lr])
     assert 18 < np.median(ratios) < 30  # spoilt, but not beyond recognition
     assert ratios.max() - ratios.min() > 8  # to very different degrees
     assert (lr.mean((0, 2, 3)) - clean.mean((0, 2, 3))).abs().max() < 4 / 255

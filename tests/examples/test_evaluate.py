@@ -17,7 +17,7 @@ from evaluate import (
 )
 from tests.examples.stand_in import StandIn
 from tvqrap.cli import UserError, run
-from tvqrap.pictures.pairs import Pair, make_pair, pair_loaders, photo_loaders, read_pair
+from tvqrap.images.pairs import Pair, make_pair, pair_loaders, photo_loaders, read_pair
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_the_border_is_not_looked_at():
 def test_blur_loses_in_every_score_and_loses_detail():
     original = photo(96, 96)
     blurred = [levels(original.filter(ImageFilter.GaussianBlur(r))) for r in (0.6, 2)]
-    little, much = (measure(picture, levels(original)) for picture in blurred)
+    little, much = (measure(image, levels(original)) for image in blurred)
     assert little.psnr > much.psnr
     assert little.ssim > much.ssim
     assert little.gmsd < much.gmsd
@@ -102,9 +102,9 @@ def test_blur_loses_in_every_score_and_loses_detail():
 @pytest.mark.parametrize("axis", [0, 1])
 def test_detail_is_what_a_quarter_of_the_size_cannot_hold(cycles, beyond, axis):
     wave = torch.sin(2 * torch.pi * cycles * torch.arange(128.0))
-    picture = wave[:, None].expand(128, 128) if axis == 0 else wave.expand(128, 128)
-    share = detail_energy(picture[None, None]) / (
-        torch.fft.fft2(picture * torch.outer(torch.hann_window(128), torch.hann_window(128)))
+    image = wave[:, None].expand(128, 128) if axis == 0 else wave.expand(128, 128)
+    share = detail_energy(image[None, None]) / (
+        torch.fft.fft2(image * torch.outer(torch.hann_window(128), torch.hann_window(128)))
         .abs()
         .square()
         .sum()
@@ -134,7 +134,7 @@ def test_evaluate_measures_what_upscale_would_write(model):
     assert result.codebook_size == 16
 
 
-def test_codes_are_counted_over_all_of_a_large_picture(model):
+def test_codes_are_counted_over_all_of_a_large_image(model):
     lr = torch.zeros(3, 40, 70, dtype=torch.uint8)
     lr[:, -1, -1] = 255
     hr = levels(photo(280, 160))
@@ -213,10 +213,10 @@ def test_folders_that_are_missing(find, here):
 
 @pytest.mark.usefixtures("model")
 class TestTheScript:
-    def test_table_file_and_picture(self, here, capsys):
+    def test_table_file_and_image(self, here, capsys):
         save_pairs("a.png", "b.png")
         status = evaluate_py(
-            "--pairs", "pairs", "--csv", "out/t.csv", "--picture", "out/p.jpg"
+            "--pairs", "pairs", "--csv", "out/t.csv", "--image", "out/p.jpg"
         )  # fmt: skip
         lines = capsys.readouterr().out.splitlines()
         assert status == 0
@@ -234,8 +234,8 @@ class TestTheScript:
         scores = measure(levels(bicubic), pair.hr)
         assert float(rows[0]["bicubic_psnr"]) == pytest.approx(scores.psnr, rel=1e-5)
         assert float(rows[0]["bicubic_gmsd"]) == pytest.approx(scores.gmsd, rel=1e-5)
-        with Image.open("out/p.jpg") as picture:
-            assert picture.width == 10 + 3 * (2 * 48 + 10)
+        with Image.open("out/p.jpg") as image:
+            assert image.width == 10 + 3 * (2 * 48 + 10)
 
     def test_photos_and_limit(self, here, capsys):
         for name in ("a.png", "b.jpg", "c.webp"):
@@ -257,7 +257,7 @@ class TestTheScript:
         Path("photos/a.png").write_bytes(b"")
         assert evaluate_py("--photos", "photos", "--csv", "t.csv") == 1
         assert capsys.readouterr().err.splitlines()[1:] == [
-            "error: none of the pictures could be measured"
+            "error: none of the images could be measured"
         ]
         assert not Path("t.csv").exists()
 
@@ -266,7 +266,7 @@ class TestTheScript:
         [
             (["--csv", "photos"], "photos: is a folder; a file is to be written here"),
             (["--csv", "photos/a.png/t.csv"], "cannot write to this folder"),
-            (["--picture", "p.gif"], "must end in one of"),
+            (["--image", "p.gif"], "must end in one of"),
         ],
     )
     def test_results_that_cannot_be_written_are_found_before_the_work(

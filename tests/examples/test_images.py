@@ -1,4 +1,4 @@
-"""Every kind of picture is read right, written in kind, and refused in one line if damaged."""
+"""Every kind of image is read right, written in kind, and refused in one line if damaged."""
 
 import os
 import struct
@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageCms
 
 from tvqrap.cli import UsageError, UserError
-from tvqrap.pictures.images import (
+from tvqrap.images.files import (
     Photo,
     check_output_size,
     collect_inputs,
@@ -20,14 +20,14 @@ from tvqrap.pictures.images import (
     to_float,
     write_image,
 )
-from tvqrap.pictures.panels import contact_sheet
+from tvqrap.images.panels import contact_sheet
 
 WIDTH, HEIGHT = 20, 12
 
 
 @pytest.fixture
-def picture():
-    """A smooth picture of which no two corners look alike."""
+def image():
+    """A smooth image of which no two corners look alike."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     channels = (x * 255 // WIDTH, y * 255 // HEIGHT, (x + y) * 255 // (WIDTH + HEIGHT))
     return Image.fromarray(np.stack(channels, axis=2).astype(np.uint8))
@@ -63,27 +63,27 @@ def png(width, height, depth, color, rows):
         ("a.webp", "RGB", 25),
     ],
 )
-def test_color_of_any_format(name, mode, tolerance, picture, tmp_path):
+def test_color_of_any_format(name, mode, tolerance, image, tmp_path):
     path = tmp_path / name
-    picture.convert(mode).save(path, **({"quality": 100} if name[2] in "jw" else {}))
+    image.convert(mode).save(path, **({"quality": 100} if name[2] in "jw" else {}))
     photo = read_image(path)
     assert photo.rgb.shape == (3, HEIGHT, WIDTH)
     assert photo.rgb.dtype == torch.float32
     assert (photo.alpha, photo.grayscale, photo.bit_depth) == (None, False, 8)
-    assert np.abs(levels(photo) - np.array(picture).astype(float)).max() <= tolerance
+    assert np.abs(levels(photo) - np.array(image).astype(float)).max() <= tolerance
 
 
 @pytest.mark.parametrize("mode", ["L", "1"])
-def test_gray(mode, picture, tmp_path):
-    gray = picture.convert(mode)
+def test_gray(mode, image, tmp_path):
+    gray = image.convert(mode)
     gray.save(tmp_path / "a.png")
     photo = read_image(tmp_path / "a.png")
     assert photo.grayscale
     assert (levels(photo) == np.array(gray.convert("L"))[..., None]).all()
 
 
-def test_palette_of_colors_and_palette_of_grays(picture, tmp_path):
-    for name, source in (("color", picture), ("gray", picture.convert("L"))):
+def test_palette_of_colors_and_palette_of_grays(image, tmp_path):
+    for name, source in (("color", image), ("gray", image.convert("L"))):
         source.convert("RGB").quantize(16).save(tmp_path / f"{name}.png")
     assert not read_image(tmp_path / "color.png").grayscale
     assert read_image(tmp_path / "gray.png").grayscale
@@ -100,14 +100,14 @@ def test_palette_with_a_transparent_color(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "gray"), [("RGBA", False), ("LA", True)])
-def test_alpha_is_kept_beside_unchanged_colors(mode, gray, picture, tmp_path):
-    image = picture.convert(mode)
-    image.putalpha(picture.getchannel("R"))
-    image.save(tmp_path / "a.png")
+def test_alpha_is_kept_beside_unchanged_colors(mode, gray, image, tmp_path):
+    converted = image.convert(mode)
+    converted.putalpha(image.getchannel("R"))
+    converted.save(tmp_path / "a.png")
     photo = read_image(tmp_path / "a.png")
     assert photo.grayscale == gray
-    assert torch.equal(photo.alpha[0], to_float(torch.tensor(np.array(picture.getchannel("R")))))
-    assert (levels(photo) == np.array(image.convert("RGBA"))[..., :3]).all()
+    assert torch.equal(photo.alpha[0], to_float(torch.tensor(np.array(image.getchannel("R")))))
+    assert (levels(photo) == np.array(converted.convert("RGBA"))[..., :3]).all()
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
@@ -148,16 +148,16 @@ def test_deep_gray_without_a_known_white(dtype, tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_camera_on_its_side(orientation, picture, tmp_path):
+def test_a_camera_on_its_side(orientation, image, tmp_path):
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # transpositions by their Pillow number
-    stored = picture.transpose(undo[orientation]) if orientation > 1 else picture
+    stored = image.transpose(undo[orientation]) if orientation > 1 else image
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = orientation, "Maker"
     exif.get_ifd(0x8769)[0xA002] = WIDTH
     exif.get_ifd(0x8769)[0x9003] = "2024:01:01 00:00:00"
     stored.save(tmp_path / "a.png", exif=exif)
     photo = read_image(tmp_path / "a.png")
-    assert (levels(photo) == np.array(picture)).all()
+    assert (levels(photo) == np.array(image)).all()
     write_image(tmp_path / "b.jpg", photo)
     with Image.open(tmp_path / "b.jpg") as written:
         kept = written.getexif()
@@ -165,19 +165,19 @@ def test_a_camera_on_its_side(orientation, picture, tmp_path):
         assert kept.get_ifd(0x8769) == {0x9003: "2024:01:01 00:00:00"}
 
 
-def test_damaged_exif_is_left_behind(picture, tmp_path):
-    picture.save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff nonsense")
+def test_damaged_exif_is_left_behind(image, tmp_path):
+    image.save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff nonsense")
     photo = read_image(tmp_path / "a.jpg")
     write_image(tmp_path / "b.jpg", photo)
     assert photo.size == (WIDTH, HEIGHT)
 
 
-def test_the_first_frame_of_an_animation(picture, tmp_path):
-    second = Image.new("RGB", picture.size, "red")
-    picture.save(tmp_path / "a.png", save_all=True, append_images=[second])
+def test_the_first_frame_of_an_animation(image, tmp_path):
+    second = Image.new("RGB", image.size, "red")
+    image.save(tmp_path / "a.png", save_all=True, append_images=[second])
     photo = read_image(tmp_path / "a.png")
     assert photo.notes == ("the first of 2 frames is used",)
-    assert (levels(photo) == np.array(picture)).all()
+    assert (levels(photo) == np.array(image)).all()
 
 
 def test_check_size_comes_before_the_pixels(tmp_path):
@@ -207,13 +207,13 @@ def test_truncated_files(name, share, tmp_path):
     ("content", "message"),
     [
         (b"", "is empty$"),
-        (b"Dear diary", r"is not a picture that can be read \(.*PNG"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not a picture that can be read"),
+        (b"Dear diary", r"is not an image that can be read \(.*PNG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image that can be read"),
         (png(60000, 60000, 8, 2, b""), "claims to have more than 89 megapixels"),
         (png(11000, 11000, 8, 2, b""), "claims to have more than 89 megapixels"),
     ],
 )
-def test_what_is_no_picture(content, message, tmp_path):
+def test_what_is_no_image(content, message, tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"a.png: {message}"):
@@ -263,9 +263,9 @@ def test_png_modes(tmp_path):
             assert image.mode == mode
 
 
-def test_a_profile_is_kept_where_it_fits(picture, tmp_path):
+def test_a_profile_is_kept_where_it_fits(image, tmp_path):
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    picture.save(tmp_path / "a.png", icc_profile=srgb)
+    image.save(tmp_path / "a.png", icc_profile=srgb)
     photo = read_image(tmp_path / "a.png")
     for suffix in (".png", ".jpg", ".webp"):
         write_image(tmp_path / f"b{suffix}", photo)
@@ -276,8 +276,8 @@ def test_a_profile_is_kept_where_it_fits(picture, tmp_path):
         assert "icc_profile" not in image.info
 
 
-def test_a_profile_of_inks_is_not_passed_on(picture, tmp_path):
-    picture.convert("CMYK").save(tmp_path / "a.jpg", icc_profile=b"not a profile at all")
+def test_a_profile_of_inks_is_not_passed_on(image, tmp_path):
+    image.convert("CMYK").save(tmp_path / "a.jpg", icc_profile=b"not a profile at all")
     assert read_image(tmp_path / "a.jpg").icc_profile is None
 
 
@@ -290,9 +290,9 @@ def test_an_unknown_suffix_is_a_usage_error(tmp_path):
 
 def test_formats_with_short_sides(tmp_path):
     assert check_output_size(tmp_path / "a.PNG", 10**6, 10) == "PNG"
-    with pytest.raises(UserError, match=r"WEBP picture has at most 16383 pixels a side.*20000x10"):
+    with pytest.raises(UserError, match=r"WEBP image has at most 16383 pixels a side.*20000x10"):
         check_output_size(tmp_path / "a.webp", 20000, 10)
-    with pytest.raises(UserError, match="JPEG picture has at most 65500"):
+    with pytest.raises(UserError, match="JPEG image has at most 65500"):
         check_output_size(tmp_path / "a.jpg", 10, 65501)
 
 
@@ -319,7 +319,7 @@ def test_contact_sheet():
     assert sheet.getpixel((70 + 29, 28 + 29)) == (0, 0, 255)
     caption = np.array(sheet.convert("L"))[:28]
     assert caption.min() < 60  # there is ink
-    assert (np.array(sheet)[68:96, 40:] == 255).all()  # none beyond the picture it belongs to
+    assert (np.array(sheet)[68:96, 40:] == 255).all()  # none beyond the image it belongs to
 
 
 # Finding
@@ -367,7 +367,7 @@ def test_a_file_is_taken_whatever_its_name(folder):
 
 
 def test_nothing_found(folder):
-    with pytest.raises(UserError, match=r"^in/\*\.bmp: no picture matches$"):
+    with pytest.raises(UserError, match=r"^in/\*\.bmp: no image matches$"):
         found("in/b.png", "in/*.bmp")
-    with pytest.raises(UserError, match=r"^empty: no pictures directly in this folder$"):
+    with pytest.raises(UserError, match=r"^empty: no images directly in this folder$"):
         found("empty")

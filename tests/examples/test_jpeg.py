@@ -16,10 +16,10 @@ def crops():
     return torch.cat([photo(height=64, width=64, left=64 * i) for i in range(8)])
 
 
-def compressed(picture, quality):
+def compressed(image, quality):
     """The file that Pillow writes, decoded."""
     file = io.BytesIO()
-    to_pillow(picture).save(file, "JPEG", quality=quality, subsampling=2)
+    to_pillow(image).save(file, "JPEG", quality=quality, subsampling=2)
     return Image.open(file)
 
 
@@ -58,7 +58,7 @@ def test_jpeg_leaves_gray_gray_and_takes_what_a_resize_overshot():
     assert torch.equal(Jpeg(50)(wild), jpeg(wild.clamp(0, 1), 50))
 
 
-def test_every_picture_of_a_batch_is_compressed_as_alone(crops):
+def test_every_image_of_a_batch_is_compressed_as_alone(crops):
     together = jpeg(crops, 50)
     apart = torch.cat([jpeg(crop[None], 50) for crop in crops])
     assert psnr(together, apart + 1e-9) > 60

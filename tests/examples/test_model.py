@@ -34,11 +34,11 @@ def make(config):
 
 @configs
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 8), (17, 9)])
-def test_enlarges_pictures_of_any_size(config, size):
+def test_enlarges_images_of_any_size(config, size):
     model, lr = make(config), torch.rand(2, 3, *size)
     with torch.no_grad():
-        picture = model(lr)
-    assert picture.shape == (2, 3, 4 * size[0], 4 * size[1])
+        image = model(lr)
+    assert image.shape == (2, 3, 4 * size[0], 4 * size[1])
     codes = (-(-size[0] // config.fold), -(-size[1] // config.fold))
     assert model.indices(lr).shape == (2, *codes)
 
@@ -53,7 +53,7 @@ def test_tokenizer_reconstructs_from_its_indices(config):
         structure = tokenizer.structure.expand(features)
         decoded = tokenizer.decoder(tokenizer.quantizer.decode(indices, structure), lr)
     assert_close(indices, tokenized.quantizer_output.indices, rtol=0, atol=0)
-    assert_close(decoded, tokenized.picture, rtol=0, atol=0)
+    assert_close(decoded, tokenized.image, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["lowres", "lowres-4"])
@@ -76,7 +76,7 @@ def test_without_a_predictor_the_structure_is_decoded_alone():
     none = torch.zeros(1, 8, 8, dtype=torch.bool)
     model = SuperResolver(tokenizer, None)
     with torch.no_grad():
-        assert_close(model(lr), tokenizer(hr, lr, none).picture, rtol=0, atol=0)
+        assert_close(model(lr), tokenizer(hr, lr, none).image, rtol=0, atol=0)
     assert (model.indices(lr) == -1).all()
 
 

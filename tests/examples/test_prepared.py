@@ -12,10 +12,10 @@ from torch.nn import functional as F
 import upscale
 from tests.examples.stand_in import StandIn
 from tvqrap.cli import UserError, run
+from tvqrap.images.files import read_image
+from tvqrap.images.tiling import upscale_tiled
 from tvqrap.models.prepared import Prepared
 from tvqrap.models.weights import DEFAULT_WEIGHTS, load_super_resolver
-from tvqrap.pictures.images import read_image
-from tvqrap.pictures.tiling import upscale_tiled
 
 CHANNELS_LAST = torch.channels_last
 
@@ -33,10 +33,10 @@ class TestCompiled:
 
     def test_without_a_compiler_is_one_line(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(upscale, "load_super_resolver", lambda path: Quiet().eval())
-        pictures = [str(tmp_path / name) for name in ("a.png", "b.png")]
-        for picture in pictures:
-            Image.new("RGB", (16, 12), "teal").save(picture)
-        command = [*pictures, "--output", str(tmp_path / "out"), "--compile", "--device", "cpu"]
+        images = [str(tmp_path / name) for name in ("a.png", "b.png")]
+        for image in images:
+            Image.new("RGB", (16, 12), "teal").save(image)
+        command = [*images, "--output", str(tmp_path / "out"), "--compile", "--device", "cpu"]
         with inductor.patch({"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}):
             status = run(lambda: upscale.main(command))
         err = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Tiles give what the whole picture gives, leave no seams, and stay within bounds."""
+"""Tiles give what the whole image gives, leave no seams, and stay within bounds."""
 
 import hashlib
 import json
@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.examples.stand_in import StandIn
 from tvqrap.cli import UserError
-from tvqrap.pictures.layouts import Averaged, Blended, seen_share
-from tvqrap.pictures.tiling import upscale_tiled
+from tvqrap.images.layouts import Averaged, Blended, seen_share
+from tvqrap.images.tiling import upscale_tiled
 
 PARITY = Path(__file__).parents[1] / "fixtures" / "parity" / "tiling.npz"
 
@@ -120,7 +120,7 @@ def test_no_tile_is_larger_than_asked_for(model):
     assert all(max(shape[-2:]) <= largest for shape in model.calls)
 
 
-def test_tiles_of_a_picture_have_one_shape_and_fill_their_batches(model):
+def test_tiles_of_a_image_have_one_shape_and_fill_their_batches(model):
     lr = torch.rand(3, 77, 331)
     upscale_tiled(model, lr, Blended(32), batch=4)
     assert len({shape[2:] for shape in model.calls}) == 1
@@ -130,7 +130,7 @@ def test_tiles_of_a_picture_have_one_shape_and_fill_their_batches(model):
     assert [shape[0] for shape in model.calls] == 2 * [5, 5]  # not 8 and 2
 
 
-def test_a_small_picture_is_one_tile(model):
+def test_a_small_image_is_one_tile(model):
     upscale_tiled(model, torch.rand(3, 50, 64), Blended(64))
     assert model.calls == [(1, 3, 50, 64)]
     model.calls.clear()
@@ -180,7 +180,7 @@ def test_placements_for_any_side(multiple, overlap, blend):
     ("sizes", "most"),
     [
         ({"overlap": 4, "blend": 8, "default_tile": 512}, 1.10),
-        # Padding the whole picture to multiples of 64 takes up to 1.05 of it.
+        # Padding the whole image to multiples of 64 takes up to 1.05 of it.
         ({"overlap": 2, "blend": 4, "default_tile": 256, "multiple": 64}, 1.14),
     ],
 )
@@ -236,7 +236,7 @@ def test_floats_exist_for_one_row_of_tiles_only(model, layout):
 
 
 class Numbered(StandIn):
-    """The authors' test: tile ``k`` is the picture, 1 + 0.1 k times as bright."""
+    """The authors' test: tile ``k`` is the image, 1 + 0.1 k times as bright."""
 
     def forward(self, lr):
         self.calls.append(tuple(lr.shape))
@@ -249,25 +249,25 @@ def test_averaged_layout_reproduces_the_authors_tiles():
         tiles = Averaged().placements(int(side), geometry())
         assert [tile.used[0] for tile in tiles] == starts
         assert all(tile.seen == tile.used for tile in tiles)
-    picture = parity_picture("tile/im", 56, 72)
+    image = parity_image("tile/im", 56, 72)
     tiles, layout = Numbered().eval(), Averaged(24, 20)
     # Levels are of [0, 1] and the authors' values are not: bring the largest, 2.1, inside.
     dark, bright = (
-        upscale_tiled(Numbered().eval(), sign * picture / 2.1, layout, dtype=torch.uint16)
+        upscale_tiled(Numbered().eval(), sign * image / 2.1, layout, dtype=torch.uint16)
         for sign in (-1, 1)
     )
     merged = (bright.float() - dark.float()) / 65535 * 2.1
     expected = torch.from_numpy(parity["merged__flat7"])
     torch.testing.assert_close(merged.flatten()[::7], expected, rtol=0, atol=2.1 / 65535)
-    upscale_tiled(tiles, picture, layout)
+    upscale_tiled(tiles, image, layout)
     assert len(tiles.calls) == parity["n_tiles"]
     for name, side in (("small_starts_h", 56), ("small_starts_w", 72)):
         starts = [tile.used[0] for tile in layout.placements(side, tiles)]
         assert starts == parity[name].tolist()
 
 
-def parity_picture(name, height, width):
-    """The picture that the fixtures' fill rule, "tvq-fill-v1", has under this name."""
+def parity_image(name, height, width):
+    """The image that the fixtures' fill rule, "tvq-fill-v1", has under this name."""
 
     def unit(name, *shape):
         seed = np.frombuffer(hashlib.sha256(f"x:{name}".encode()).digest()[:8], "<u8")

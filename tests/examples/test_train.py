@@ -255,11 +255,11 @@ class TestPaper:
         assert not torch.equal(*starts)
         assert checkpoint(tmp_path)["rules"] == {}
 
-    def test_pictures_are_compared_and_judged_in_the_range_of_the_paper(self):
-        picture, target = torch.rand(2, 1, 3, 8, 8)
+    def test_images_are_compared_and_judged_in_the_range_of_the_paper(self):
+        image, target = torch.rand(2, 1, 3, 8, 8)
         recipe = RECIPES["paper"]["tokenizer"]
-        expected = torch.nn.functional.mse_loss(2 * picture - 1, 2 * target - 1)
-        assert_close(recipe.pixel(picture, target), expected)
+        expected = torch.nn.functional.mse_loss(2 * image - 1, 2 * target - 1)
+        assert_close(recipe.pixel(image, target), expected)
         critic = Critic(Ranks(), recipe)
         seen = []
         critic.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(*inputs))

@@ -23,7 +23,7 @@ class TestWrongInput:
 
     def test_no_photos(self, tmp_path):
         (tmp_path / "empty").mkdir()
-        with pytest.raises(UserError, match="no pictures in this folder or in those inside"):
+        with pytest.raises(UserError, match="no images in this folder or in those inside"):
             train.main(command("tokenizer", tmp_path / "empty", tmp_path, "--steps", "1"))
 
     def test_photos_smaller_than_the_crop(self, photos, tmp_path):
@@ -31,7 +31,7 @@ class TestWrongInput:
             train.main([*command("tokenizer", photos, tmp_path, "--steps", "1"), "--crop", "256"])
 
     def test_broken_photo(self, photos, tmp_path):
-        (photos / "broken.png").write_bytes(b"not a picture")
+        (photos / "broken.png").write_bytes(b"not an image")
         with pytest.raises(UserError, match=r"broken\.png: "):
             train.main(command("tokenizer", photos, tmp_path, "--steps", "1"))
 

@@ -11,9 +11,9 @@ from PIL import Image
 import upscale
 from tests.examples.stand_in import StandIn
 from tvqrap.cli import UsageError, UserError, run
-from tvqrap.pictures.images import Photo, read_image
-from tvqrap.pictures.jobs import Job, plan_jobs
-from tvqrap.pictures.panels import comparison, find_detail
+from tvqrap.images.files import Photo, read_image
+from tvqrap.images.jobs import Job, plan_jobs
+from tvqrap.images.panels import comparison, find_detail
 from upscale import check_input_size, enlarge_photo, pick_device, spread_color
 
 CHANNELS_LAST = torch.channels_last
@@ -62,7 +62,7 @@ class TestTheScript:
             assert image.size == (36, 68)
         out, err = capsys.readouterr()
         assert out.splitlines()[0] == "a.png -> out/a.png (64x48)"
-        assert out.splitlines()[-1] == "3 of 3 pictures enlarged, in out"
+        assert out.splitlines()[-1] == "3 of 3 images enlarged, in out"
         assert err == ""
 
     def test_the_pixels_are_the_models(self, here, model):
@@ -95,7 +95,7 @@ class TestTheScript:
         with Image.open(f"out/a.{suffix}") as image:
             assert image.format == kind
 
-    def test_kinds_of_pictures(self, here):
+    def test_kinds_of_images(self, here):
         for mode in ("1", "L", "LA", "RGB", "RGBA", "I;16"):
             name = f"in/{mode.replace(';', '')}.png"
             if mode == "I;16":
@@ -136,7 +136,7 @@ class TestTheScript:
         ]
         assert "small.png: is 7x30; 8x8 is the smallest" in err
         assert written() == ["good.png"]
-        assert out.splitlines()[-1] == "1 of 7 pictures enlarged, in out"
+        assert out.splitlines()[-1] == "1 of 7 images enlarged, in out"
 
     def test_eight_by_eight_is_enough(self, here):
         save("a.png", (8, 8))
@@ -219,7 +219,7 @@ class TestTheScript:
 
     def test_nothing_to_do(self, here, capsys):
         assert upscale_py("*.png") == 1
-        assert capsys.readouterr().err == "error: *.png: no picture matches\n"
+        assert capsys.readouterr().err == "error: *.png: no image matches\n"
         assert not Path("out").exists()
 
     @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ class TestTheScript:
         difference = (read_image(Path("out/a.png")).rgb - expected).abs()
         assert 0.5 / 255 < difference.max() <= 2.01 / 255
 
-    def test_what_is_true_of_every_picture_is_said_once(self, here, model, capsys):
+    def test_what_is_true_of_every_image_is_said_once(self, here, model, capsys):
         save("a.png")
         save("b.png")
 
@@ -365,16 +365,16 @@ def test_hidden_colors_do_not_bleed_into_visible_ones():
 
 
 def test_detail_is_where_the_contrast_is():
-    picture = Image.new("L", (100, 80), 128)
+    image = Image.new("L", (100, 80), 128)
     noise = np.random.default_rng(0).integers(0, 256, (20, 20), dtype=np.uint8)
-    picture.paste(Image.fromarray(noise), (70, 10))
-    left, top, right, bottom = find_detail(picture, 24)
+    image.paste(Image.fromarray(noise), (70, 10))
+    left, top, right, bottom = find_detail(image, 24)
     assert left <= 70
     assert top <= 10
     assert right >= 90
     assert bottom >= 30
     assert (right - left, bottom - top) == (24, 24)
-    assert find_detail(picture.crop((0, 0, 9, 8)), 24) == (0, 0, 9, 8)
+    assert find_detail(image.crop((0, 0, 9, 8)), 24) == (0, 0, 9, 8)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (60, 60), (150, 90), (400, 8), (8, 400)])

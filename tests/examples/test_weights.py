@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-import halve
+import to_float16
 from tests.examples.test_model import CONFIGS
 from tvqrap.cli import UserError, run
 from tvqrap.models.assembly import SuperResolver, TextureTokenizer
@@ -38,7 +38,7 @@ def test_tokenizer_alone(tmp_path):
 def test_halved_weights_are_read_as_float32(model, tmp_path, capsys):
     path, target = tmp_path / "model.safetensors", tmp_path / "new" / "half.safetensors"
     save_model(path, model, {"stage": "rap"})
-    assert run(lambda: halve.main([str(path), str(target)])) == 0
+    assert run(lambda: to_float16.main([str(path), str(target)])) == 0
     assert capsys.readouterr().out.startswith(f"{target}: ")
     assert read_notes(target) == read_notes(path)
     assert {value.dtype for value in load_file(target).values()} == {torch.float16}
@@ -52,7 +52,7 @@ def test_weights_say_how_much_texture_is_added(model, tmp_path, capsys):
     path, target = tmp_path / "model.safetensors", tmp_path / "half.safetensors"
     save_model(path, model, {})
     assert load_super_resolver(path).texture == 1
-    halve.main([str(path), str(target), "--texture", "0.25"])
+    to_float16.main([str(path), str(target), "--texture", "0.25"])
     assert load_super_resolver(target).texture == 0.25
     # Files had no such note at first.
     header = read_notes(path)
@@ -61,7 +61,7 @@ def test_weights_say_how_much_texture_is_added(model, tmp_path, capsys):
     assert load_super_resolver(path).texture == 1
     save_model(path, model.tokenizer, {})
     with pytest.raises(UserError, match="holds a tokenizer alone, which predicts no texture"):
-        halve.main([str(path), str(target), "--texture", "0.25"])
+        to_float16.main([str(path), str(target), "--texture", "0.25"])
 
 
 def test_what_float16_cannot_hold_is_not_halved(tmp_path, capsys):
@@ -70,7 +70,7 @@ def test_what_float16_cannot_hold_is_not_halved(tmp_path, capsys):
     with torch.no_grad():
         next(tokenizer.parameters()).view(-1)[0] = 7e4
     save_model(path, tokenizer, {})
-    assert run(lambda: halve.main([str(path), str(target)])) == 1
+    assert run(lambda: to_float16.main([str(path), str(target)])) == 1
     assert capsys.readouterr().err == (
         f"error: {path}: has a weight of 70000, which float16 cannot hold\n"
     )

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from tests.contracts.observers import LargestTensor, NoHostSync
-from vqprior.functional import code_cross_entropy, distance_cross_entropy
+from vqprior.functional import distance_cross_entropy, index_cross_entropy
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
@@ -18,30 +18,28 @@ def test_cross_entropy_is_that_of_torch(leading, label_smoothing):
     expected = F.cross_entropy(
         logits.reshape(-1, 5), indices.reshape(-1), label_smoothing=label_smoothing
     )
-    assert_close(code_cross_entropy(logits, indices, label_smoothing=label_smoothing), expected)
+    assert_close(index_cross_entropy(logits, indices, label_smoothing=label_smoothing), expected)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 0.0])
 def test_cross_entropy_leaves_minus_one_out(label_smoothing, value):
     logits, indices = torch.randn(6, 5), torch.tensor([0, -1, 4, 2, -1, 1])
-    counted = indices >= 0
-    expected = code_cross_entropy(
-        logits[counted], indices[counted], label_smoothing=label_smoothing
-    )
-    logits[~counted] = value
+    valid = indices >= 0
+    expected = index_cross_entropy(logits[valid], indices[valid], label_smoothing=label_smoothing)
+    logits[~valid] = value
     logits.requires_grad_()
-    loss = code_cross_entropy(logits, indices, label_smoothing=label_smoothing)
+    loss = index_cross_entropy(logits, indices, label_smoothing=label_smoothing)
     assert_close(loss, expected)
     loss.backward()
-    assert not logits.grad[~counted].any()
-    assert logits.grad[counted].isfinite().all()
+    assert not logits.grad[~valid].any()
+    assert logits.grad[valid].isfinite().all()
 
 
 @pytest.mark.parametrize("n", [0, 3])
 def test_cross_entropy_without_a_token_is_0(n):
     logits = torch.randn(n, 5, requires_grad=True)
-    loss = code_cross_entropy(logits, torch.full((n,), -1))
+    loss = index_cross_entropy(logits, torch.full((n,), -1))
     assert_close(loss, torch.zeros(()))
     loss.backward()
     assert not logits.grad.any()
@@ -50,14 +48,14 @@ def test_cross_entropy_without_a_token_is_0(n):
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32], ids=str)
 def test_cross_entropy_takes_any_integer_dtype(dtype):
     logits, indices = torch.randn(6, 5), torch.tensor([0, -1, 4, 2, -1, 1])
-    expected = code_cross_entropy(logits, indices)
-    assert_close(code_cross_entropy(logits, indices.to(dtype)), expected, rtol=0, atol=0)
+    expected = index_cross_entropy(logits, indices)
+    assert_close(index_cross_entropy(logits, indices.to(dtype)), expected, rtol=0, atol=0)
 
 
 def test_cross_entropy_of_low_precision_is_float32():
     logits = torch.randn(6, 5).bfloat16()
     indices = torch.arange(6) % 5
-    loss = code_cross_entropy(logits, indices)
+    loss = index_cross_entropy(logits, indices)
     assert_close(loss, F.cross_entropy(logits.float(), indices))
 
 
@@ -96,7 +94,7 @@ def test_cross_entropy_of_low_precision_is_float32():
 )
 def test_cross_entropy_rejects_wrong_arguments(logits, indices, options, error, message):
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
-        code_cross_entropy(logits, indices, **options)
+        index_cross_entropy(logits, indices, **options)
 
 
 def soft_targets(indices, codes, temperature):
@@ -135,7 +133,7 @@ def test_distance_matches_its_definition(leading, temperature):
 def test_distance_approaches_cross_entropy_as_the_temperature_falls(n, temperature):
     logits, indices, codes = distance_case((n,), dtype=torch.float32)
     loss = distance_cross_entropy(logits, indices, codes, temperature=temperature)
-    assert_close(loss, code_cross_entropy(logits, indices))
+    assert_close(loss, index_cross_entropy(logits, indices))
 
 
 def test_distance_at_a_high_temperature_has_uniform_targets():
@@ -195,7 +193,7 @@ def test_distance_needs_no_more_memory_than_logits(n, k):
 def cross_entropy(request):
     """Both losses as functions of logits, indices and weights, for codes of five."""
     if request.param == "code":
-        return code_cross_entropy
+        return index_cross_entropy
     codes = torch.randn(5, 3, generator=torch.Generator().manual_seed(4))
     return lambda logits, indices, **options: distance_cross_entropy(
         logits, indices, codes, **options
@@ -206,16 +204,16 @@ def cross_entropy(request):
 def test_weights_make_a_weighted_mean(cross_entropy, value):
     logits, indices = torch.randn(6, 5), torch.tensor([0, -1, 4, 2, 3, 1])
     weights = torch.tensor([0.5, torch.nan, 2.0, 0.0, 1.0, 3.0])
-    counted = (indices >= 0) & (weights > 0)
+    valid = (indices >= 0) & (weights > 0)
     single = torch.stack([cross_entropy(a, b) for a, b in zip(logits, indices, strict=True)])
-    expected = (single * weights)[counted].sum() / 6.5
-    logits[~counted] = value
+    expected = (single * weights)[valid].sum() / 6.5
+    logits[~valid] = value
     logits.requires_grad_()
     loss = cross_entropy(logits, indices, weights=weights)
     assert_close(loss, expected)
     loss.backward()
-    assert not logits.grad[~counted].any()
-    assert logits.grad[counted].isfinite().all()
+    assert not logits.grad[~valid].any()
+    assert logits.grad[valid].isfinite().all()
 
 
 def test_equal_weights_change_nothing(cross_entropy):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from vqprior import CodebookRevival, Table, VectorQuantizer
+from vqprior import CodebookRevival, EmbeddingCodebook, VectorQuantizer
 from vqprior.functional import IndexBackpropagation, _softmax_gradient, select_codes
 from vqprior.functional._random import counter_uniform, to_gumbel
 from vqprior.functional._scores import score_codes
@@ -48,7 +48,7 @@ def autograd_of_a_softmax(logits, codes, estimator, indices, temperature):
 def test_equals_select_codes_on_all_logits(metric, temperature, training):
     quantizer = make(metric=metric, temperature=temperature).double().train(training)
     x = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
-    codes, weight = quantizer.codebook.codes, torch.randn(2, 5, 3, dtype=torch.float64)
+    codes, weight = quantizer.codebook.weight, torch.randn(2, 5, 3, dtype=torch.float64)
     vectors, indices = select_codes(quantizer.logits(x), codes, temperature=temperature)
     expected = torch.autograd.grad((weight * vectors).sum(), [x, codes])
     out = quantizer(x)
@@ -65,11 +65,11 @@ def test_indices_given_have_the_gradient_of_autograd(metric, estimator, temperat
     """With a choice made elsewhere there is no noise to compare."""
     quantizer = make(metric=metric, estimator=estimator, temperature=temperature).double()
     x = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
-    codes, weight = quantizer.codebook.codes, torch.randn(2, 5, 3, dtype=torch.float64)
+    codes, weight = quantizer.codebook.weight, torch.randn(2, 5, 3, dtype=torch.float64)
     given = torch.randint(7, (2, 5))
     mean = autograd_of_a_softmax(quantizer.logits(x), codes, estimator, given, temperature)
     expected = torch.autograd.grad((weight * mean).sum(), [x, codes])
-    out = quantizer.train().assign(x, given)
+    out = quantizer.train().quantize_as(x, given)
     exactly(out.indices, given)
     exactly(out.quantized, codes[given])
     assert_close(torch.autograd.grad((weight * out.quantized).sum(), [x, codes]), expected)
@@ -82,7 +82,7 @@ def test_the_backward_pass_has_the_noise_of_the_forward(metric, estimator):
     """The draw is repeated from its seed, and autograd goes through the perturbed logits."""
     quantizer = make(metric=metric, estimator=estimator, temperature=0.7).double().train()
     x = torch.randn(9, 3, dtype=torch.float64, requires_grad=True)
-    codes, weight = quantizer.codebook.codes, torch.randn(9, 3, dtype=torch.float64)
+    codes, weight = quantizer.codebook.weight, torch.randn(9, 3, dtype=torch.float64)
     torch.manual_seed(5)
     seed = torch.randint(2**62, ())
     noise = to_gumbel(counter_uniform(torch.arange(9 * 7).reshape(9, 7) + seed))
@@ -122,7 +122,7 @@ def test_draws_follow_the_global_generator_in_training_alone(estimator):
     state = torch.get_rng_state()
     exactly(quantizer.eval()(x).indices, quantizer.encode(x))
     quantizer.train().encode(x)
-    quantizer.train().assign(x, first)
+    quantizer.train().quantize_as(x, first)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -139,14 +139,14 @@ def test_straight_through_draws_nothing(training):
 def test_gradients_reach_all_codes(metric, estimator):
     quantizer = make(k=32, metric=metric, estimator=estimator).train()
     quantizer(torch.randn(50, 3)).quantized.square().sum().backward()
-    assert (quantizer.codebook.codes.grad != 0).all()
+    assert (quantizer.codebook.weight.grad != 0).all()
 
 
 @every_metric
 def test_gradients_match_finite_differences_of_the_mean_code(metric):
     """The backward pass is that of the soft mean: differences of it, without autograd."""
     quantizer = make(metric=metric, temperature=0.8).double()
-    codes = quantizer.codebook.codes
+    codes = quantizer.codebook.weight
     x, weight = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
 
     def mean(inputs):
@@ -171,7 +171,7 @@ def test_gradients_match_finite_differences_of_the_mean_code(metric):
 def test_masked_tokens_change_no_gradient(metric, estimator):
     quantizer = make(metric=metric, estimator=estimator).eval()
     x, mask = torch.randn(8, 3), torch.arange(8) % 3 != 1
-    codes = quantizer.codebook.codes
+    codes = quantizer.codebook.weight
     (alone,) = torch.autograd.grad(quantizer(x[mask]).quantized.square().sum(), codes)
     x[~mask] = torch.nan
     x.requires_grad_()
@@ -187,12 +187,12 @@ def test_codes_that_share_an_offset_have_the_gradient_of_codes_that_do_not():
     near = make(k=9)
     x, weight = torch.randn(20, 3), torch.randn(20, 3)
     far = make(k=9)
-    far.codebook.codes.data = near.codebook.codes.data + 4096
+    far.codebook.weight.data = near.codebook.weight.data + 4096
     shifted = (x + 4096).requires_grad_()
     x = (shifted.detach() - 4096).requires_grad_()
-    near.codebook.codes.data = far.codebook.codes.data - 4096
+    near.codebook.weight.data = far.codebook.weight.data - 4096
     gradients = [
-        torch.autograd.grad((weight * q(inputs).quantized).sum(), [inputs, q.codebook.codes])
+        torch.autograd.grad((weight * q(inputs).quantized).sum(), [inputs, q.codebook.weight])
         for q, inputs in ((near, x), (far, shifted))
     ]
     # The mean of codes near 4096 is rounded to 2**-11 at worst.
@@ -202,7 +202,7 @@ def test_codes_that_share_an_offset_have_the_gradient_of_codes_that_do_not():
 @pytest.mark.parametrize("estimator", ["straight_through", "gumbel", "reinmax"])
 def test_a_rule_may_move_the_codebook_before_the_backward_pass(estimator):
     quantizer = make(k=16, estimator=estimator).train()
-    quantizer.codebook.codes.data[8:] += 100
+    quantizer.codebook.weight.data[8:] += 100
     x = torch.randn(40, 3, requires_grad=True)
     gradients = []
     for step in (False, True):
@@ -211,7 +211,7 @@ def test_a_rule_may_move_the_codebook_before_the_backward_pass(estimator):
         if step:
             CodebookRevival(quantizer, patience=1.0).step(out)
         gradients.append(torch.autograd.grad(out.quantized.square().sum(), x)[0])
-    assert (quantizer.codebook.codes[8:].abs() < 50).all()
+    assert (quantizer.codebook.weight[8:].abs() < 50).all()
     exactly(gradients[1], gradients[0])
 
 
@@ -245,7 +245,7 @@ def test_zero_vectors_have_finite_gradients_under_the_cosine():
     x = torch.zeros(4, 3, requires_grad=True)
     quantizer(x).quantized.square().sum().backward()
     exactly(x.grad, torch.zeros(4, 3))  # the direction of nothing does not move
-    assert quantizer.codebook.codes.grad.isfinite().all()
+    assert quantizer.codebook.weight.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("leading", [(), (0,), (2, 0), (2, 3)])
@@ -260,7 +260,7 @@ def test_leading_dimensions(leading, estimator):
 
 
 def test_the_terms_are_those_of_the_chosen_codes():
-    table = Table(16, 3)
+    table = EmbeddingCodebook(16, 3)
     plain = VectorQuantizer(3, 16, codebook=table)
     through = VectorQuantizer(3, 16, codebook=table, estimator=IndexBackpropagation())
     x = torch.randn(20, 3)

@@ -11,11 +11,11 @@ from vqprior import Selection, VectorQuantizer
 from vqprior.functional import (
     codebook_loss,
     commitment_loss,
-    joint_loss,
     masked_mean_square,
+    symmetric_vq_loss,
 )
 
-LOSSES = [commitment_loss, codebook_loss, joint_loss]
+LOSSES = [commitment_loss, codebook_loss, symmetric_vq_loss]
 MASK = torch.tensor([True, True, False, True])
 
 
@@ -90,7 +90,7 @@ def test_masked_mean_square_rejects_wrong_masks():
 
 def test_joint_loss_moves_both_sides():
     chosen = selection(torch.float64)
-    loss = joint_loss(chosen)
+    loss = symmetric_vq_loss(chosen)
     assert_close(loss, (chosen.inputs - chosen.codes)[MASK].square().mean())
     loss.backward()
     expected = 2 * (chosen.inputs - chosen.codes).detach() / 9 * MASK.unsqueeze(1)

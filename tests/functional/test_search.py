@@ -1,4 +1,4 @@
-"""`nearest_codes` against brute force in float64, written from the definition."""
+"""`nearest_indices` against brute force in float64, written from the definition."""
 
 import re
 
@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from tests.contracts.observers import LargestTensor, NoHostSync, watching
-from vqprior.functional import _search_blocks, nearest_codes
+from vqprior.functional import nearest_indices
+from vqprior.functional._kernels import _search_blocks
 
 NO_TABLE = (
     "`codes` must have shape (k, d), or (q, k, d) for q codebooks, with each at least 1, got "
@@ -47,7 +48,7 @@ def test_integers_match_the_definition_ties_included(n, k, d, seed, metric):
     # k is a power of two in the mean: with 1, 2, 4 or 8 codes the shift is exact too.
     k = 1 << (k.bit_length() - 1)
     x, codes = integers(n, d, generator=generator), integers(k, d, generator=generator)
-    exactly(nearest_codes(x, codes, metric=metric), nearest_by_definition(x, codes, metric))
+    exactly(nearest_indices(x, codes, metric=metric), nearest_by_definition(x, codes, metric))
 
 
 @given(**sizes, seed=st.integers(0, 999), metric=st.sampled_from(METRICS), m=st.integers(1, 9))
@@ -58,7 +59,7 @@ def test_reals_match_the_definition(n, k, d, seed, metric, m):
     if metric == "cosine" and d == 1:
         return  # every code of one feature is as similar as its sign: all ties
     expected = nearest_by_definition(x, codes, metric, num_nearest=min(m, k))
-    exactly(nearest_codes(x, codes, metric=metric, num_nearest=min(m, k)), expected)
+    exactly(nearest_indices(x, codes, metric=metric, num_nearest=min(m, k)), expected)
 
 
 @given(seed=st.integers(0, 999), m=st.integers(2, 8))
@@ -66,7 +67,7 @@ def test_several_nearest_break_ties_by_index(seed, m):
     generator = torch.Generator().manual_seed(seed)
     x, codes = integers(20, 2, generator=generator), integers(8, 2, generator=generator)
     expected = nearest_by_definition(x, codes, num_nearest=m)
-    exactly(nearest_codes(x, codes, num_nearest=m), expected)
+    exactly(nearest_indices(x, codes, num_nearest=m), expected)
 
 
 @pytest.mark.parametrize("entries", [1, 7, 64, 1 << 20])
@@ -82,19 +83,19 @@ def test_block_sizes_do_not_change_the_result(
     monkeypatch.setattr(_search_blocks, "_MAX_BLOCK_CODES", block_codes)
     monkeypatch.setattr(_search_blocks, "_GROUP", group)
     expected = nearest_by_definition(x, codes, num_nearest=num_nearest)
-    exactly(nearest_codes(x, codes, num_nearest=num_nearest), expected)
+    exactly(nearest_indices(x, codes, num_nearest=num_nearest), expected)
 
 
 def test_more_codes_than_one_block_holds():
     size = _search_blocks._MAX_BLOCK_CODES
     codes = torch.arange(2.0 * size + 5).unsqueeze(1)
     x = torch.tensor([0.2, size - 0.6, size + 0.4, 2 * size + 0.3, 99999.0]).unsqueeze(1)
-    exactly(nearest_codes(x, codes), torch.tensor([0, size - 1, size, 2 * size, 2 * size + 4]))
+    exactly(nearest_indices(x, codes), torch.tensor([0, size - 1, size, 2 * size, 2 * size + 4]))
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_several_nearest_are_all_different(metric):
-    found = nearest_codes(torch.randn(50, 4), torch.randn(12, 4), metric=metric, num_nearest=12)
+    found = nearest_indices(torch.randn(50, 4), torch.randn(12, 4), metric=metric, num_nearest=12)
     exactly(found.sort(dim=1).values, torch.arange(12).expand(50, -1))
 
 
@@ -105,7 +106,7 @@ def test_a_common_offset_costs_no_accuracy(offset):
     # Quarters: the offset is added without rounding.
     x = offset + integers(500, 4, generator=generator, low=-16, high=17) / 4
     codes = offset + integers(64, 4, generator=generator, low=-16, high=17) / 4
-    exactly(nearest_codes(x, codes), nearest_by_definition(x, codes))
+    exactly(nearest_indices(x, codes), nearest_by_definition(x, codes))
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -114,22 +115,22 @@ def test_a_common_scale_changes_nothing(metric, exponent):
     x, codes = torch.randn(200, 4), torch.randn(32, 4)
     expected = nearest_by_definition(x, codes, metric)
     scale = 2.0**exponent  # without rounding
-    exactly(nearest_codes(x * scale, codes * scale, metric=metric), expected)
+    exactly(nearest_indices(x * scale, codes * scale, metric=metric), expected)
 
 
 def test_a_token_far_away_does_not_overflow():
     codes = torch.eye(3)
     x = torch.tensor([[3e38, 0.0, 0.0], [0.0, 3e38, 0.0], [-1e38, -1e38, 3e38]])
-    exactly(nearest_codes(x, codes), torch.tensor([0, 1, 2]))
+    exactly(nearest_indices(x, codes), torch.tensor([0, 1, 2]))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("num_nearest", [1, 3])
 def test_non_finite_vectors_get_a_valid_index_and_harm_no_other(value, num_nearest):
     x, codes = torch.randn(20, 4), torch.randn(6, 4)
-    expected = nearest_codes(x, codes, num_nearest=num_nearest)
+    expected = nearest_indices(x, codes, num_nearest=num_nearest)
     x[3, 1] = value
-    found = nearest_codes(x, codes, num_nearest=num_nearest)
+    found = nearest_indices(x, codes, num_nearest=num_nearest)
     assert ((found >= 0) & (found < 6)).all()
     others = torch.arange(20) != 3
     exactly(found[others], expected[others])
@@ -137,14 +138,15 @@ def test_non_finite_vectors_get_a_valid_index_and_harm_no_other(value, num_neare
 
 def test_a_zero_vector_is_equally_similar_to_all():
     exactly(
-        nearest_codes(torch.zeros(2, 3), torch.randn(5, 3), metric="cosine"), torch.zeros(2).long()
+        nearest_indices(torch.zeros(2, 3), torch.randn(5, 3), metric="cosine"),
+        torch.zeros(2).long(),
     )
 
 
 def test_cosine_ignores_lengths():
     x, codes = torch.randn(100, 4), torch.randn(16, 4)
     lengths = torch.rand(16, 1) * 100 + 0.01
-    found = nearest_codes(x, codes * lengths, metric="cosine")
+    found = nearest_indices(x, codes * lengths, metric="cosine")
     exactly(found, nearest_by_definition(x, codes, "cosine"))
 
 
@@ -153,28 +155,28 @@ def test_low_precision_inputs_are_compared_in_float32(low):
     """In low precision both squared norms round to the same and the wrong row would win."""
     codes = torch.tensor([[256.0, 4.0], [256.0, 0.0]])
     x = torch.tensor([[256.0, 0.0]])
-    exactly(nearest_codes(x.to(low), codes.to(low)), torch.tensor([1]))
+    exactly(nearest_indices(x.to(low), codes.to(low)), torch.tensor([1]))
     # The dot products of the tokens with both codes are 65536 + 4 and 65536.
-    exactly(nearest_codes(x.to(low) + 1, codes.to(low).flip(0), metric="dot"), torch.tensor([1]))
+    exactly(nearest_indices(x.to(low) + 1, codes.to(low).flip(0), metric="dot"), torch.tensor([1]))
 
 
 def test_mixed_dtypes_are_compared_in_the_wider():
     codes = torch.tensor([[1.0], [1.0 + 1e-12]], dtype=torch.float64)
-    exactly(nearest_codes(torch.tensor([[5.0]]), codes), torch.tensor([1]))
+    exactly(nearest_indices(torch.tensor([[5.0]]), codes), torch.tensor([1]))
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_autocast_does_not_change_the_result(metric):
     x, codes = torch.randn(512, 16), torch.randn(512, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = nearest_codes(x, codes, metric=metric)
-    exactly(inside, nearest_codes(x, codes, metric=metric))
+        inside = nearest_indices(x, codes, metric=metric)
+    exactly(inside, nearest_indices(x, codes, metric=metric))
 
 
 @pytest.mark.parametrize("leading", [(), (7,), (2, 3), (0,), (2, 0, 3)])
 @pytest.mark.parametrize("num_nearest", [1, 2])
 def test_leading_dimensions_are_free(leading, num_nearest):
-    found = nearest_codes(torch.randn(*leading, 4), torch.randn(5, 4), num_nearest=num_nearest)
+    found = nearest_indices(torch.randn(*leading, 4), torch.randn(5, 4), num_nearest=num_nearest)
     assert found.shape == (leading if num_nearest == 1 else (*leading, num_nearest))
     assert found.dtype == torch.int64
 
@@ -186,26 +188,26 @@ def test_several_codebooks_are_searched_as_one_after_the_other(metric, num_neare
     # Of different scales and offsets: each has a shift and a scale of its own.
     codes = (torch.randn(3, 9, 4) + 5) * torch.tensor([1.0, 1e30, 1e-30]).view(3, 1, 1)
     x = (torch.randn(*leading, 3, 4) + 5) * torch.tensor([1.0, 1e30, 1e-30]).view(3, 1)
-    found = nearest_codes(x, codes, metric=metric, num_nearest=num_nearest)
-    parts = [nearest_codes(x[..., i, :], codes[i], metric=metric, num_nearest=num_nearest)
+    found = nearest_indices(x, codes, metric=metric, num_nearest=num_nearest)
+    parts = [nearest_indices(x[..., i, :], codes[i], metric=metric, num_nearest=num_nearest)
              for i in range(3)]  # fmt: skip
     exactly(found, torch.stack(parts, dim=len(leading)))
 
 
 def test_a_transposed_input_is_searched_like_a_copy():
     x, codes = torch.randn(2, 4, 9), torch.randn(6, 4)
-    exactly(nearest_codes(x.mT, codes), nearest_codes(x.mT.contiguous(), codes))
+    exactly(nearest_indices(x.mT, codes), nearest_indices(x.mT.contiguous(), codes))
 
 
 def test_no_gradient_and_no_graph():
     x, codes = torch.randn(5, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
-    assert not nearest_codes(x, codes).requires_grad
+    assert not nearest_indices(x, codes).requires_grad
 
 
 def test_memory_beyond_the_result_is_one_block():
     x, codes = torch.randn(30000, 2), torch.randn(2000, 2)
     with watching(LargestTensor()) as largest, NoHostSync():
-        nearest_codes(x, codes)
+        nearest_indices(x, codes)
     assert largest.numel <= _search_blocks._MAX_BLOCK_ENTRIES < 30000 * 2000
 
 
@@ -213,7 +215,7 @@ def test_memory_beyond_the_result_is_one_block():
 def test_the_operator_is_registered_correctly(q):
     codes = torch.randn(6, 4) if q is None else torch.randn(q, 6, 4)
     arguments = (torch.randn(3, 5, 4), codes, "euclidean", 2)
-    torch.library.opcheck(torch.ops.vqprior.nearest_codes.default, arguments)
+    torch.library.opcheck(torch.ops.vqprior.nearest_indices.default, arguments)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +245,7 @@ def test_the_operator_is_registered_correctly(q):
             torch.zeros(3, 5),
             ValueError,
             "`x` must have shape (..., 5), got (2, 4). Features come last: for feature maps "
-            "(b, d, h, w), wrap the quantizer in `ChannelFirst`.",
+            "(b, d, h, w), wrap the quantizer in `ChannelsFirst`.",
         ),
         (
             torch.zeros(3, 4).long(),
@@ -254,7 +256,7 @@ def test_the_operator_is_registered_correctly(q):
 )
 def test_wrong_codes(codes, error, message):
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
-        nearest_codes(torch.zeros(2, 4), codes)
+        nearest_indices(torch.zeros(2, 4), codes)
 
 
 @pytest.mark.parametrize(
@@ -289,4 +291,4 @@ def test_wrong_codes(codes, error, message):
 )
 def test_wrong_arguments(x, options, error, message):
     with pytest.raises(error, match=f"^{re.escape(message)}"):
-        nearest_codes(x, torch.zeros(3, 4), **options)
+        nearest_indices(x, torch.zeros(3, 4), **options)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from vqprior.functional import _triton
+from vqprior.functional._kernels import _triton
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

@@ -24,11 +24,11 @@ from vqprior.functional import (
     _triton,
     _triton_search,
     _triton_statistics,
-    code_statistics,
-    nearest_codes,
+    code_sums_and_counts,
+    nearest_indices,
 )
-from vqprior.functional._triton_search import nearest, plan_search
-from vqprior.functional._triton_statistics import add_statistics_
+from vqprior.functional._kernels._triton_search import nearest, plan_search
+from vqprior.functional._kernels._triton_statistics import add_statistics_
 
 LOW = [torch.float16, torch.bfloat16]
 # No size a multiple of a block: one block and several of rows, codes and features, which are
@@ -212,10 +212,10 @@ def statistics(x, indices, k):
 
 
 def sums_by_definition(x, indices, k):
-    counted = indices >= 0
-    rows = torch.cat([x.double(), torch.ones(len(x), 1).double()], dim=1)[counted]
+    valid = indices >= 0
+    rows = torch.cat([x.double(), torch.ones(len(x), 1).double()], dim=1)[valid]
     totals = torch.zeros(k, x.shape[1] + 1, dtype=torch.float64)
-    return totals.index_add_(0, indices[counted], rows).float()
+    return totals.index_add_(0, indices[valid], rows).float()
 
 
 def choices(n, k):
@@ -299,10 +299,10 @@ def test_the_public_search_takes_the_kernel(kernels, metric, q):
     lead = () if q is None else (q,)
     codes = torch.randn(*lead, 40, 5, generator=torch.Generator().manual_seed(0)).double()
     x = torch.randn(7, 9, *lead, 5, generator=torch.Generator().manual_seed(1)).double()
-    expected = nearest_codes(x, codes, metric=metric, num_nearest=2)[..., 0]
+    expected = nearest_indices(x, codes, metric=metric, num_nearest=2)[..., 0]
     assert not kernels  # more than one of the nearest is left to plain operators
     narrow = (x.float().to(DEVICE), codes.float().to(DEVICE))
-    exactly(nearest_codes(*narrow, metric=metric), expected)
+    exactly(nearest_indices(*narrow, metric=metric), expected)
     assert kernels == ["nearest"]
 
 
@@ -310,7 +310,7 @@ def test_the_public_search_takes_codes_with_any_strides(kernels):
     codes = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)).T
     x = torch.randn(30, 5, generator=torch.Generator().manual_seed(1))
     expected = torch.cdist(x.double(), codes.double()).argsort(dim=-1, stable=True)[:, 0]
-    exactly(nearest_codes(x.to(DEVICE), codes.to(DEVICE)), expected)
+    exactly(nearest_indices(x.to(DEVICE), codes.to(DEVICE)), expected)
     assert kernels == ["nearest"]
 
 
@@ -319,7 +319,7 @@ def test_the_public_statistics_take_the_kernel_where_order_is_free(kernels):
     for deterministic in (False, True):
         torch.use_deterministic_algorithms(deterministic)
         try:
-            totals = code_statistics(x.to(DEVICE), indices.to(DEVICE), 3)
+            totals = code_sums_and_counts(x.to(DEVICE), indices.to(DEVICE), 3)
         finally:
             torch.use_deterministic_algorithms(mode=False)
         exactly(totals, sums_by_definition(x.flatten(0, 1), indices.flatten(), 3))
@@ -335,7 +335,7 @@ def test_a_quantizer_learns_by_the_kernels(kernels, monkeypatch):
         used, ema = len(kernels), CodebookEMA(quantizer)
         usable = dtype == torch.float32
         monkeypatch.setattr(_triton, "is_usable", lambda *tensors, usable=usable: usable)
-        tokens = x.to(quantizer.codebook.codes.device, dtype)
+        tokens = x.to(quantizer.codebook.weight.device, dtype)
         ema.step(quantizer(tokens, mask.expand(2, -1).to(tokens.device)))
         assert len(kernels) - used == (2 if usable else 0)
-    assert_close(vq.codebook.codes.detach().cpu().double(), twin.codebook.codes.detach().cpu())
+    assert_close(vq.codebook.weight.detach().cpu().double(), twin.codebook.weight.detach().cpu())

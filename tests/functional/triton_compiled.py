@@ -15,8 +15,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from vqprior.functional._triton_search import nearest
-from vqprior.functional._triton_statistics import add_statistics_
+from vqprior.functional._kernels._triton_search import nearest
+from vqprior.functional._kernels._triton_statistics import add_statistics_
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 # (n, k, d): one load of features, two, many, and many with a rest; few codes; few vectors.

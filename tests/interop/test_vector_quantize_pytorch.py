@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from vqprior import Grouped, Projected, Residual, VectorQuantizer, interop
+from vqprior import (
+    GroupedQuantizer,
+    ProjectedQuantizer,
+    ResidualQuantizer,
+    VectorQuantizer,
+    interop,
+)
 
 peer = pytest.importorskip(
     "vector_quantize_pytorch", reason="the extra `peers` is not installed: nothing to compare with"
@@ -101,7 +107,7 @@ def test_residual_vq(options, cosine):
     ours = interop.from_vqp_residual_vq(theirs.state_dict(), metric=metric)
     same(ours, theirs, x)
     assert len({id(c) for c in ours.codebooks}) == (1 if "shared_codebook" in options else 3)
-    assert isinstance(ours, Projected if "codebook_dim" in options else Residual)
+    assert isinstance(ours, ProjectedQuantizer if "codebook_dim" in options else ResidualQuantizer)
 
 
 def test_residual_vq_with_codes_from_networks_is_not_offered():
@@ -120,7 +126,7 @@ def test_grouped_residual_vq(options):
     ours = interop.from_vqp_grouped_residual_vq(theirs.state_dict())
     quantized, indices, _ = theirs(x)
     out = ours(x)
-    assert isinstance(ours, Grouped)
+    assert isinstance(ours, GroupedQuantizer)
     assert torch.equal(out.indices, indices.permute(1, 2, 0, 3).flatten(2))
     torch.testing.assert_close(out.quantized, quantized, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(

@@ -16,13 +16,13 @@ def make(*objective):
     return AdversarialLoss(PatchDiscriminator(width=4, num_layers=2), *objective)
 
 
-def pictures():
+def images():
     return torch.rand(2, 3, 16, 20, requires_grad=True), torch.rand(2, 3, 16, 20)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_generator_loss_is_that_of_the_plain_discriminator(training):
-    loss, (fake, _) = make(LeastSquaresGAN()).train(training), pictures()
+    loss, (fake, _) = make(LeastSquaresGAN()).train(training), images()
     plain = copy.deepcopy(loss.discriminator)
     value = loss(fake)
     expected = ((plain(fake) - 1) ** 2).mean() / 2
@@ -32,7 +32,7 @@ def test_generator_loss_is_that_of_the_plain_discriminator(training):
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_generator_loss_leaves_the_discriminator_alone(training):
-    loss, (fake, _) = make().train(training), pictures()
+    loss, (fake, _) = make().train(training), images()
     before = copy.deepcopy(loss.state_dict())
     loss(fake).backward()
     assert fake.grad.abs().sum() > 0
@@ -41,7 +41,7 @@ def test_generator_loss_leaves_the_discriminator_alone(training):
 
 
 def test_generator_loss_keeps_gradients_already_collected():
-    loss, (fake, real) = make(), pictures()
+    loss, (fake, real) = make(), images()
     loss.discriminator_loss(fake, real).backward()
     collected = [p.grad.clone() for p in loss.parameters()]
     loss(fake).backward()
@@ -50,7 +50,7 @@ def test_generator_loss_keeps_gradients_already_collected():
 
 
 def test_discriminator_loss_trains_the_discriminator_only():
-    loss, (fake, real) = make(), pictures()
+    loss, (fake, real) = make(), images()
     real.requires_grad_()
     plain = copy.deepcopy(loss.discriminator)
     value = loss.discriminator_loss(fake, real)
@@ -82,7 +82,7 @@ def test_state_is_that_of_the_discriminator():
 
 
 def test_compiles_without_graph_break():
-    loss, (fake, _) = make(), pictures()
+    loss, (fake, _) = make(), images()
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=False)
     assert_close(compiled(fake), loss(fake))
     before = copy.deepcopy(loss.state_dict())
@@ -93,7 +93,7 @@ def test_compiles_without_graph_break():
 
 @pytest.mark.distributed
 def test_goes_past_the_wrapper_of_a_distributed_discriminator(tmp_path):
-    plain, (fake, real) = make(), pictures()
+    plain, (fake, real) = make(), images()
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/r", rank=0, world_size=1)
     try:
         wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(plain.discriminator))

@@ -40,12 +40,12 @@ def texture(*shape, seed=0):
     return 0.2 + 0.6 * (noise - low) / (high - low)
 
 
-def blur(picture, sigma):
+def blur(image, sigma):
     radius = math.ceil(3 * sigma)
-    axis = torch.arange(-radius, radius + 1, dtype=picture.dtype)
+    axis = torch.arange(-radius, radius + 1, dtype=image.dtype)
     window = torch.exp(-axis.square() / (2 * sigma**2))
     window = (window / window.sum()).repeat(3, 1, 1, 1)
-    padded = F.pad(picture, (radius,) * 4, mode="replicate")
+    padded = F.pad(image, (radius,) * 4, mode="replicate")
     return F.conv2d(F.conv2d(padded, window, groups=3), window.mT, groups=3)
 
 
@@ -99,14 +99,14 @@ def test_shapes(size, num_scales):
     assert [tuple(m.shape) for m in maps] == expected
 
 
-def test_scales_are_the_bank_on_halved_pictures():
+def test_scales_are_the_bank_on_halved_images():
     x = texture(1, 3, 32, 32).double()
     fine, coarse = FilterBank(num_scales=2)(x), FilterBank(num_scales=1)(F.avg_pool2d(x, 2))
     for ours, theirs in zip(fine[2:], coarse, strict=True):
         assert_close(ours, theirs)
 
 
-def test_a_flat_picture_gives_zeros():
+def test_a_flat_image_gives_zeros():
     color = torch.rand(3, 3, 1, 1).expand(3, 3, 32, 32)
     for responses in FilterBank()(color):
         # Rounding is 1e-7, and the division by 0.02 magnifies it.
@@ -171,7 +171,7 @@ def test_a_blur_is_worse_than_noise_of_the_same_squared_error():
 def test_halved_contrast_costs_the_logarithm_of_two():
     x = torch.rand(2, 3, 64, 64)
     halved = 0.5 + 0.5 * (x - 0.5)
-    strength, full = (FilterBank()(picture)[0][:, 6] for picture in (halved, x))
+    strength, full = (FilterBank()(image)[0][:, 6] for image in (halved, x))
     # E is some two hundred times c^2, so log(1 + E / c^2) is log(E / c^2) up to a percent or so.
     assert_close((full - strength).mean(), torch.tensor(math.log(2)), rtol=0.02, atol=0)
 
@@ -188,16 +188,16 @@ def test_invisible_noise_is_next_to_free_and_brightness_is():
 @pytest.mark.parametrize("start", ["flat", "black", "texture", "noise"])
 @pytest.mark.parametrize("end", ["flat", "texture"])
 def test_gradients_are_bounded_everywhere(start, end):
-    pictures = {
+    images = {
         "flat": torch.full((1, 3, 32, 32), 0.5),
         "black": torch.zeros(1, 3, 32, 32),
         "texture": texture(1, 3, 32, 32),
         "noise": torch.rand(1, 3, 32, 32),
     }
-    x = (pictures[start] + 1e-4 * torch.randn(1, 3, 32, 32)).requires_grad_()
-    FilterBankLoss()(x, pictures[end]).backward()
+    x = (images[start] + 1e-4 * torch.randn(1, 3, 32, 32)).requires_grad_()
+    FilterBankLoss()(x, images[end]).backward()
     assert x.grad.isfinite().all()
-    # A pixel of 1 / (3 * 32 * 32) of the picture moves each map by at most about 1 / 0.02 times
+    # A pixel of 1 / (3 * 32 * 32) of the image moves each map by at most about 1 / 0.02 times
     # its share of the mean.
     assert x.grad.abs().max() * x.numel() < 3 / C
 

@@ -32,7 +32,7 @@ CONTAINERS = {
 }
 
 
-def pictures(dtype=torch.float32):
+def images(dtype=torch.float32):
     return torch.rand(2, 3, 12, 14, dtype=dtype).requires_grad_(), torch.rand(
         2, 3, 12, 14, dtype=dtype
     )
@@ -50,7 +50,7 @@ def lpips(a, b):
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_is_lpips_without_weights_summed_over_layers(name):
     network = Pyramid(CONTAINERS[name][0]).double()
-    loss, (a, b) = PerceptualLoss(network), pictures(torch.float64)
+    loss, (a, b) = PerceptualLoss(network), images(torch.float64)
     first_a, first_b = network.first(a), network.first(b)
     expected = lpips(first_a, first_b)
     if name != "tensor":
@@ -62,7 +62,7 @@ def test_is_lpips_without_weights_summed_over_layers(name):
 @pytest.mark.parametrize("name", ["list", "tuple", "dict"])
 def test_layers_select(name):
     container, layers = CONTAINERS[name]
-    network, (a, b) = Pyramid(container), pictures()
+    network, (a, b) = Pyramid(container), images()
     parts = [PerceptualLoss(network, layers=[layer])(a, b) for layer in layers]
     both = PerceptualLoss(network, layers=layers[::-1])(a, b)
     assert_close(both, parts[0] + parts[1])
@@ -70,7 +70,7 @@ def test_layers_select(name):
 
 
 def test_the_network_is_frozen_and_stays_in_evaluation_mode():
-    loss, (a, b) = PerceptualLoss(Pyramid(CONTAINERS["list"][0])), pictures()
+    loss, (a, b) = PerceptualLoss(Pyramid(CONTAINERS["list"][0])), images()
     b.requires_grad_()
     for training in (True, False, True):
         assert loss.train(training) is loss
@@ -95,7 +95,7 @@ def test_dead_features_give_finite_bounded_gradients(dead):
 
 
 def test_half_precision_is_compared_in_float32():
-    a, b = (300 * picture for picture in pictures())
+    a, b = (300 * image for image in images())
     value = PerceptualLoss(nn.Identity())(a.half(), b.half())  # squares overflow in float16
     assert value.dtype == torch.float32
     assert_close(value, lpips(a.half().float(), b.half().float()))
@@ -109,13 +109,13 @@ def test_bounds():
 
 
 def test_compiles_without_graph_break():
-    loss, (a, b) = PerceptualLoss(Pyramid(CONTAINERS["dict"][0])), pictures()
+    loss, (a, b) = PerceptualLoss(Pyramid(CONTAINERS["dict"][0])), images()
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=False)
     assert_close(compiled(a, b), loss(a, b))
 
 
 def test_rejects():
-    a, b = pictures()
+    a, b = images()
     with pytest.raises(ValueError, match=r"`layers` must name at least one map, got none\. Pass"):
         PerceptualLoss(nn.Identity(), layers=[])
     named = PerceptualLoss(Pyramid(CONTAINERS["dict"][0]), layers=["third"])

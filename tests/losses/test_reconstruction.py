@@ -27,20 +27,20 @@ def darkness(a):
     return -a.mean()
 
 
-def pictures(dtype=torch.float32):
+def images(dtype=torch.float32):
     a, b = torch.rand(2, 2, 3, 16, 16).to(dtype)
     return a.requires_grad_(), b
 
 
 def test_default_is_the_mean_square_alone():
-    a, b = pictures()
+    a, b = images()
     loss, terms = ReconstructionAwareLoss()(a, b)
     assert_close(loss, ((a - b) ** 2).mean())
     assert list(terms) == ["pixel"]
 
 
 def test_default_weights_are_one_one_and_three_quarters():
-    a, b = pictures()
+    a, b = images()
     objective = ReconstructionAwareLoss(perceptual=absolute, adversarial=darkness)
     loss, terms = objective(a, b)
     expected = {
@@ -54,7 +54,7 @@ def test_default_weights_are_one_one_and_three_quarters():
 
 
 def test_weights_scale_and_the_others_keep_their_defaults():
-    a, b = pictures()
+    a, b = images()
     weights = {"pixel": 3.0, "adversarial": 2}
     objective = ReconstructionAwareLoss(
         pixel=absolute, perceptual=F.mse_loss, adversarial=darkness, weights=weights
@@ -72,7 +72,7 @@ def test_weight_zero_skips_the_term(name):
     def never(*_):
         raise AssertionError
 
-    a, b = pictures()
+    a, b = images()
     parts = {"pixel": absolute, "perceptual": absolute, "adversarial": darkness, name: never}
     objective = ReconstructionAwareLoss(**parts, weights={name: 0.0})
     loss, terms = objective(a, b)
@@ -84,7 +84,7 @@ def test_weight_zero_skips_the_term(name):
 
 
 def test_no_term_gives_zero():
-    loss, terms = ReconstructionAwareLoss(weights={"pixel": 0})(*pictures())
+    loss, terms = ReconstructionAwareLoss(weights={"pixel": 0})(*images())
     assert_close(loss, torch.tensor(0.0))
     assert terms == {}
 
@@ -136,7 +136,7 @@ def test_evaluation_without_a_graph_reports_a_zero_adversarial_term():
 
 
 def test_a_discriminator_gets_no_gradient():
-    a, b = pictures()
+    a, b = images()
     adversarial = AdversarialLoss(PatchDiscriminator(width=4, num_layers=2))
     objective = ReconstructionAwareLoss(perceptual=FilterBankLoss(), adversarial=adversarial)
     loss, _ = objective(a, b)
@@ -153,7 +153,7 @@ def test_pixels_are_compared_in_float32_or_wider(dtype):
         seen.extend((a.dtype, b.dtype))
         return F.l1_loss(a, b)
 
-    loss, terms = ReconstructionAwareLoss(pixel=pixel)(*pictures(dtype))
+    loss, terms = ReconstructionAwareLoss(pixel=pixel)(*images(dtype))
     assert seen == [torch.promote_types(dtype, torch.float32)] * 2
     assert loss.dtype == terms["pixel"].dtype == torch.float32
 
@@ -165,7 +165,7 @@ def test_any_layout_works():
 
 
 def test_compiles_without_graph_break():
-    a, b = pictures()
+    a, b = images()
     objective = ReconstructionAwareLoss(perceptual=absolute, adversarial=darkness)
     compiled = torch.compile(objective, fullgraph=True, backend="aot_eager", dynamic=False)
     assert_close(compiled(a, b), objective(a, b))
@@ -173,7 +173,7 @@ def test_compiles_without_graph_break():
 
 def test_pickles():
     objective = ReconstructionAwareLoss(perceptual=FilterBankLoss(), weights={"pixel": 2.0})
-    a, b = pictures()
+    a, b = images()
     assert_close(pickle.loads(pickle.dumps(objective))(a, b), objective(a, b), rtol=0, atol=0)
 
 
@@ -189,13 +189,13 @@ def test_rejects_unknown_names_and_bad_weights():
 
 @pytest.mark.parametrize("name", ["pixel", "perceptual", "adversarial"])
 def test_rejects_terms_that_are_not_scalars(name):
-    objective = ReconstructionAwareLoss(**{name: lambda *pictures: pictures[0]})
+    objective = ReconstructionAwareLoss(**{name: lambda *images: images[0]})
     message = rf"`{name}` must return a scalar, got shape \(2, 3, 16, 16\)\. Reduce it, with `\.me"
     with pytest.raises(ValueError, match=message):
-        objective(*pictures())
+        objective(*images())
 
 
 def test_rejects_other_shapes():
-    a, b = pictures()
+    a, b = images()
     with pytest.raises(ValueError, match=r"`target` must have shape \(2, 3, 16, 16\), got \(1, 3"):
         ReconstructionAwareLoss()(a, b[:1])

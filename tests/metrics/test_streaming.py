@@ -1,4 +1,4 @@
-"""Streaming means: the same as the mean over all pictures, however they arrive."""
+"""Streaming means: the same as the mean over all images, however they arrive."""
 
 import copy
 import math
@@ -20,7 +20,7 @@ def pair(batch, height=20, width=24):
 
 
 @every_metric
-def test_is_the_mean_over_pictures_of_all_batches(make):
+def test_is_the_mean_over_images_of_all_batches(make):
     metric, scores = make(), []
     for batch, width in ((3, 24), (1, 15), (2, 30)):
         x, y = pair(batch, width=width)
@@ -48,7 +48,7 @@ def test_the_range_is_a_unit(make):
     metric, scaled = make(), make(data_range=255.0)
     metric.update(x, y)
     scaled.update(255 * x, 255 * y)
-    # Pictures are float32, and so are their multiples of 255.
+    # Images are float32, and so are their multiples of 255.
     assert_close(metric.compute(), scaled.compute(), rtol=1e-5, atol=1e-6)
 
 
@@ -90,7 +90,7 @@ def test_no_graph_is_kept(make):
 
 @every_metric
 def test_ranks_are_added_without_changing_the_local_sums(make, monkeypatch):
-    """Two ranks: ours, and one whose three pictures scored 12 together."""
+    """Two ranks: ours, and one whose three images scored 12 together."""
     other = torch.tensor([12.0, 3.0], dtype=torch.float64)
     monkeypatch.setattr(_accumulator, "all_reduce_sum_", lambda sums: sums.add_(other))
     metric, (x, y) = make(), pair(2)

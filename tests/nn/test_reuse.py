@@ -30,7 +30,7 @@ def build(name):
     return BLOCKS[name]().eval()
 
 
-def picture(memory_format=torch.contiguous_format):
+def image(memory_format=torch.contiguous_format):
     generator = torch.Generator().manual_seed(1)
     return torch.randn(2, 16, 9, 7, generator=generator).to(memory_format=memory_format)
 
@@ -38,7 +38,7 @@ def picture(memory_format=torch.contiguous_format):
 @every_block
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_the_same_with_and_without_gradients_and_the_input_stays(name, memory_format):
-    block, x = build(name), picture(memory_format)
+    block, x = build(name), image(memory_format)
     expected = block(x).detach()
     before = x.clone()
     for mode in (torch.no_grad, torch.inference_mode):
@@ -93,7 +93,7 @@ def kept_by(block, install):
     handle = install(block, keep)
     try:
         with torch.no_grad():
-            block(picture())
+            block(image())
     finally:
         if handle is not None:
             handle.remove()
@@ -103,7 +103,7 @@ def kept_by(block, install):
 
 def test_a_parametrized_layer_is_left_alone():
     block = build("group norm")
-    x = picture()
+    x = image()
     expected = block(x).detach()
     parametrizations.weight_norm(block.conv2)
     with torch.no_grad():
@@ -113,7 +113,7 @@ def test_a_parametrized_layer_is_left_alone():
 def test_a_sum_of_two_dtypes_keeps_the_wider():
     block = build("group norm")
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert block(picture()).dtype == torch.float32
+        assert block(image()).dtype == torch.float32
 
 
 def test_memory_is_used_again(monkeypatch):
@@ -125,7 +125,7 @@ def test_memory_is_used_again(monkeypatch):
         lambda x, inplace=False: calls.append(inplace) or silu(x, inplace=inplace),
     )  # fmt: skip
     block = build("group norm")
-    block(picture())
+    block(image())
     with torch.no_grad():
-        block(picture())
+        block(image())
     assert calls == [False, False, True, True]

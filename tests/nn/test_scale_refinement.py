@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vqprior import MultiScale, VectorQuantizer
+from vqprior import MultiScaleQuantizer, VectorQuantizer
 from vqprior.nn import ScaleRefinement
 
 # Worked out by hand: ticks at 1/12, 13/36, 23/36, 11/12 for four, evenly spaced for the rest.
@@ -71,7 +71,7 @@ def test_inside_multi_scale_each_scale_is_refined():
     torch.manual_seed(0)
     vq = VectorQuantizer(dim=3, codebook_size=8)
     refine = ScaleRefinement(3, 2)
-    quantizer = MultiScale(vq, scales=(1, 2, 4), refine=refine, codebook_weight=1.0)
+    quantizer = MultiScaleQuantizer(vq, scales=(1, 2, 4), refine=refine, codebook_weight=1.0)
     indices = torch.randint(8, (2, 21))
     total = torch.zeros(2, 3, 4, 4)
     parts = zip(indices.split([1, 4, 16], dim=1), (1, 2, 4), (0, 0, 1), strict=True)
@@ -88,7 +88,7 @@ def test_inside_multi_scale_each_scale_is_refined():
 def test_half_precision_inside_multi_scale():
     vq = VectorQuantizer(dim=3, codebook_size=8)
     refine = ScaleRefinement(3)
-    quantizer = MultiScale(vq, scales=(1, 2), refine=refine, codebook_weight=1.0).half()
+    quantizer = MultiScaleQuantizer(vq, scales=(1, 2), refine=refine, codebook_weight=1.0).half()
     out = quantizer(torch.randn(2, 2, 2, 3).half())
     assert out.quantized.dtype == torch.float16
     assert out.quantized.isfinite().all()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tests.peers.packages import load
-from vqprior import ChannelFirst, CodebookEMA, interop
+from vqprior import ChannelsFirst, CodebookEMA, interop
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +100,7 @@ def test_from_taming(module, decode):
     theirs = module().VectorQuantizer(32, 8, 0.25)
     nn.init.normal_(theirs.embedding.weight)  # those of its start are all but equal
     plain = interop.from_taming(theirs.state_dict())
-    ours, codes = ChannelFirst(plain), plain.codebook.codes
+    ours, codes = ChannelsFirst(plain), plain.codebook.weight
     x = torch.randn(2, 8, 10, 12, requires_grad=True)
     assert_decided(interop.from_taming, theirs.state_dict(), x.detach().permute(0, 2, 3, 1))
     out, (quantized, loss, info) = ours(x), theirs(x)
@@ -132,7 +132,7 @@ def test_from_encodec():
     for _ in range(2):  # k-means and two steps of the moving average
         theirs(torch.randn(2, 8, 300), sample_rate=1000)
     ours = interop.from_encodec(theirs.state_dict())
-    codes = [table.vectors().detach() for table in ours.codebooks]
+    codes = [table.codes().detach() for table in ours.codebooks]
     assert not any((table == 0).all() for table in codes)
     x = torch.randn(2, 8, 25)
     last = x.transpose(1, 2)

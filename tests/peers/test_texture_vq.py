@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from vqprior import ChannelFirst, interop
+from vqprior import ChannelsFirst, interop
 from vqprior.functional import select_codes
 
 RECORDED = np.load(Path(__file__).parent.parent / "fixtures" / "texture_vq.npz")
@@ -49,7 +49,7 @@ def relative(ours, theirs):
 
 def quantizer_of(tag):
     codes = draw(f"w:{WEIGHTS[tag]}", SIZES[tag])
-    return ChannelFirst(interop.from_taming({"embedding.weight": codes}))
+    return ChannelsFirst(interop.from_taming({"embedding.weight": codes}))
 
 
 def test_the_rule_gives_its_known_answers():
@@ -68,7 +68,7 @@ def test_quantizer_values_loss_and_gradients(tag):
     torch.testing.assert_close(out.quantized, recorded(f"{tag}_z_q"), **CLOSE)
     torch.testing.assert_close(out.loss.reshape(1), recorded(f"{tag}_loss"), **CLOSE)
     (out.loss + (out.quantized * direction).mean()).backward()
-    codebook = vq.codebooks[0].vectors()
+    codebook = vq.codebooks[0].codes()
     assert relative(z.grad, recorded(f"{tag}_grad_z")) < 1e-5
     assert relative(codebook.grad, recorded(f"{tag}_grad_codebook")) < 1e-5
 
@@ -76,7 +76,7 @@ def test_quantizer_values_loss_and_gradients(tag):
 @every_size
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_selected_codes(tag, mode):
-    codes = quantizer_of(tag).codebooks[0].vectors().detach()
+    codes = quantizer_of(tag).codebooks[0].codes().detach()
     shape = RECORDED[f"{tag}_codebook_feat_{mode}"].shape
     logits = 2 * draw(f"x:vq_{tag}/logits", RECORDED[f"{tag}_grad_logits"].shape)
     vectors, _ = select_codes(logits, codes)
@@ -86,7 +86,7 @@ def test_selected_codes(tag, mode):
 
 @every_size
 def test_gradient_to_the_logits(tag):
-    codes = quantizer_of(tag).codebooks[0].vectors()
+    codes = quantizer_of(tag).codebooks[0].codes()
     shape = RECORDED[f"{tag}_codebook_feat_train"].shape
     logits = 2 * draw(f"x:vq_{tag}/logits", RECORDED[f"{tag}_grad_logits"].shape)
     logits.requires_grad_()

@@ -43,7 +43,7 @@ def test_moving_average_of_codes_that_are_all_chosen(metric, decay):
         (their_grad,) = torch.autograd.grad(quantized.square().sum() + loss, x)
         torch.testing.assert_close(ours_grad, their_grad, **CLOSE)
         ema.step(out)
-        torch.testing.assert_close(ours.codebooks[0].vectors(), theirs.codebook, **CLOSE)
+        torch.testing.assert_close(ours.codebooks[0].codes(), theirs.codebook, **CLOSE)
 
 
 def test_moving_average_where_some_codes_are_not_chosen():
@@ -59,10 +59,10 @@ def test_moving_average_where_some_codes_are_not_chosen():
         hit = torch.zeros(16, dtype=torch.bool).index_fill_(0, out.indices.flatten(), value=True)
         seen |= hit
         torch.testing.assert_close(
-            ours.codebooks[0].vectors()[hit], theirs.codebook[hit], rtol=1e-3, atol=1e-3
+            ours.codebooks[0].codes()[hit], theirs.codebook[hit], rtol=1e-3, atol=1e-3
         )
     assert 0 < seen.sum() < 16
-    assert torch.equal(ours.codebooks[0].vectors()[~seen], start[~seen])
+    assert torch.equal(ours.codebooks[0].codes()[~seen], start[~seen])
     assert (theirs.codebook[~seen].norm(dim=1) < start[~seen].norm(dim=1)).all()
 
 
@@ -98,7 +98,7 @@ def test_residual_moving_averages():
         assert torch.equal(out.indices, indices)
         assert all(indices[..., stage].unique().numel() == 8 for stage in range(3))
         ema.step(out)
-        vectors = torch.stack([codebook.vectors() for codebook in ours.codebooks])
+        vectors = torch.stack([codebook.codes() for codebook in ours.codebooks])
         torch.testing.assert_close(vectors, theirs.codebooks, **CLOSE)
 
 

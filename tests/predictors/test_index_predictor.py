@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from vqprior import IndexPredictor, VectorQuantizer
-from vqprior.functional import code_cross_entropy, select_codes
+from vqprior.functional import index_cross_entropy, select_codes
 
 
 def test_is_layer_norm_and_one_linear_layer():
@@ -62,9 +62,9 @@ def test_learns_indices_and_then_reconstruction():
             losses.append(loss.item())
         return losses[0], sum(losses[-5:]) / 5
 
-    first, last = train(lambda logits: code_cross_entropy(logits, indices), 60)
+    first, last = train(lambda logits: index_cross_entropy(logits, indices), 60)
     assert last < 0.5 * first
-    codes = quantizer.codebook.codes.detach()
+    codes = quantizer.codebook.weight.detach()
     first, last = train(
         lambda logits: (select_codes(logits, codes)[0] - target).square().mean(), 60
     )

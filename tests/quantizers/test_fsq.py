@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from vqprior import FSQ, Grouped
+from vqprior import FSQ, GroupedQuantizer
 
 LEVELS = [[8, 5, 2, 7], [8, 5, 3, 7], [3], [2], [4, 4], [6, 3, 9]]
 
@@ -175,7 +175,7 @@ def test_half_precision_inputs_are_rounded_in_float32(dtype):
 
 
 def test_several_side_by_side_pass_the_limit():
-    grouped = Grouped([FSQ([2**22, 2**20, 2**20]), FSQ([2**22, 2**20, 2**20])])
+    grouped = GroupedQuantizer([FSQ([2**22, 2**20, 2**20]), FSQ([2**22, 2**20, 2**20])])
     assert grouped.bits_per_token == 124.0
     x = torch.randn(5, 6)
     exactly(grouped.decode(grouped.encode(x)), grouped(x).quantized)
@@ -184,11 +184,11 @@ def test_several_side_by_side_pass_the_limit():
 def test_assign_has_the_gradient_of_the_input_at_the_code_given():
     fsq, x = FSQ([5, 5]), torch.randn(4, 2, requires_grad=True)
     given = torch.tensor([3, 24, -1, 0])
-    out = fsq.assign(x, given)
+    out = fsq.quantize_as(x, given)
     exactly(out.indices, given)
     exactly(out.quantized, fsq.decode(given))
-    counted = (given >= 0).unsqueeze(1)
-    (expected,) = torch.autograd.grad((counted * fsq(x).quantized).sum(), x)
+    valid = (given >= 0).unsqueeze(1)
+    (expected,) = torch.autograd.grad((valid * fsq(x).quantized).sum(), x)
     exactly(torch.autograd.grad(out.quantized.sum(), x)[0], expected)
 
 
@@ -204,7 +204,7 @@ def test_repr_shows_options():
         (
             [2**21, 2**21, 2**21],
             "`levels` must have a product of at most 2**62, got [2097152, 2097152, 2097152]. For "
-            "more, put several in `Grouped`.",
+            "more, put several in `GroupedQuantizer`.",
         ),
         ([3, 2**22 + 1], "`levels` must be at most 2**22 each, got 4194305."),
         (
@@ -222,7 +222,7 @@ def test_wrong_arguments(levels, message):
 def test_there_is_no_codebook_to_rank():
     for call in (
         lambda: FSQ([3]).logits(torch.zeros(1, 1)),
-        lambda: FSQ([3]).nearest(torch.zeros(1, 1), 1),
+        lambda: FSQ([3]).nearest_indices(torch.zeros(1, 1), 1),
     ):
         with pytest.raises(
             TypeError, match=r"must have one explicit codebook for `\w+`, got FSQ\."

@@ -1,4 +1,4 @@
-"""`Grouped`: separate quantizers on shares of the features."""
+"""`GroupedQuantizer`: separate quantizers on shares of the features."""
 
 import re
 
@@ -9,15 +9,15 @@ from torch.testing import assert_close
 
 from vqprior import (
     FSQ,
-    ChannelFirst,
+    ChannelsFirst,
     CodebookEMA,
-    Grouped,
-    MultiScale,
-    Residual,
+    GroupedQuantizer,
+    MultiScaleQuantizer,
+    ResidualQuantizer,
     TextureQuantizer,
     VectorQuantizer,
 )
-from vqprior.functional import IndexBackpropagation, nearest_codes
+from vqprior.functional import IndexBackpropagation, nearest_indices
 from vqprior.quantizers import _grouped, _plain
 
 
@@ -27,8 +27,8 @@ def exactly(actual, expected):
 
 def mixed():
     """Shares of 3, 1 and 2 features with 1, 1 and 2 indices."""
-    pair = Residual([VectorQuantizer(2, 16), VectorQuantizer(2, 7)])
-    return Grouped([VectorQuantizer(3, 5), FSQ([4]), pair])
+    pair = ResidualQuantizer([VectorQuantizer(2, 16), VectorQuantizer(2, 7)])
+    return GroupedQuantizer([VectorQuantizer(3, 5), FSQ([4]), pair])
 
 
 def test_equals_separate_quantizers():
@@ -88,9 +88,9 @@ def test_a_feature_that_is_not_finite_leaves_the_whole_token_out(value, feature)
     exactly(grouped.encode(x), out.indices)
     assert all(not selection.mask[2] for selection in out.selections)
     given = torch.zeros(6, 4, dtype=torch.int64)
-    assigned = grouped.assign(x, given)
+    assigned = grouped.quantize_as(x, given)
     assert (assigned.indices[2] == -1).all()
-    assert_close(assigned.terms, grouped.assign(x[others], given[others]).terms)
+    assert_close(assigned.terms, grouped.quantize_as(x[others], given[others]).terms)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64], ids=str)
@@ -98,17 +98,17 @@ def test_assign_returns_what_forward_returned(dtype):
     grouped, x = mixed(), torch.randn(8, 6)
     x[0, 0] = torch.nan
     out = grouped(x)
-    again = grouped.assign(x, out.indices.clamp_min(0).to(dtype))
+    again = grouped.quantize_as(x, out.indices.clamp_min(0).to(dtype))
     exactly(again.quantized, out.quantized)
     exactly(again.indices, out.indices)
     exactly(again.terms, out.terms)
 
 
 def test_a_single_missing_index_masks_its_group_alone():
-    grouped = Grouped([VectorQuantizer(2, 4), VectorQuantizer(2, 4)])
+    grouped = GroupedQuantizer([VectorQuantizer(2, 4), VectorQuantizer(2, 4)])
     x = torch.randn(2, 4)
-    out = grouped.assign(x, torch.tensor([[1, -1], [-1, 3]]))
-    first, second = (group.codebook.codes.detach() for group in grouped.groups)
+    out = grouped.quantize_as(x, torch.tensor([[1, -1], [-1, 3]]))
+    first, second = (group.codebook.weight.detach() for group in grouped.groups)
     nothing = torch.zeros(2)
     expected = torch.stack([torch.cat([first[1], nothing]), torch.cat([nothing, second[3]])])
     exactly(out.quantized, expected)
@@ -118,8 +118,8 @@ def test_a_single_missing_index_masks_its_group_alone():
 
 
 def test_logits_are_those_of_the_groups_padded():
-    residual = Residual([VectorQuantizer(2, 9), VectorQuantizer(2, 7)])
-    grouped = Grouped([VectorQuantizer(3, 5), residual])
+    residual = ResidualQuantizer([VectorQuantizer(2, 9), VectorQuantizer(2, 7)])
+    grouped = GroupedQuantizer([VectorQuantizer(3, 5), residual])
     x, given = torch.randn(4, 5), torch.randint(5, (4, 3))
     logits = grouped.logits(x, temperature=0.5, indices=given)
     assert logits.shape == (4, 3, 9)
@@ -133,7 +133,7 @@ def test_logits_are_those_of_the_groups_padded():
 
 def test_a_group_of_one_is_the_quantizer():
     quantizer = VectorQuantizer(4, 16)
-    grouped, x = Grouped([quantizer]), torch.randn(5, 4)
+    grouped, x = GroupedQuantizer([quantizer]), torch.randn(5, 4)
     exactly(grouped(x).indices, quantizer(x).indices)
     exactly(grouped.logits(x), quantizer.logits(x))
     assert grouped(x).indices.shape == (5,)
@@ -141,13 +141,13 @@ def test_a_group_of_one_is_the_quantizer():
 
 def test_a_shared_codebook_is_stored_once_and_learns_from_all_groups():
     shared = VectorQuantizer(2, 8)
-    grouped, twin = Grouped([shared] * 3), VectorQuantizer(2, 8)
+    grouped, twin = GroupedQuantizer([shared] * 3), VectorQuantizer(2, 8)
     twin.load_state_dict(shared.state_dict())
-    assert list(grouped.state_dict()) == ["groups.unique.0.codebook.codes"]
+    assert list(grouped.state_dict()) == ["groups.unique.0.codebook.weight"]
     x = torch.randn(40, 6)
     CodebookEMA(grouped).step(grouped(x))
     CodebookEMA(twin).step(twin(torch.cat(x.split(2, dim=1))))
-    assert_close(shared.codebook.codes, twin.codebook.codes)
+    assert_close(shared.codebook.weight, twin.codebook.weight)
 
 
 VQ = VectorQuantizer(4, 16)
@@ -170,30 +170,30 @@ VQ = VectorQuantizer(4, 16)
             "outside of all others.",
         ),
         (
-            [ChannelFirst(VQ)],
+            [ChannelsFirst(VQ)],
             ValueError,
-            "`quantizers[0]` must have features last, got ChannelFirst. Put `ChannelFirst` "
+            "`quantizers[0]` must have features last, got ChannelsFirst. Put `ChannelsFirst` "
             "outside.",
         ),
         (
-            [VQ, MultiScale(VQ, (1, 2))],
+            [VQ, MultiScaleQuantizer(VQ, (1, 2))],
             ValueError,
-            "`quantizers[1]` must have indices for each token, got MultiScale. Put `MultiScale` "
-            "outside.",
+            "`quantizers[1]` must have indices for each token, got MultiScaleQuantizer. Put "
+            "`MultiScaleQuantizer` outside.",
         ),
     ],
 )
 def test_wrong_arguments(quantizers, error, message):
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
-        Grouped(quantizers)
+        GroupedQuantizer(quantizers)
 
 
-@pytest.mark.parametrize("call", ["decode", "assign", "logits"])
+@pytest.mark.parametrize("call", ["decode", "quantize_as", "logits"])
 def test_indices_of_another_number_of_codebooks(call):
     grouped, indices = mixed(), torch.zeros(3, 2, dtype=torch.int64)
     calls = {
         "decode": lambda: grouped.decode(indices),
-        "assign": lambda: grouped.assign(torch.zeros(3, 6), indices),
+        "quantize_as": lambda: grouped.quantize_as(torch.zeros(3, 6), indices),
         "logits": lambda: grouped.logits(torch.zeros(3, 6), indices=indices),
     }
     message = (
@@ -205,7 +205,7 @@ def test_indices_of_another_number_of_codebooks(call):
 
 
 def test_other_wrong_calls():
-    grouped = Grouped([VectorQuantizer(2, 4), FSQ([3, 3])])
+    grouped = GroupedQuantizer([VectorQuantizer(2, 4), FSQ([3, 3])])
     for call in (grouped, grouped.encode, grouped.logits):
         with pytest.raises(ValueError, match=r"^`x` must have shape \(\.\.\., 4\), got \(2, 5\)\."):
             call(torch.zeros(2, 5))
@@ -213,20 +213,22 @@ def test_other_wrong_calls():
             call(torch.zeros(2, 4, dtype=torch.int64))
     with pytest.raises(TypeError, match=r"explicit codebook for `logits`, got FSQ\."):
         grouped.logits(torch.zeros(2, 4))
-    with pytest.raises(TypeError, match=r"explicit codebook for `nearest`, got Grouped\."):
-        grouped.nearest(torch.zeros(2, 4), 1)
+    with pytest.raises(
+        TypeError, match=r"explicit codebook for `nearest_indices`, got GroupedQuantizer\."
+    ):
+        grouped.nearest_indices(torch.zeros(2, 4), 1)
 
 
 def count_searches(monkeypatch):
     """The calls of the search, those of the groups and those of the wrapper."""
     calls = []
 
-    def counted(x, codes, **options):
+    def valid(x, codes, **options):
         calls.append(codes.shape)
-        return nearest_codes(x, codes, **options)
+        return nearest_indices(x, codes, **options)
 
     for module in (_grouped, _plain):
-        monkeypatch.setattr(module, "nearest_codes", counted)
+        monkeypatch.setattr(module, "nearest_indices", valid)
     return calls
 
 
@@ -235,7 +237,7 @@ def test_groups_of_one_form_are_searched_at_once(monkeypatch, metric):
     quantizers = [VectorQuantizer(3, 16, metric=metric) for _ in range(4)]
     x, mask = torch.randn(4, 6, 12), torch.rand(4, 6) > 0.3
     apart = [q(part, mask) for q, part in zip(quantizers, x.split(3, dim=-1), strict=True)]
-    grouped = Grouped(quantizers)
+    grouped = GroupedQuantizer(quantizers)
     calls = count_searches(monkeypatch)
     out = grouped(x, mask)
     exactly(grouped.encode(x, mask), out.indices)
@@ -252,13 +254,13 @@ def test_groups_of_one_form_are_searched_at_once(monkeypatch, metric):
         lambda: [VectorQuantizer(3, 16), VectorQuantizer(2, 16)],
         lambda: [VectorQuantizer(3, 16), VectorQuantizer(3, 16, metric="cosine")],
         lambda: [VectorQuantizer(3, 16), FSQ([4, 4, 4])],
-        lambda: [VectorQuantizer(3, 16), Residual([VectorQuantizer(3, 16)])],
+        lambda: [VectorQuantizer(3, 16), ResidualQuantizer([VectorQuantizer(3, 16)])],
         lambda: [VectorQuantizer(3, 16, estimator=IndexBackpropagation())] * 2,
     ],
     ids=["sizes", "dims", "metrics", "no-codebook", "wrapped", "own-choice"],
 )
 def test_groups_of_several_forms_are_searched_each(monkeypatch, others):
-    grouped = Grouped(others())
+    grouped = GroupedQuantizer(others())
     calls = count_searches(monkeypatch)
     grouped(torch.randn(5, grouped.dim))
     assert all(len(shape) == 2 for shape in calls)

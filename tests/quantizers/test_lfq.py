@@ -137,7 +137,7 @@ def test_a_weight_of_0_removes_its_term(options, names):
 
 def test_assign_has_the_losses_of_the_codes_given():
     lfq, x = LFQ(3), torch.randn(3, 3)
-    out = lfq.assign(x, torch.tensor([5, -1, 0]))
+    out = lfq.quantize_as(x, torch.tensor([5, -1, 0]))
     exactly(out.quantized, torch.tensor([[1.0, -1, 1], [0, 0, 0], [-1, -1, -1]]))
     errors = (x - out.quantized)[[0, 2]].square().mean()
     assert_close(out.terms["commitment"], 0.25 * errors)
@@ -154,7 +154,11 @@ def test_repr_shows_options():
     ("num_bits", "options", "message"),
     [
         (0, {}, "`num_bits` must be at least 1, got 0."),
-        (63, {}, "`num_bits` must be at most 62, got 63. For more, put several in `Grouped`."),
+        (
+            63,
+            {},
+            "`num_bits` must be at most 62, got 63. For more, put several in `GroupedQuantizer`.",
+        ),
         (4, {"commitment_weight": -1.0}, "`commitment_weight` must be at least 0.0, got -1.0."),
         (
             4,
@@ -182,7 +186,7 @@ def test_wrong_arguments(num_bits, options, message):
 
 def test_there_is_no_codebook_to_rank():
     x = torch.zeros(1, 3)
-    for call in (lambda: LFQ(3).logits(x), lambda: LFQ(3).nearest(x, 1)):
+    for call in (lambda: LFQ(3).logits(x), lambda: LFQ(3).nearest_indices(x, 1)):
         with pytest.raises(
             TypeError, match=r"must have one explicit codebook for `\w+`, got LFQ\."
         ):

@@ -1,4 +1,4 @@
-"""`MultiScale`: all laws of a quantizer for its own layout of indices, and VAR's algorithm."""
+"""`MultiScaleQuantizer`: all laws for its own layout of indices, and VAR's algorithm."""
 
 import copy
 import itertools
@@ -17,20 +17,21 @@ from vqprior import (
     BSQ,
     FSQ,
     LFQ,
-    ChannelFirst,
+    ChannelsFirst,
     CodebookEMA,
     CodebookRevival,
-    Grouped,
-    MultiScale,
-    Projected,
+    EmbeddingCodebook,
+    GroupedQuantizer,
+    MultiScaleQuantizer,
+    ProjectedQuantizer,
     RequireFinite,
-    Residual,
+    ResidualQuantizer,
     SelfUpdating,
-    Table,
     TextureQuantizer,
     VectorQuantizer,
 )
-from vqprior.functional import IndexBackpropagation, _search_blocks, _softmax_gradient
+from vqprior.functional import IndexBackpropagation, _softmax_gradient
+from vqprior.functional._kernels import _search_blocks
 from vqprior.nn import ScaleRefinement
 
 SIZES = {1: [(1,), (3,), (6,)], 2: [(1, 1), (2, 1), (2, 3), (4, 5)], 3: [(1, 1, 1), (2, 3, 2)]}
@@ -46,16 +47,16 @@ def vq(d=4, k=16, **options):
 
 def refined(**options):
     refine = ScaleRefinement(4, 2)
-    return MultiScale(vq(), SIZES[2], refine=refine, codebook_weight=1.0, **options)
+    return MultiScaleQuantizer(vq(), SIZES[2], refine=refine, codebook_weight=1.0, **options)
 
 
 MAKERS = {
-    "1d": lambda: MultiScale(vq(), SIZES[1]),
-    "2d": lambda: MultiScale(vq(), SIZES[2]),
-    "3d": lambda: MultiScale(vq(), SIZES[3]),
-    "one-scale": lambda: MultiScale(vq(), (3,)),
-    "equal-scales": lambda: MultiScale(vq(), (3, 3)),
-    "weights": lambda: MultiScale(
+    "1d": lambda: MultiScaleQuantizer(vq(), SIZES[1]),
+    "2d": lambda: MultiScaleQuantizer(vq(), SIZES[2]),
+    "3d": lambda: MultiScaleQuantizer(vq(), SIZES[3]),
+    "one-scale": lambda: MultiScaleQuantizer(vq(), (3,)),
+    "equal-scales": lambda: MultiScaleQuantizer(vq(), (3, 3)),
+    "weights": lambda: MultiScaleQuantizer(
         vq(commitment_weight=0.0, codebook_weight=0.0),
         SIZES[2],
         commitment_weight=0.25,
@@ -63,17 +64,19 @@ MAKERS = {
     ),
     "refine": refined,
     "taken-over": lambda: taken_over(refined(commitment_weight=0.25)),
-    "cosine": lambda: MultiScale(vq(metric="cosine"), SIZES[2]),
-    "ibq": lambda: MultiScale(vq(metric="dot", estimator=IndexBackpropagation()), SIZES[2]),
-    "residual": lambda: MultiScale(Residual([vq(), vq(k=5)]), SIZES[2]),
-    "grouped": lambda: MultiScale(Grouped([vq(d=3), FSQ([4])]), SIZES[2]),
-    "projected": lambda: MultiScale(
-        Projected(vq(d=2), nn.Linear(4, 2), nn.Linear(2, 4)), SIZES[2], codebook_weight=1.0
+    "cosine": lambda: MultiScaleQuantizer(vq(metric="cosine"), SIZES[2]),
+    "ibq": lambda: MultiScaleQuantizer(
+        vq(metric="dot", estimator=IndexBackpropagation()), SIZES[2]
     ),
-    "fsq": lambda: MultiScale(FSQ([8, 5, 2, 7], symmetric=True), SIZES[2]),
-    "lfq": lambda: MultiScale(LFQ(4), SIZES[2]),
-    "bsq": lambda: MultiScale(BSQ(4), SIZES[2]),
-    "self-updating": lambda: MultiScale(self_updating(vq()), SIZES[2]),
+    "residual": lambda: MultiScaleQuantizer(ResidualQuantizer([vq(), vq(k=5)]), SIZES[2]),
+    "grouped": lambda: MultiScaleQuantizer(GroupedQuantizer([vq(d=3), FSQ([4])]), SIZES[2]),
+    "projected": lambda: MultiScaleQuantizer(
+        ProjectedQuantizer(vq(d=2), nn.Linear(4, 2), nn.Linear(2, 4)), SIZES[2], codebook_weight=1.0
+    ),
+    "fsq": lambda: MultiScaleQuantizer(FSQ([8, 5, 2, 7], symmetric=True), SIZES[2]),
+    "lfq": lambda: MultiScaleQuantizer(LFQ(4), SIZES[2]),
+    "bsq": lambda: MultiScaleQuantizer(BSQ(4), SIZES[2]),
+    "self-updating": lambda: MultiScaleQuantizer(self_updating(vq()), SIZES[2]),
 }
 
 
@@ -134,13 +137,13 @@ def test_decode_returns_what_forward_returned(make, dtype, cast, masked):
     out = quantizer(x, mask)
     exactly(quantizer.decode(out.indices).to(dtype), out.quantized)
     exactly(quantizer.encode(x, mask), out.indices)
-    exactly(quantizer.assign(x, out.indices).quantized, out.quantized)
+    exactly(quantizer.quantize_as(x, out.indices).quantized, out.quantized)
     assert out.loss.dtype == torch.float32
 
 
 def test_no_index_of_encode_differs_from_forward_in_many_maps():
     """The remainder is rounded in one way, whoever asks."""
-    quantizer = MultiScale(vq(k=512), (1, 2, 3, 5, 8))
+    quantizer = MultiScaleQuantizer(vq(k=512), (1, 2, 3, 5, 8))
     x = draw(quantizer, (100,))
     out = quantizer(x)
     exactly(quantizer.encode(x), out.indices)
@@ -159,7 +162,7 @@ def test_sizes_and_shapes(make):
     expected = quantizer.quantizer.bits_per_token * sum(counts) / counts[-1]
     assert quantizer.bits_per_token == pytest.approx(expected)
     assert quantizer.codebook_sizes == quantizer.quantizer.codebook_sizes
-    assert not quantizer.tokenwise
+    assert not quantizer.has_index_per_token
     exactly(out.loss, sum(out.terms.values(), torch.zeros(())))
 
 
@@ -311,8 +314,8 @@ def test_a_masked_map_leaves_the_others_alone(make):
 
 def test_a_map_that_covers_a_part_is_averaged_over_that_part():
     """A cell's mean is that of what counts in it; the corner that does not cannot pull."""
-    codes = Table.from_vectors(torch.tensor([[1.0], [3.0], [100.0]]))
-    quantizer = MultiScale(vq(1, 3, codebook=codes), (1, 2))
+    codes = EmbeddingCodebook.from_codes(torch.tensor([[1.0], [3.0], [100.0]]))
+    quantizer = MultiScaleQuantizer(vq(1, 3, codebook=codes), (1, 2))
     x = torch.tensor([[[1.0], [3.0]], [[2.0], [1e6]]])
     mask = torch.tensor([[True, True], [True, False]])
     out = quantizer(x, mask)
@@ -342,8 +345,8 @@ def test_autocast_changes_nothing(make, low):
 
 def test_half_precision_maps_are_averaged_in_float32():
     """A mean of values around 1000 in half precision would choose other codes."""
-    quantizer = MultiScale(vq(k=64), (1, 2, 16))
-    quantizer.quantizer.codebook.codes.data += 1000
+    quantizer = MultiScaleQuantizer(vq(k=64), (1, 2, 16))
+    quantizer.quantizer.codebook.weight.data += 1000
     x = (1000 + draw(quantizer, scale=1.0)).half()
     exactly(quantizer(x).indices, quantizer(x.float()).indices)
 
@@ -438,7 +441,7 @@ def test_one_step_of_the_average_for_the_uses_of_all_scales(make):
     ema = CodebookEMA(quantizer, decay=0.5, eps=0.0)
     out = quantizer(draw(quantizer, (8,)))
     before, of_first = (
-        codebook.vectors().detach().clone(),
+        codebook.codes().detach().clone(),
         out.selections[:: len(quantizer.quantizer.codebooks)],
     )
     ema.step(out)
@@ -448,17 +451,17 @@ def test_one_step_of_the_average_for_the_uses_of_all_scales(make):
         mine = inputs[indices == j].double()
         expected = (0.5 * before[j] + 0.5 * mine.sum(dim=0)) / (0.5 + 0.5 * len(mine))
         expected = expected if len(mine) else before[j].double()
-        assert_close(codebook.vectors()[j].double(), expected, rtol=1e-4, atol=1e-5)
+        assert_close(codebook.codes()[j].double(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_revival_moves_unused_codes_onto_inputs_of_any_scale():
     inner = vq()
-    inner.codebook.codes.data[1:] += 1000
-    quantizer = MultiScale(inner, SIZES[2])
+    inner.codebook.weight.data[1:] += 1000
+    quantizer = MultiScaleQuantizer(inner, SIZES[2])
     out = quantizer(draw(quantizer, (20,)))
     CodebookRevival(quantizer, patience=1.0).step(out)
     inputs = torch.cat([s.inputs.reshape(-1, 4) for s in out.selections])
-    for code in inner.codebook.codes[1:]:
+    for code in inner.codebook.weight[1:]:
         assert (inputs == code).all(dim=1).any()
     assert len(quantizer.codebooks) == len(SIZES[2])
 
@@ -468,12 +471,12 @@ def test_self_updating_outside(make):
     quantizer = make().eval()
     codebook = quantizer.codebooks[0]
     updating = SelfUpdating(quantizer, CodebookEMA(quantizer, decay=0.5))
-    before, x = codebook.vectors().detach().clone(), draw(quantizer)
-    assert not updating.tokenwise
+    before, x = codebook.codes().detach().clone(), draw(quantizer)
+    assert not updating.has_index_per_token
     exactly(updating.eval()(x).quantized, quantizer(x).quantized)
-    exactly(codebook.vectors().detach(), before)
+    exactly(codebook.codes().detach(), before)
     updating.train()(x)
-    assert (codebook.vectors() != before).any()
+    assert (codebook.codes() != before).any()
 
 
 # Wrappers.
@@ -482,7 +485,7 @@ def test_self_updating_outside(make):
 @every_scale
 def test_channel_first_is_a_change_of_layout(make):
     quantizer = make().eval()
-    maps = ChannelFirst(quantizer)
+    maps = ChannelsFirst(quantizer)
     x, mask = draw(quantizer), draw_mask(quantizer)
     out, expected = maps(x.movedim(-1, 1), mask), quantizer(x, mask)
     exactly(out.quantized, expected.quantized.movedim(-1, 1))
@@ -490,15 +493,15 @@ def test_channel_first_is_a_change_of_layout(make):
     exactly(out.terms, expected.terms)
     exactly(maps.decode(out.indices), out.quantized)
     exactly(maps.encode(x.movedim(-1, 1), mask), out.indices)
-    exactly(maps.assign(x.movedim(-1, 1), out.indices).indices, out.indices)
+    exactly(maps.quantize_as(x.movedim(-1, 1), out.indices).indices, out.indices)
     assert maps.bits_per_token == quantizer.bits_per_token
-    assert not maps.tokenwise
+    assert not maps.has_index_per_token
 
 
 @every_scale
 def test_texture_on_feature_maps(make):
     quantizer = make().eval()
-    tvq = TextureQuantizer(ChannelFirst(quantizer))
+    tvq = TextureQuantizer(ChannelsFirst(quantizer))
     texture, structure = draw(quantizer).movedim(-1, 1), draw(quantizer, seed=1).movedim(-1, 1)
     out = tvq(texture, structure)
     expected = quantizer((texture - structure).movedim(1, -1))
@@ -546,7 +549,7 @@ def algorithm_1(x, codes, phi, sizes):
 def var(scales, refine):
     inner = vq(commitment_weight=0.0, codebook_weight=0.0).double()
     options = {"commitment_weight": 0.25, "codebook_weight": 0.5}
-    return MultiScale(inner, scales, refine=refine, **options)
+    return MultiScaleQuantizer(inner, scales, refine=refine, **options)
 
 
 @pytest.mark.parametrize("scales", [(1, 2, 3, 5), ((1, 2), (3, 2), (3, 7)), (4, 4)])
@@ -554,7 +557,7 @@ def test_equals_an_independent_implementation(scales):
     phi = Phi().double()
     quantizer = var(scales, phi)
     x = torch.randn(2, *quantizer.scales[-1], 4, dtype=torch.float64, requires_grad=True)
-    codes = quantizer.quantizer.codebook.codes
+    codes = quantizer.quantizer.codebook.weight
     each = [algorithm_1(map_, codes, phi, quantizer.scales) for map_ in x]
     out = quantizer(x)
     exactly(out.indices, torch.stack([indices for indices, *_ in each]))
@@ -572,8 +575,8 @@ def test_equals_an_independent_implementation(scales):
 def test_the_terms_of_the_quantizer_add_up_over_scales():
     inner = vq()
     quantizer, both = (
-        MultiScale(inner, (1, 2, 4)),
-        MultiScale(inner, (1, 2, 4), commitment_weight=1.0),
+        MultiScaleQuantizer(inner, (1, 2, 4)),
+        MultiScaleQuantizer(inner, (1, 2, 4), commitment_weight=1.0),
     )
     x = draw(quantizer)
     out = quantizer(x)
@@ -592,7 +595,7 @@ def test_the_terms_of_the_quantizer_add_up_over_scales():
 def test_other_dimensions_enlarge_linearly(dimensions):
     sizes = SIZES[dimensions]
     inner = vq().double()
-    quantizer = MultiScale(inner, sizes)
+    quantizer = MultiScaleQuantizer(inner, sizes)
     x = draw(quantizer, dtype=torch.float64)
     rest, indices, total = x.movedim(-1, 1), [], 0
     mode = {1: "linear", 3: "trilinear"}[dimensions]
@@ -614,16 +617,16 @@ def test_refine_sees_positions_from_0_to_1():
         seen.append(position)
         return codes
 
-    MultiScale(vq(), (1, 2, 3, 4, 5), refine=watched).encode(torch.randn(5, 5, 4))
+    MultiScaleQuantizer(vq(), (1, 2, 3, 4, 5), refine=watched).encode(torch.randn(5, 5, 4))
     assert seen == [0.0, 0.25, 0.5, 0.75, 1.0]
     seen.clear()
-    MultiScale(vq(), (3,), refine=watched).encode(torch.randn(3, 3, 4))
+    MultiScaleQuantizer(vq(), (3,), refine=watched).encode(torch.randn(3, 3, 4))
     assert seen == [0.0]
 
 
 def test_a_single_scale_is_the_quantizer():
     inner = vq()
-    quantizer, x = MultiScale(inner, (3,)), torch.randn(2, 3, 3, 4)
+    quantizer, x = MultiScaleQuantizer(inner, (3,)), torch.randn(2, 3, 3, 4)
     out, expected = quantizer(x), inner(x)
     exactly(out.quantized, expected.quantized)
     exactly(out.indices, expected.indices.flatten(1))
@@ -632,12 +635,12 @@ def test_a_single_scale_is_the_quantizer():
 
 
 def test_bits_per_position_of_the_map():
-    assert MultiScale(vq(k=16), (1, 2, 4)).bits_per_token == 4 * 21 / 16
+    assert MultiScaleQuantizer(vq(k=16), (1, 2, 4)).bits_per_token == 4 * 21 / 16
 
 
 def test_scales_without_indices_add_nothing():
     """Prefixes of scales are coarse versions; the first alone is constant over the map."""
-    quantizer = MultiScale(vq(k=64), (1, 2, 4))
+    quantizer = MultiScaleQuantizer(vq(k=64), (1, 2, 4))
     x = draw(quantizer, (50,))
     indices = quantizer.encode(x)
     coarse = quantizer.decode(torch.where(torch.arange(21) < 1, indices, -1))
@@ -673,7 +676,7 @@ def test_teacher_forced_logits_equal_a_hand_written_loop():
 
 
 def test_logits_rank_the_choices_first():
-    quantizer = MultiScale(Residual([vq(), vq(k=5)]), SIZES[2])
+    quantizer = MultiScaleQuantizer(ResidualQuantizer([vq(), vq(k=5)]), SIZES[2])
     x = draw(quantizer)
     logits = quantizer.logits(x)
     assert logits.shape == (3, 29, 2, 16)
@@ -681,17 +684,17 @@ def test_logits_rank_the_choices_first():
 
 
 def test_assign_leaves_out_what_is_not_finite():
-    quantizer = MultiScale(vq(), (1, 2))
+    quantizer = MultiScaleQuantizer(vq(), (1, 2))
     x = draw(quantizer, (1,))
     x[0, 0, 1, 2] = torch.nan
-    out = quantizer.assign(x, torch.ones(1, 5, dtype=torch.int64))
+    out = quantizer.quantize_as(x, torch.ones(1, 5, dtype=torch.int64))
     assert out.indices.tolist() == [[1, 1, -1, 1, 1]]
     assert out.loss.isfinite()
     assert out.selections[1].mask.tolist() == [[[True, False], [True, True]]]
 
 
 def test_repr_shows_options():
-    assert repr(MultiScale(vq(), (1, 2))).splitlines()[1] == (
+    assert repr(MultiScaleQuantizer(vq(), (1, 2))).splitlines()[1] == (
         "  scales=[(1, 1), (2, 2)], commitment_weight=0.0, codebook_weight=0.0"
     )
 
@@ -726,30 +729,30 @@ SCALES = (
 )
 def test_wrong_arguments(scales, options, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        MultiScale(vq(), scales, **options)
+        MultiScaleQuantizer(vq(), scales, **options)
 
 
 def test_a_frozen_refine_needs_no_weight():
     frozen = ScaleRefinement(4).requires_grad_(requires_grad=False)
-    assert MultiScale(vq(), (1, 2), refine=frozen)(torch.randn(2, 2, 4)).loss > 0
+    assert MultiScaleQuantizer(vq(), (1, 2), refine=frozen)(torch.randn(2, 2, 4)).loss > 0
 
 
 @pytest.mark.parametrize("wrap", [lambda q: q, RequireFinite])
 def test_scales_of_scales(wrap):
-    inner = wrap(MultiScale(vq(), (1, 2)))
+    inner = wrap(MultiScaleQuantizer(vq(), (1, 2)))
     message = (
         rf"^`quantizer` must have indices for each token, got {type(inner).__name__}\. Put "
-        r"`MultiScale` outside\.$"
+        r"`MultiScaleQuantizer` outside\.$"
     )
     with pytest.raises(ValueError, match=message):
-        MultiScale(inner, (1, 2))
+        MultiScaleQuantizer(inner, (1, 2))
 
 
 CALLS = {
     "forward": lambda q, x: q(x),
     "encode": lambda q, x: q.encode(x),
     "logits": lambda q, x: q.logits(x),
-    "assign": lambda q, x: q.assign(x, torch.zeros(2, 5, dtype=torch.int64)),
+    "quantize_as": lambda q, x: q.quantize_as(x, torch.zeros(2, 5, dtype=torch.int64)),
 }
 
 
@@ -759,34 +762,34 @@ def test_maps_of_another_size(call, shape):
     message = (
         f"`x` must have shape (..., 2, 2, 4), got {shape}. The last scale is the size of the map, "
         "and features come last: for feature maps (b, d, *spatial), wrap the quantizer in "
-        "`ChannelFirst`."
+        "`ChannelsFirst`."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        call(MultiScale(vq(), (1, 2)), torch.zeros(shape))
+        call(MultiScaleQuantizer(vq(), (1, 2)), torch.zeros(shape))
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 def test_integer_maps(call):
     with pytest.raises(TypeError, match=r"^`x` must be a floating-point tensor, got torch\.int64"):
-        call(MultiScale(vq(), (1, 2)), torch.zeros(2, 2, 2, 4, dtype=torch.int64))
+        call(MultiScaleQuantizer(vq(), (1, 2)), torch.zeros(2, 2, 2, 4, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("call", ["forward", "encode"])
 def test_wrong_masks(call):
-    quantizer, x = MultiScale(vq(), (1, 2)), torch.zeros(3, 2, 2, 4)
+    quantizer, x = MultiScaleQuantizer(vq(), (1, 2)), torch.zeros(3, 2, 2, 4)
     with pytest.raises(ValueError, match=r"^`mask` must have shape \(3, 2, 2\), got \(3, 2\)\.$"):
         getattr(quantizer, call)(x, torch.ones(3, 2) > 0)
     with pytest.raises(TypeError, match=r"^`mask` must be a boolean tensor, True for real tokens"):
         getattr(quantizer, call)(x, torch.ones(3, 2, 2))
 
 
-@pytest.mark.parametrize("make", [vq, lambda: Residual([vq(), vq()])], ids=["one", "two"])
-@pytest.mark.parametrize("call", ["decode", "assign", "logits"])
+@pytest.mark.parametrize("make", [vq, lambda: ResidualQuantizer([vq(), vq()])], ids=["one", "two"])
+@pytest.mark.parametrize("call", ["decode", "quantize_as", "logits"])
 def test_wrong_indices(make, call):
-    quantizer, x = MultiScale(make(), (1, 2)), torch.zeros(2, 2, 4)
+    quantizer, x = MultiScaleQuantizer(make(), (1, 2)), torch.zeros(2, 2, 4)
     calls = {
         "decode": quantizer.decode,
-        "assign": lambda indices: quantizer.assign(x, indices),
+        "quantize_as": lambda indices: quantizer.quantize_as(x, indices),
         "logits": lambda indices: quantizer.logits(x, indices=indices),
     }
     tail = "5" if quantizer.num_codebooks == 1 else "5, 2"
@@ -803,9 +806,9 @@ def test_wrong_indices(make, call):
 
 
 def test_a_batch_of_indices_of_another_size():
-    quantizer = MultiScale(vq(), (1, 2))
+    quantizer = MultiScaleQuantizer(vq(), (1, 2))
     x, indices = torch.zeros(3, 2, 2, 4), torch.zeros(2, 5, dtype=torch.int64)
-    for call in (quantizer.assign, lambda x, indices: quantizer.logits(x, indices=indices)):
+    for call in (quantizer.quantize_as, lambda x, indices: quantizer.logits(x, indices=indices)):
         with pytest.raises(
             ValueError, match=r"^`indices` must have shape \(3, 5\), got \(2, 5\)\.$"
         ):
@@ -815,14 +818,18 @@ def test_a_batch_of_indices_of_another_size():
 def test_a_refine_of_another_shape():
     message = r"^`refine\(codes, position\)` must have shape \(1, 2, 2, 4\), got \(1, 2, 2, 3\)\.$"
     with pytest.raises(ValueError, match=message):
-        MultiScale(vq(), (1, 2), refine=lambda codes, position: codes[..., :3])(torch.ones(2, 2, 4))
+        MultiScaleQuantizer(vq(), (1, 2), refine=lambda codes, position: codes[..., :3])(
+            torch.ones(2, 2, 4)
+        )
 
 
 def test_what_the_quantizer_cannot_do():
     x = torch.zeros(2, 2, 4)
     with pytest.raises(TypeError, match=r"explicit codebook for `logits`, got FSQ\."):
-        MultiScale(FSQ([3] * 4), (1, 2)).logits(x)
-    with pytest.raises(TypeError, match=r"explicit codebook for `nearest`, got MultiScale\."):
-        MultiScale(vq(), (1, 2)).nearest(x, 2)
+        MultiScaleQuantizer(FSQ([3] * 4), (1, 2)).logits(x)
+    with pytest.raises(
+        TypeError, match=r"explicit codebook for `nearest_indices`, got MultiScaleQuantizer\."
+    ):
+        MultiScaleQuantizer(vq(), (1, 2)).nearest_indices(x, 2)
     with pytest.raises(ValueError, match=r"^`temperature` must be greater than 0, got 0\.0\.$"):
-        MultiScale(vq(), (1, 2)).logits(x, temperature=0.0)
+        MultiScaleQuantizer(vq(), (1, 2)).logits(x, temperature=0.0)

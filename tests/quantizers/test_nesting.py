@@ -4,9 +4,9 @@ import pytest
 from torch import nn
 
 from vqprior import (
-    ChannelFirst,
-    MultiScale,
-    Projected,
+    ChannelsFirst,
+    MultiScaleQuantizer,
+    ProjectedQuantizer,
     RequireFinite,
     SelfUpdating,
     TextureQuantizer,
@@ -14,12 +14,12 @@ from vqprior import (
 )
 
 WRAPPERS = {
-    "channel-first": ChannelFirst,
+    "channel-first": ChannelsFirst,
     "require-finite": RequireFinite,
     "self-updating": SelfUpdating,
     "texture": TextureQuantizer,
-    "projected": lambda quantizer: Projected(quantizer, nn.Identity(), nn.Identity()),
-    "multi-scale": lambda quantizer: MultiScale(quantizer, (1, 2)),
+    "projected": lambda quantizer: ProjectedQuantizer(quantizer, nn.Identity(), nn.Identity()),
+    "multi-scale": lambda quantizer: MultiScaleQuantizer(quantizer, (1, 2)),
 }
 every_wrapper = pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS.keys())
 
@@ -40,9 +40,9 @@ def test_only_quantizers_go_inside(wrap, inner):
 @pytest.mark.parametrize("name", ["channel-first", "require-finite", "projected", "multi-scale"])
 @pytest.mark.parametrize("outer", [lambda q: q, SelfUpdating], ids=["bare", "wrapped"])
 def test_channel_first_goes_outside(name, outer):
-    inner = outer(ChannelFirst(VectorQuantizer(4, 16)))
+    inner = outer(ChannelsFirst(VectorQuantizer(4, 16)))
     message = (
-        rf"^`quantizer` must have features last, got {type(inner).__name__}\. Put `ChannelFirst` "
+        rf"^`quantizer` must have features last, got {type(inner).__name__}\. Put `ChannelsFirst` "
         r"outside\.$"
     )
     with pytest.raises(ValueError, match=message):
@@ -51,8 +51,8 @@ def test_channel_first_goes_outside(name, outer):
 
 def test_layouts_are_declared():
     plain = VectorQuantizer(4, 16)
-    assert (plain.features_last, plain.tokenwise) == (True, True)
-    scales = SelfUpdating(MultiScale(plain, (1, 2)))
-    assert (scales.features_last, scales.tokenwise) == (True, False)
-    assert not SelfUpdating(ChannelFirst(plain)).features_last
-    assert TextureQuantizer(ChannelFirst(plain)).features_last is False
+    assert (plain.features_last, plain.has_index_per_token) == (True, True)
+    scales = SelfUpdating(MultiScaleQuantizer(plain, (1, 2)))
+    assert (scales.features_last, scales.has_index_per_token) == (True, False)
+    assert not SelfUpdating(ChannelsFirst(plain)).features_last
+    assert TextureQuantizer(ChannelsFirst(plain)).features_last is False

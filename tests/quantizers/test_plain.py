@@ -8,12 +8,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from vqprior import IndexEstimator, Table, VectorQuantizer
+from vqprior import EmbeddingCodebook, IndexEstimator, VectorQuantizer
 from vqprior.functional import IndexBackpropagation, codebook_loss, commitment_loss
 
 
 def made_of(rows, **options):
-    table = Table.from_vectors(torch.tensor(rows))
+    table = EmbeddingCodebook.from_codes(torch.tensor(rows))
     return VectorQuantizer(table.dim, table.num_codes, codebook=table, **options)
 
 
@@ -87,17 +87,17 @@ def test_an_estimator_that_fails_on_masked_tokens_is_shielded():
 
 
 def test_a_codebook_can_be_shared():
-    table = Table(16, 4)
+    table = EmbeddingCodebook(16, 4)
     first, second = VectorQuantizer(4, 16, codebook=table), VectorQuantizer(4, 16, codebook=table)
     assert first.codebooks[0] is second.codebooks[0]
-    assert dict(first.named_parameters()).keys() == {"codebook.codes"}
+    assert dict(first.named_parameters()).keys() == {"codebook.weight"}
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine", "dot"])
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
 def test_logits_are_scores_up_to_a_constant(metric, temperature):
     quantizer = VectorQuantizer(4, 16, metric=metric)
-    x, codes = torch.randn(3, 5, 4), quantizer.codebook.codes
+    x, codes = torch.randn(3, 5, 4), quantizer.codebook.weight
     scores = {
         "euclidean": -(x.unsqueeze(-2) - codes).square().sum(-1),
         "cosine": F.normalize(x, dim=-1) @ F.normalize(codes, dim=-1).T,
@@ -113,7 +113,7 @@ def test_logits_have_the_gradient_of_scores_in_both():
     """Compared after a softmax, in which the constant of each token has no say."""
     quantizer = VectorQuantizer(3, 5).double()
     x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
-    both = [x, quantizer.codebook.codes]
+    both = [x, quantizer.codebook.weight]
     scores = -(x.unsqueeze(-2) - both[1]).square().sum(-1)
     expected = torch.autograd.grad(scores.softmax(-1)[:, 0].sum(), both)
     assert_close(torch.autograd.grad(quantizer.logits(x).softmax(-1)[:, 0].sum(), both), expected)
@@ -140,15 +140,15 @@ def test_nearest_ranks_codes_as_logits_do(metric):
     quantizer, x = VectorQuantizer(4, 16, metric=metric), torch.randn(3, 5, 4, requires_grad=True)
     expected = quantizer.logits(x).argsort(dim=-1, descending=True)
     for count in (1, 3, 16):
-        found = quantizer.nearest(x, count)
+        found = quantizer.nearest_indices(x, count)
         assert found.shape == (3, 5, count)
         assert_close(found, expected[..., :count], rtol=0, atol=0)
-    assert_close(quantizer.nearest(x, 2)[..., 0], quantizer.encode(x), rtol=0, atol=0)
+    assert_close(quantizer.nearest_indices(x, 2)[..., 0], quantizer.encode(x), rtol=0, atol=0)
 
 
 def test_nearest_of_equal_codes_starts_with_the_lowest_index():
     quantizer = made_of([[5.0], [1.0], [1.0], [-1.0], [1.0]])
-    found = quantizer.nearest(torch.tensor([[0.5], [2.5]]), 4)
+    found = quantizer.nearest_indices(torch.tensor([[0.5], [2.5]]), 4)
     assert found.tolist() == [[1, 2, 4, 3], [1, 2, 4, 0]]
 
 
@@ -156,11 +156,11 @@ def test_nearest_of_equal_codes_starts_with_the_lowest_index():
 def test_assign_of_what_was_chosen_is_the_result(masked):
     quantizer, x = VectorQuantizer(4, 16), torch.randn(3, 5, 4, requires_grad=True)
     out = quantizer(x, torch.rand(3, 5) > 0.4 if masked else None)
-    again = quantizer.assign(x, out.indices)
+    again = quantizer.quantize_as(x, out.indices)
     for name in ("quantized", "indices", "terms"):
         assert_close(getattr(again, name), getattr(out, name), rtol=0, atol=0)
     assert_close(vars(again.selections[0]), vars(out.selections[0]), rtol=0, atol=0)
-    both = [x, quantizer.codebook.codes]
+    both = [x, quantizer.codebook.weight]
     losses = [each.loss + each.quantized.square().sum() for each in (again, out)]
     assert_close(*(torch.autograd.grad(loss, both) for loss in losses), rtol=0, atol=0)
 
@@ -169,7 +169,7 @@ def test_assign_of_what_was_chosen_is_the_result(masked):
 def test_assign_takes_any_choice(dtype):
     quantizer = made_of([[0.0, 0.0], [1.0, 1.0], [4.0, 0.0]])
     x = torch.tensor([[9.0, 9.0], [0.0, 0.0], [torch.nan, 1.0]])
-    out = quantizer.assign(x, torch.tensor([0, 2, 1], dtype=dtype))
+    out = quantizer.quantize_as(x, torch.tensor([0, 2, 1], dtype=dtype))
     assert out.indices.tolist() == [0, 2, -1]
     assert_close(out.quantized, torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 0.0]]))
     assert_close(out.terms["codebook"], torch.tensor((81.0 + 81 + 16 + 0) / 4))
@@ -177,8 +177,8 @@ def test_assign_takes_any_choice(dtype):
 
 def test_minus_one_masks_in_assign():
     quantizer, x = VectorQuantizer(4, 16), torch.randn(3, 4)
-    out = quantizer.assign(x, torch.tensor([3, -1, 7]))
-    alone = quantizer.assign(x[[0, 2]], torch.tensor([3, 7]))
+    out = quantizer.quantize_as(x, torch.tensor([3, -1, 7]))
+    alone = quantizer.quantize_as(x[[0, 2]], torch.tensor([3, 7]))
     assert out.selections[0].mask.tolist() == [True, False, True]
     assert_close(out.terms, alone.terms)
     assert not out.quantized[1].any()
@@ -201,13 +201,13 @@ def test_an_index_estimator_chooses_and_returns_the_vectors():
     quantizer = VectorQuantizer(4, 16, metric="dot", estimator=estimator)
     x, mask = torch.randn(3, 4), torch.tensor([True, False, True])
     out = quantizer.train()(x, mask)
-    codes = quantizer.codebook.codes
+    codes = quantizer.codebook.weight
     assert out.indices.tolist() == [2, -1, 2]
     assert_close(out.quantized, -codes[2] * mask[:, None], rtol=0, atol=0)
     # Rules and losses see the code that was chosen, not what the estimator made of it.
     assert_close(out.selections[0].codes, codes[2] * mask[:, None], rtol=0, atol=0)
     quantizer.eval()(x)
-    quantizer.train().assign(x, torch.tensor([5, -1, 6]))
+    quantizer.train().quantize_as(x, torch.tensor([5, -1, 6]))
     seen, metrics, given, samples = zip(*estimator.calls, strict=True)
     assert not seen[0][1].any()
     assert metrics == ("dot", "dot", "dot")
@@ -219,13 +219,13 @@ def test_an_index_estimator_chooses_and_returns_the_vectors():
 def test_the_codebook_learns_through_an_index_estimator_without_a_codebook_term():
     quantizer = VectorQuantizer(4, 16, codebook_weight=0.0, estimator=IndexBackpropagation())
     quantizer(torch.randn(50, 4)).quantized.square().sum().backward()
-    assert (quantizer.codebook.codes.grad != 0).all()
+    assert (quantizer.codebook.weight.grad != 0).all()
 
 
 @pytest.mark.parametrize("num_nearest", [0, 17])
 def test_wrong_numbers_of_nearest(num_nearest):
     with pytest.raises(ValueError, match=r"^`num_nearest` must be at (least 1|most the number)"):
-        VectorQuantizer(4, 16).nearest(torch.zeros(2, 4), num_nearest)
+        VectorQuantizer(4, 16).nearest_indices(torch.zeros(2, 4), num_nearest)
 
 
 def test_wrong_assign_arguments():
@@ -233,21 +233,21 @@ def test_wrong_assign_arguments():
     with pytest.raises(
         ValueError, match=r"^`indices` must have shape \(2, 3\), got \(2, 3, 1\)\.$"
     ):
-        quantizer.assign(x, torch.zeros(2, 3, 1, dtype=torch.int64))
+        quantizer.quantize_as(x, torch.zeros(2, 3, 1, dtype=torch.int64))
     with pytest.raises(
         TypeError, match=r"^`indices` must be an integer tensor, got torch\.bool\.$"
     ):
-        quantizer.assign(x, torch.zeros(2, 3) > 0)
+        quantizer.quantize_as(x, torch.zeros(2, 3) > 0)
     with pytest.raises(ValueError, match=r"^`x` must have shape \(\.\.\., 4\), got \(2, 3\)\."):
-        quantizer.assign(x[..., 0], torch.zeros(2, 3, dtype=torch.int64))
+        quantizer.quantize_as(x[..., 0], torch.zeros(2, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"^`x` must have shape \(\.\.\., 4\), got \(2, 5\)\."):
-        quantizer.nearest(torch.zeros(2, 5), 1)
+        quantizer.nearest_indices(torch.zeros(2, 5), 1)
 
 
 def test_repr_shows_options():
     assert repr(VectorQuantizer(4, 16)).splitlines()[1:3] == [
         "  metric='euclidean', commitment_weight=0.25, codebook_weight=1.0",
-        "  (codebook): Table(16, 4)",
+        "  (codebook): EmbeddingCodebook(16, 4)",
     ]
 
 
@@ -261,7 +261,7 @@ def test_repr_shows_options():
         ((4, 9), {"codebook_weight": -1.0}, "`codebook_weight` must be at least 0.0, got -1.0."),
         (
             (4, 16),
-            {"codebook": Table(8, 4)},
+            {"codebook": EmbeddingCodebook(8, 4)},
             "`codebook` must hold 16 codes of 4 features, got 8 of 4. Make `dim` and "
             "`codebook_size` those of the codebook.",
         ),
@@ -288,5 +288,5 @@ def test_a_step_of_gradient_descent_moves_codes_toward_their_tokens():
     quantizer(torch.tensor([[1.0], [1.0], [13.0], [1.0]])).loss.backward()
     optimizer.step()
     # The mean of squares over four tokens: 0 + 0.5 * 2 * 3 / 4, 10 + 0.5 * 2 * 3 / 4.
-    assert_close(quantizer.codebook.codes.detach(), torch.tensor([[0.75], [10.75]]))
-    assert isinstance(quantizer.codebook.codes, nn.Parameter)
+    assert_close(quantizer.codebook.weight.detach(), torch.tensor([[0.75], [10.75]]))
+    assert isinstance(quantizer.codebook.weight, nn.Parameter)

@@ -1,4 +1,4 @@
-"""`Projected`: two modules around a quantizer, their gradients, masks and dtypes."""
+"""`ProjectedQuantizer`: two modules around a quantizer, their gradients, masks and dtypes."""
 
 import re
 
@@ -10,11 +10,11 @@ from torch.testing import assert_close
 
 from vqprior import (
     LFQ,
-    MultiScale,
-    Normalized,
-    Projected,
-    Residual,
-    Table,
+    EmbeddingCodebook,
+    MultiScaleQuantizer,
+    NormalizedCodebook,
+    ProjectedQuantizer,
+    ResidualQuantizer,
     VectorQuantizer,
 )
 from vqprior.functional import rotation_trick
@@ -26,11 +26,11 @@ def exactly(actual, expected):
 
 
 def linear(inner, dim=6):
-    return Projected(inner, nn.Linear(dim, inner.dim), nn.Linear(inner.dim, dim))
+    return ProjectedQuantizer(inner, nn.Linear(dim, inner.dim), nn.Linear(inner.dim, dim))
 
 
 def residual():
-    return Residual([VectorQuantizer(2, 8), VectorQuantizer(2, 8)])
+    return ResidualQuantizer([VectorQuantizer(2, 8), VectorQuantizer(2, 8)])
 
 
 def test_equals_down_quantizer_up():
@@ -43,7 +43,7 @@ def test_equals_down_quantizer_up():
     exactly(out.terms, expected.terms)
     exactly(vars(out.selections[0]), vars(expected.selections[0]))
     exactly(projected.encode(x), expected.indices)
-    exactly(projected.nearest(x, 4), inner.nearest(projected.down(x), 4))
+    exactly(projected.nearest_indices(x, 4), inner.nearest_indices(projected.down(x), 4))
     exactly(projected.logits(x, temperature=2.0), inner.logits(projected.down(x), temperature=2.0))
 
 
@@ -83,7 +83,7 @@ def test_frozen_modules_pass_the_gradient_on():
     out = projected(x)
     (out.loss + out.quantized.sum()).backward()
     assert x.grad.abs().sum() > 0
-    assert projected.quantizer.codebook.codes.grad.any()
+    assert projected.quantizer.codebook.weight.grad.any()
     assert all(p.grad is None for p in (*projected.down.parameters(), *projected.up.parameters()))
 
 
@@ -93,12 +93,12 @@ def test_masked_tokens_are_zero_although_up_has_a_bias(make):
     nn.init.constant_(projected.up.bias, 7.0)
     x, mask = torch.randn(5, 6), torch.tensor([True, False, True, True, False])
     x[2, 3] = torch.nan
-    counted = torch.tensor([True, False, False, True, False])
+    valid = torch.tensor([True, False, False, True, False])
     out = projected(x, mask)
-    assert not out.quantized[~counted].any()
-    assert (out.quantized[counted].abs() > 0).all()
+    assert not out.quantized[~valid].any()
+    assert (out.quantized[valid].abs() > 0).all()
     exactly(projected.decode(out.indices), out.quantized)
-    assigned = projected.assign(x, out.indices)
+    assigned = projected.quantize_as(x, out.indices)
     exactly(assigned.quantized, out.quantized)
     exactly(assigned.indices, out.indices)
     exactly(assigned.terms, out.terms)
@@ -109,12 +109,12 @@ def test_masked_tokens_are_zero_although_up_has_a_bias(make):
 def test_a_token_with_some_index_is_projected_up():
     projected = linear(residual())
     indices = torch.tensor([[3, -1], [-1, 5], [-1, -1]])
-    first, second = (stage.codebook.codes for stage in projected.quantizer.stages)
+    first, second = (stage.codebook.weight for stage in projected.quantizer.stages)
     expected = projected.up(torch.stack([first[3], second[5]]))
     decoded = projected.decode(indices)
     assert_close(decoded[:2], expected)
     assert not decoded[2].any()
-    assert_close(projected.assign(torch.randn(3, 6), indices).quantized, decoded)
+    assert_close(projected.quantize_as(torch.randn(3, 6), indices).quantized, decoded)
 
 
 @pytest.mark.parametrize("make", [lambda: VectorQuantizer(2, 8), residual])
@@ -123,10 +123,10 @@ def test_assign_leaves_out_what_is_not_finite_in_small_dtypes_too(make):
     x = torch.randn(3, 6)
     x[1, 0] = torch.inf
     given = torch.zeros_like(projected.encode(x)).to(torch.uint8)
-    out = projected.assign(x, given)
+    out = projected.quantize_as(x, given)
     assert (out.indices[1] == -1).all()
     assert (out.indices[[0, 2]] == 0).all()
-    assert_close(out.terms, projected.assign(x[[0, 2]], given[[0, 2]]).terms)
+    assert_close(out.terms, projected.quantize_as(x[[0, 2]], given[[0, 2]]).terms)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
@@ -161,10 +161,12 @@ def test_autocast_changes_no_index(low):
 
 def test_unit_vectors_against_unit_codes():
     """Factorized codes of ViT-VQGAN: half of the squared distance is one less the cosine."""
-    inner = VectorQuantizer(4, 16, metric="cosine", codebook=Normalized(Table(16, 4)))
-    projected, x = Projected(inner, L2Norm(), nn.Identity()), 9 * torch.randn(50, 4)
+    inner = VectorQuantizer(
+        4, 16, metric="cosine", codebook=NormalizedCodebook(EmbeddingCodebook(16, 4))
+    )
+    projected, x = ProjectedQuantizer(inner, L2Norm(), nn.Identity()), 9 * torch.randn(50, 4)
     out = projected(x)
-    cosines = F.normalize(x, dim=1) @ inner.codebook.vectors().T
+    cosines = F.normalize(x, dim=1) @ inner.codebook.codes().T
     exactly(out.indices, cosines.argmax(dim=1))
     assert_close(out.terms["commitment"], 0.25 * (2 - 2 * cosines.amax(dim=1)).mean() / 4)
 
@@ -179,7 +181,7 @@ def test_unit_vectors_against_unit_codes():
     ],
 )
 def test_where_dim_comes_from(options, down, dim):
-    projected = Projected(VectorQuantizer(3, 16), down, nn.Linear(3, dim), **options)
+    projected = ProjectedQuantizer(VectorQuantizer(3, 16), down, nn.Linear(3, dim), **options)
     assert projected.dim == dim
     assert projected(torch.randn(4, dim)).quantized.shape == (4, dim)
     assert (projected.codebook_sizes, projected.bits_per_token) == ((16,), 4.0)
@@ -187,33 +189,38 @@ def test_where_dim_comes_from(options, down, dim):
 
 def test_wrong_arguments():
     with pytest.raises(ValueError, match=r"^`dim` must be at least 1, got 0\.$"):
-        Projected(VectorQuantizer(3, 16), nn.Identity(), nn.Identity(), dim=0)
+        ProjectedQuantizer(VectorQuantizer(3, 16), nn.Identity(), nn.Identity(), dim=0)
     message = (
-        r"^`quantizer` must have indices for each token, got MultiScale\. Put "
-        r"`MultiScale` outside\.$"
+        r"^`quantizer` must have indices for each token, got MultiScaleQuantizer\. Put "
+        r"`MultiScaleQuantizer` outside\.$"
     )
     with pytest.raises(ValueError, match=message):
-        Projected(MultiScale(VectorQuantizer(3, 16), (1, 2)), nn.Identity(), nn.Identity())
+        ProjectedQuantizer(
+            MultiScaleQuantizer(VectorQuantizer(3, 16), (1, 2)), nn.Identity(), nn.Identity()
+        )
 
 
-CALLS = ["forward", "encode", "logits", "nearest", "assign"]
+CALLS = ["forward", "encode", "logits", "nearest_indices", "quantize_as"]
 
 
 def call(projected, name, x):
-    arguments = {"nearest": (2,), "assign": (torch.zeros(x.shape[:-1], dtype=torch.int64),)}
+    arguments = {
+        "nearest_indices": (2,),
+        "quantize_as": (torch.zeros(x.shape[:-1], dtype=torch.int64),),
+    }
     return getattr(projected, name)(x, *arguments.get(name, ()))
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_down_of_the_wrong_size(name):
-    projected = Projected(VectorQuantizer(3, 16), nn.Linear(6, 4), nn.Linear(3, 6))
+    projected = ProjectedQuantizer(VectorQuantizer(3, 16), nn.Linear(6, 4), nn.Linear(3, 6))
     with pytest.raises(ValueError, match=r"^`down\(x\)` must have shape \(2, 3\), got \(2, 4\)\.$"):
         call(projected, name, torch.zeros(2, 6))
 
 
-@pytest.mark.parametrize("name", ["forward", "assign"])
+@pytest.mark.parametrize("name", ["forward", "quantize_as"])
 def test_an_up_of_the_wrong_size(name):
-    projected = Projected(VectorQuantizer(3, 16), nn.Linear(6, 3), nn.Linear(3, 5))
+    projected = ProjectedQuantizer(VectorQuantizer(3, 16), nn.Linear(6, 3), nn.Linear(3, 5))
     message = r"^`up\(codes\)` must have shape \(2, 6\), got \(2, 5\)\.$"
     with pytest.raises(ValueError, match=message):
         call(projected, name, torch.zeros(2, 6))
@@ -232,7 +239,9 @@ def test_a_wrong_input(name):
 def test_what_the_quantizer_cannot_do():
     with pytest.raises(TypeError, match=r"explicit codebook for `logits`, got LFQ\."):
         linear(LFQ(3)).logits(torch.zeros(2, 6))
-    with pytest.raises(TypeError, match=r"explicit codebook for `nearest`, got Residual\."):
-        linear(residual()).nearest(torch.zeros(2, 6), 2)
+    with pytest.raises(
+        TypeError, match=r"explicit codebook for `nearest_indices`, got ResidualQuantizer\."
+    ):
+        linear(residual()).nearest_indices(torch.zeros(2, 6), 2)
     with pytest.raises(ValueError, match=r"^`indices` must have shape \(\.\.\., 2\), an index"):
         linear(residual()).decode(torch.zeros(3, 5, dtype=torch.int64))

@@ -111,7 +111,7 @@ def test_the_gradient_is_the_identity_where_a_token_counts():
     mask = torch.tensor([True, True, False, True, True])
     out = quantizer(x, mask)
     exactly(torch.autograd.grad((weight * out.quantized).sum(), x)[0], weight * mask[:, None])
-    again = quantizer.assign(x, out.indices)
+    again = quantizer.quantize_as(x, out.indices)
     exactly(again.quantized, out.quantized)
     exactly(again.indices, out.indices)
 

@@ -7,11 +7,11 @@ import torch
 from torch.testing import assert_close
 
 from vqprior import (
-    ChannelFirst,
+    ChannelsFirst,
     CodebookEMA,
-    MultiScale,
+    MultiScaleQuantizer,
     RequireFinite,
-    Residual,
+    ResidualQuantizer,
     SelfUpdating,
     VectorQuantizer,
 )
@@ -61,18 +61,18 @@ def test_everything_else_is_that_of_the_quantizer():
     exactly(quantizer(x).terms, inner(x).terms)
     indices = quantizer.encode(x)
     exactly(quantizer.decode(indices), inner.decode(indices))
-    exactly(quantizer.assign(x, indices).terms, inner.assign(x, indices).terms)
+    exactly(quantizer.quantize_as(x, indices).terms, inner.quantize_as(x, indices).terms)
     exactly(quantizer.logits(x, temperature=2.0), inner.logits(x, temperature=2.0))
-    exactly(quantizer.nearest(x, 3), inner.nearest(x, 3))
+    exactly(quantizer.nearest_indices(x, 3), inner.nearest_indices(x, 3))
     assert (quantizer.dim, quantizer.codebook_sizes, quantizer.bits_per_token) == (4, (16,), 4.0)
-    residual = Residual([VectorQuantizer(4, 16) for _ in range(2)])
+    residual = ResidualQuantizer([VectorQuantizer(4, 16) for _ in range(2)])
     given = torch.randint(16, (6, 2))
     exactly(RequireFinite(residual).logits(x, indices=given), residual.logits(x, indices=given))
 
 
 def test_only_forward_and_encode_check():
     quantizer, x = RequireFinite(VectorQuantizer(4, 16)), torch.full((2, 4), torch.nan)
-    assert quantizer.assign(x, torch.zeros(2, dtype=torch.int64)).indices.tolist() == [-1, -1]
+    assert quantizer.quantize_as(x, torch.zeros(2, dtype=torch.int64)).indices.tolist() == [-1, -1]
 
 
 def test_it_works_inside_and_outside_of_other_wrappers():
@@ -80,12 +80,12 @@ def test_it_works_inside_and_outside_of_other_wrappers():
     broken = x.clone()
     broken[1, 2, 0, 0] = torch.nan
     inner = VectorQuantizer(4, 16)
-    quantizer = ChannelFirst(SelfUpdating(RequireFinite(inner), CodebookEMA(inner)))
+    quantizer = ChannelsFirst(SelfUpdating(RequireFinite(inner), CodebookEMA(inner)))
     assert quantizer(x).indices.shape == (2, 3, 3)
     with pytest.raises(ValueError, match=r"in 1 of 18 tokens"):
         quantizer(broken)
-    scales = RequireFinite(MultiScale(inner, (1, 3)))
-    assert not scales.tokenwise
+    scales = RequireFinite(MultiScaleQuantizer(inner, (1, 3)))
+    assert not scales.has_index_per_token
     assert scales(x.movedim(1, -1)).indices.shape == (2, 10)
     with pytest.raises(ValueError, match=r"in 1 of 18 tokens"):
         scales(broken.movedim(1, -1))

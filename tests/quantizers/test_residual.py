@@ -1,4 +1,4 @@
-"""`Residual`: a hand-written loop, one outer gradient, beam search, dropout, prefixes."""
+"""`ResidualQuantizer`: a hand-written loop, one outer gradient, beam search, dropout, prefixes."""
 
 import itertools
 import re
@@ -12,14 +12,14 @@ from tests.contracts.factories import state
 from vqprior import (
     FSQ,
     LFQ,
-    ChannelFirst,
+    ChannelsFirst,
     CodebookEMA,
     CodebookRevival,
-    Grouped,
-    MultiScale,
-    Projected,
-    Residual,
-    Table,
+    EmbeddingCodebook,
+    GroupedQuantizer,
+    MultiScaleQuantizer,
+    ProjectedQuantizer,
+    ResidualQuantizer,
     TextureQuantizer,
     VectorQuantizer,
 )
@@ -31,12 +31,12 @@ def exactly(actual, expected):
 
 
 def made_of(rows, **options):
-    table = Table.from_vectors(torch.tensor(rows))
+    table = EmbeddingCodebook.from_codes(torch.tensor(rows))
     return VectorQuantizer(table.dim, table.num_codes, codebook=table, **options)
 
 
 def plain(count, k=16, d=4, **options):
-    return Residual([VectorQuantizer(d, k) for _ in range(count)], **options)
+    return ResidualQuantizer([VectorQuantizer(d, k) for _ in range(count)], **options)
 
 
 def loop(quantizers, x):
@@ -105,9 +105,9 @@ def test_another_estimator_sees_the_input_and_the_sum():
 
 def test_modules_of_a_stage_learn_from_the_result():
     """As if the sum had been written out with the lowered remainders as constants."""
-    first = Projected(VectorQuantizer(2, 16), nn.Linear(4, 2), nn.Linear(2, 4))
-    second = Projected(VectorQuantizer(3, 16), nn.Linear(4, 3), nn.Linear(3, 4))
-    residual = Residual([first, second])
+    first = ProjectedQuantizer(VectorQuantizer(2, 16), nn.Linear(4, 2), nn.Linear(2, 4))
+    second = ProjectedQuantizer(VectorQuantizer(3, 16), nn.Linear(4, 3), nn.Linear(3, 4))
+    residual = ResidualQuantizer([first, second])
     x, weight = torch.randn(9, 4, requires_grad=True), torch.randn(9, 4)
     parameters = [
         p for stage in (first, second) for p in (*stage.down.parameters(), *stage.up.parameters())
@@ -118,10 +118,10 @@ def test_modules_of_a_stage_learn_from_the_result():
     expected = [weight]  # of x: the outer estimator and nothing else
     rest = x.detach()
     for stage, indices in zip((first, second), out.indices.T, strict=True):
-        codes = stage.quantizer.codebook.codes.detach()[indices]
+        codes = stage.quantizer.codebook.weight.detach()[indices]
         lowered = rest @ stage.down.weight.detach().T + stage.down.bias.detach()
         assert_close(
-            torch.cdist(lowered, stage.quantizer.codebook.codes.detach()).argmin(1), indices
+            torch.cdist(lowered, stage.quantizer.codebook.weight.detach()).argmin(1), indices
         )
         inner = weight @ stage.up.weight.detach()  # what reaches the codes, and straight through
         expected += [inner.T @ rest, inner.sum(dim=0), weight.T @ codes, weight.sum(dim=0)]
@@ -141,7 +141,7 @@ def test_a_frozen_stage_adds_no_gradient_of_its_own():
 
 def brute_force(residual, x):
     """The best sum of one code from each stage, over all combinations, in float64."""
-    tables = [stage.codebook.codes.detach().double() for stage in residual.stages]
+    tables = [stage.codebook.weight.detach().double() for stage in residual.stages]
     choices = list(itertools.product(*[range(len(table)) for table in tables]))
     sums = torch.stack(
         [sum(table[i] for table, i in zip(tables, choice, strict=True)) for choice in choices]
@@ -167,7 +167,7 @@ def test_a_wider_beam_errs_less_on_average():
     x = torch.randn(2000, 4)
     errors = []
     for beam_size in (1, 2, 4, 16):
-        searching = Residual(list(greedy.stages), beam_size=beam_size)
+        searching = ResidualQuantizer(list(greedy.stages), beam_size=beam_size)
         errors.append((x - searching(x).quantized).square().mean().item())
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.9 * errors[0]
@@ -177,29 +177,29 @@ def test_a_beam_of_a_hand_made_case():
     """The greedy first choice, 0, leaves 4 for a code of 3; 5 and -1 hit exactly."""
     stages = [made_of([[0.0], [9.0], [5.0]]), made_of([[3.0], [-1.0]])]
     x = torch.tensor([[4.0], [2.4]])
-    assert Residual(stages).encode(x).tolist() == [[2, 1], [0, 0]]
-    assert Residual(stages, beam_size=2).encode(x).tolist() == [[2, 1], [0, 0]]
+    assert ResidualQuantizer(stages).encode(x).tolist() == [[2, 1], [0, 0]]
+    assert ResidualQuantizer(stages, beam_size=2).encode(x).tolist() == [[2, 1], [0, 0]]
     stages = [made_of([[0.0], [3.0]]), made_of([[0.5], [-1.9]])]
     x = torch.tensor([[1.2]])  # 0 is nearer, but leaves 1.2 - 0.5; 3 leaves 0.1
-    assert Residual(stages).encode(x).tolist() == [[0, 0]]
-    assert Residual(stages, beam_size=2).encode(x).tolist() == [[1, 1]]
+    assert ResidualQuantizer(stages).encode(x).tolist() == [[0, 0]]
+    assert ResidualQuantizer(stages, beam_size=2).encode(x).tolist() == [[1, 1]]
 
 
 def test_ties_of_the_beam_go_to_the_lowest_indices():
     stages = [made_of([[0.0], [1.0], [0.0]]), made_of([[1.0], [0.0], [1.0]])]
     # A sum of 1 in six ways: (0, 0), (0, 2), (1, 1), (2, 0), (2, 2); of 0 in two.
     for beam_size in (2, 3, 9):
-        residual = Residual(stages, beam_size=beam_size)
+        residual = ResidualQuantizer(stages, beam_size=beam_size)
         assert residual.encode(torch.tensor([[0.0]])).tolist() == [[0, 1]]
-    assert Residual(stages, beam_size=9).encode(torch.tensor([[1.0]])).tolist() == [[1, 1]]
+    assert ResidualQuantizer(stages, beam_size=9).encode(torch.tensor([[1.0]])).tolist() == [[1, 1]]
     doubled = [made_of([[1.0, 0.0], [1.0, 0.0], [0.0, 3.0]]) for _ in range(3)]
-    indices = Residual(doubled, beam_size=4).encode(torch.randn(100, 2) + 1)
+    indices = ResidualQuantizer(doubled, beam_size=4).encode(torch.randn(100, 2) + 1)
     assert not (indices == 1).any()
 
 
 @pytest.mark.parametrize("beam_size", [2, 50])
 def test_a_beam_wider_than_a_codebook_of_few_codes(beam_size):
-    residual = Residual([made_of([[0.0]]), made_of([[1.0], [-1.0]])], beam_size=beam_size)
+    residual = ResidualQuantizer([made_of([[0.0]]), made_of([[1.0], [-1.0]])], beam_size=beam_size)
     assert residual(torch.tensor([[0.7], [-0.2]])).indices.tolist() == [[0, 0], [0, 1]]
 
 
@@ -214,7 +214,7 @@ def test_the_beam_has_the_losses_and_gradients_of_its_choice():
     residual = plain(3, beam_size=4)
     x = torch.randn(20, 4, requires_grad=True)
     out = residual(x)
-    expected = Residual(list(residual.stages)).assign(x, out.indices)
+    expected = ResidualQuantizer(list(residual.stages)).quantize_as(x, out.indices)
     exactly(out.quantized, expected.quantized)
     exactly(out.terms, expected.terms)
     both = [x, *residual.parameters()]
@@ -272,8 +272,8 @@ def test_a_dropped_stage_has_no_gradient():
         if (out.indices[..., 1] == -1).all():
             break
     out.loss.backward()
-    assert residual.stages[0].codebook.codes.grad.any()
-    assert not residual.stages[1].codebook.codes.grad.any()
+    assert residual.stages[0].codebook.weight.grad.any()
+    assert not residual.stages[1].codebook.weight.grad.any()
 
 
 def test_dropout_follows_the_global_generator_and_eval_ignores_it():
@@ -299,18 +299,18 @@ def test_masked_tokens_have_no_index_in_any_stage():
     residual = plain(3)
     x, mask = torch.randn(20, 4), torch.rand(20) > 0.4
     x[3, 1] = torch.nan
-    out, counted = residual(x, mask), mask & (torch.arange(20) != 3)
-    exactly(out.indices >= 0, counted[:, None].expand(20, 3))
-    alone = residual(x[counted])
-    exactly(out.quantized[counted], alone.quantized)
-    assert not out.quantized[~counted].any()
+    out, valid = residual(x, mask), mask & (torch.arange(20) != 3)
+    exactly(out.indices >= 0, valid[:, None].expand(20, 3))
+    alone = residual(x[valid])
+    exactly(out.quantized[valid], alone.quantized)
+    assert not out.quantized[~valid].any()
     assert_close(out.terms, alone.terms)
 
 
 def test_a_shared_codebook_is_stored_once_and_takes_one_step_for_all_uses():
     shared = VectorQuantizer(4, 16)
-    residual = Residual([shared] * 3)
-    assert list(residual.state_dict()) == ["stages.unique.0.codebook.codes"]
+    residual = ResidualQuantizer([shared] * 3)
+    assert list(residual.state_dict()) == ["stages.unique.0.codebook.weight"]
     assert residual.codebooks == (shared.codebook,) * 3
     twin = VectorQuantizer(4, 16)
     twin.load_state_dict(shared.state_dict())
@@ -321,19 +321,21 @@ def test_a_shared_codebook_is_stored_once_and_takes_one_step_for_all_uses():
     exactly(together.indices, out.indices.T.reshape(-1))
     ema.step(out)
     reference.step(together)
-    assert_close(shared.codebook.codes, twin.codebook.codes)
+    assert_close(shared.codebook.weight, twin.codebook.weight)
     assert_close(ema.counts_0, reference.counts_0)
 
 
 def test_stages_of_different_sizes_and_kinds():
-    residual = Residual([VectorQuantizer(4, 16), Grouped([VectorQuantizer(2, 8)] * 2), LFQ(4)])
+    residual = ResidualQuantizer(
+        [VectorQuantizer(4, 16), GroupedQuantizer([VectorQuantizer(2, 8)] * 2), LFQ(4)]
+    )
     assert residual.codebook_sizes == (16, 8, 8, 16)
     assert (residual.codebook_size, residual.num_codebooks, residual.dim) == (16, 4, 4)
     assert residual.bits_per_token == 14.0
     out = residual(torch.randn(6, 4))
     assert out.indices.shape == (6, 4)
     assert len(out.selections) == len(residual.codebooks) == 3
-    uneven = Residual([VectorQuantizer(4, 16), VectorQuantizer(4, 5)])
+    uneven = ResidualQuantizer([VectorQuantizer(4, 16), VectorQuantizer(4, 5)])
     logits = uneven.logits(torch.randn(6, 4))
     assert logits.shape == (6, 2, 16)
     assert (logits[:, 1, 5:] == -torch.inf).all()
@@ -349,7 +351,7 @@ def test_teacher_forced_logits_equal_a_hand_written_loop(temperature):
     rest, expected = x, []
     for stage, indices in zip(residual.stages, given.T, strict=True):
         expected.append(stage.logits(rest, temperature=temperature))
-        rest = rest - torch.where(indices[:, None] >= 0, stage.codebook.codes[indices], 0.0)
+        rest = rest - torch.where(indices[:, None] >= 0, stage.codebook.weight[indices], 0.0)
     logits = residual.logits(x, temperature=temperature, indices=given)
     assert_close(logits, torch.stack(expected, dim=1))
 
@@ -365,7 +367,7 @@ def test_logits_rank_the_choices_of_the_stages_first(dtype):
 
 def test_gradients_of_logits_reach_the_input_and_the_stage_that_is_asked():
     residual, x = plain(2), torch.randn(9, 4, requires_grad=True)
-    first, second = (stage.codebook.codes for stage in residual.stages)
+    first, second = (stage.codebook.weight for stage in residual.stages)
     loss = residual.logits(x)[:, 1].softmax(dim=-1)[:, 0].sum()
     of_x, of_first, of_second = torch.autograd.grad(loss, [x, first, second])
     assert of_x.any()
@@ -378,7 +380,7 @@ def test_prefixes_decode_to_partial_sums():
     indices = residual.encode(torch.randn(9, 4))
     total = torch.zeros(9, 4)
     for number, stage in enumerate(residual.stages):
-        total = total + stage.codebook.codes[indices[:, number]]
+        total = total + stage.codebook.weight[indices[:, number]]
         coarse = torch.where(torch.arange(4) <= number, indices, -1)
         exactly(residual.decode(coarse), total)
 
@@ -387,7 +389,7 @@ def test_assign_returns_what_forward_returned():
     residual = plain(3)
     x, mask = torch.randn(12, 4, requires_grad=True), torch.rand(12) > 0.3
     out = residual(x, mask)
-    again = residual.assign(x, out.indices)
+    again = residual.quantize_as(x, out.indices)
     exactly(again.quantized, out.quantized)
     exactly(again.indices, out.indices)
     exactly(again.terms, out.terms)
@@ -397,9 +399,9 @@ def test_assign_takes_partial_choices_and_leaves_out_what_is_not_finite():
     residual, x = plain(2), torch.randn(3, 4)
     x[2, 0] = torch.nan
     given = torch.tensor([[1, -1], [-1, 5], [3, 4]])
-    out = residual.assign(x, given)
+    out = residual.quantize_as(x, given)
     assert out.indices.tolist() == [[1, -1], [-1, 5], [-1, -1]]
-    first, second = (stage.codebook.codes.detach() for stage in residual.stages)
+    first, second = (stage.codebook.weight.detach() for stage in residual.stages)
     exactly(out.quantized, torch.stack([first[1], second[5], torch.zeros(4)]))
     errors = [(x[0] - first[1]).square().mean(), (x[1] - second[5]).square().mean()]
     assert_close(out.terms["commitment"], 0.25 * sum(errors))
@@ -414,10 +416,14 @@ def test_finer_stages_of_residual_fsq_lower_the_error():
         def forward(self, x):
             return self.gain * x
 
-    stages = [Projected(FSQ([5, 5], symmetric=True), Gain(4.0**i), Gain(4.0**-i)) for i in range(4)]
+    stages = [
+        ProjectedQuantizer(FSQ([5, 5], symmetric=True), Gain(4.0**i), Gain(4.0**-i))
+        for i in range(4)
+    ]
     x = 2 * torch.rand(500, 2) - 1
     errors = [
-        (x - Residual(stages[:count])(x).quantized).square().mean().item() for count in range(1, 5)
+        (x - ResidualQuantizer(stages[:count])(x).quantized).square().mean().item()
+        for count in range(1, 5)
     ]
     assert all(finer < coarser for coarser, finer in itertools.pairwise(errors))
 
@@ -462,7 +468,7 @@ vq, wide = VectorQuantizer(4, 16), VectorQuantizer(5, 16)
             {},
             ValueError,
             "`quantizers` must have one `dim`, got [4, 5]. Wrap those that search in another space "
-            "in `Projected`.",
+            "in `ProjectedQuantizer`.",
         ),
         (
             [vq, nn.Linear(4, 4)],
@@ -479,17 +485,17 @@ vq, wide = VectorQuantizer(4, 16), VectorQuantizer(5, 16)
             "outside of all others.",
         ),
         (
-            [MultiScale(vq, (1, 2))],
+            [MultiScaleQuantizer(vq, (1, 2))],
             {},
             ValueError,
-            "`quantizers[0]` must have indices for each token, got MultiScale. Put `MultiScale` "
-            "outside.",
+            "`quantizers[0]` must have indices for each token, got MultiScaleQuantizer. Put "
+            "`MultiScaleQuantizer` outside.",
         ),
         (
-            [ChannelFirst(MultiScale(vq, (1, 2)))],
+            [ChannelsFirst(MultiScaleQuantizer(vq, (1, 2)))],
             {},
             ValueError,
-            "`quantizers[0]` must have features last, got ChannelFirst. Put `ChannelFirst` "
+            "`quantizers[0]` must have features last, got ChannelsFirst. Put `ChannelsFirst` "
             "outside.",
         ),
         ([vq], {"dropout": 1.1}, ValueError, "`dropout` must be in [0, 1], got 1.1."),
@@ -498,17 +504,17 @@ vq, wide = VectorQuantizer(4, 16), VectorQuantizer(5, 16)
             [vq, FSQ([3] * 4)],
             {"beam_size": 2},
             TypeError,
-            "`quantizer` must have one explicit codebook for `nearest`, got FSQ. Use a "
+            "`quantizer` must have one explicit codebook for `nearest_indices`, got FSQ. Use a "
             "`VectorQuantizer`, or a wrapper of one.",
         ),
     ],
 )
 def test_wrong_arguments(quantizers, options, error, message):
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
-        Residual(quantizers, **options)
+        ResidualQuantizer(quantizers, **options)
 
 
-@pytest.mark.parametrize("call", ["decode", "assign", "logits"])
+@pytest.mark.parametrize("call", ["decode", "quantize_as", "logits"])
 @pytest.mark.parametrize("shape", [(3, 5), (3,), ()])
 def test_indices_of_another_number_of_codebooks(call, shape):
     residual, indices = plain(4), torch.zeros(shape, dtype=torch.int64)
@@ -518,7 +524,7 @@ def test_indices_of_another_number_of_codebooks(call, shape):
     )
     calls = {
         "decode": lambda: residual.decode(indices),
-        "assign": lambda: residual.assign(torch.zeros(3, 4), indices),
+        "quantize_as": lambda: residual.quantize_as(torch.zeros(3, 4), indices),
         "logits": lambda: residual.logits(torch.zeros(3, 4), indices=indices),
     }
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -528,7 +534,7 @@ def test_indices_of_another_number_of_codebooks(call, shape):
 def test_other_wrong_calls():
     residual = plain(2)
     with pytest.raises(ValueError, match=r"^`indices` must have shape \(3, 2\), got \(5, 2\)\.$"):
-        residual.assign(torch.zeros(3, 4), torch.zeros(5, 2, dtype=torch.int64))
+        residual.quantize_as(torch.zeros(3, 4), torch.zeros(5, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"^`temperature` must be greater than 0, got 0\.0\.$"):
         residual.logits(torch.zeros(3, 4), temperature=0.0)
     with pytest.raises(ValueError, match=r"^`x` must have shape \(\.\.\., 4\), got \(3, 5\)\."):
@@ -540,6 +546,6 @@ def test_other_wrong_calls():
         r"`VectorQuantizer`, or a wrapper of one\.$"
     )
     with pytest.raises(TypeError, match=message):
-        Residual([vq, LFQ(4)]).logits(torch.zeros(3, 4))
-    with pytest.raises(TypeError, match=r"codebook for `nearest`, got Residual\."):
-        residual.nearest(torch.zeros(3, 4), 2)
+        ResidualQuantizer([vq, LFQ(4)]).logits(torch.zeros(3, 4))
+    with pytest.raises(TypeError, match=r"codebook for `nearest_indices`, got ResidualQuantizer\."):
+        residual.nearest_indices(torch.zeros(3, 4), 2)

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from tests.contracts.factories import state
 from vqprior import (
-    ChannelFirst,
+    ChannelsFirst,
     CodebookEMA,
     CodebookRevival,
     SelfUpdating,
@@ -43,10 +43,10 @@ def test_equals_explicit_steps_in_order():
 
 def test_the_result_is_from_before_the_step():
     automatic, x = make(), torch.randn(100, 4)
-    codes = automatic.quantizer.codebook.codes.detach().clone()
+    codes = automatic.quantizer.codebook.weight.detach().clone()
     out = automatic(x)
     exactly(out.quantized, codes[out.indices])
-    assert (automatic.quantizer.codebook.codes != codes).any()
+    assert (automatic.quantizer.codebook.weight != codes).any()
 
 
 def test_eval_encode_and_decode_step_nothing():
@@ -72,22 +72,22 @@ def test_statistics_travel_with_the_state_dict():
 def test_training_by_gradient_survives_a_revival_in_between():
     """The rule writes to the codebook before the backward pass of the same call."""
     quantizer = VectorQuantizer(4, 16)
-    quantizer.codebook.codes.data[1:] += 100
+    quantizer.codebook.weight.data[1:] += 100
     automatic = SelfUpdating(quantizer, CodebookRevival(quantizer, patience=1.0))
     out = automatic(torch.randn(100, 4))
-    assert (quantizer.codebook.codes[1:].abs() < 50).all()
+    assert (quantizer.codebook.weight[1:].abs() < 50).all()
     out.loss.backward()
-    assert quantizer.codebook.codes.grad[0].abs().sum() > 0
-    assert not quantizer.codebook.codes.grad[1:].any()
+    assert quantizer.codebook.weight.grad[0].abs().sum() > 0
+    assert not quantizer.codebook.weight.grad[1:].any()
 
 
 def test_it_wraps_wrappers_and_is_wrapped():
     quantizer = VectorQuantizer(4, 16)
-    inside = ChannelFirst(SelfUpdating(quantizer, CodebookEMA(quantizer)))
+    inside = ChannelsFirst(SelfUpdating(quantizer, CodebookEMA(quantizer)))
     before = state(inside)
     inside(torch.randn(2, 4, 8))
     assert (inside.state_dict()["quantizer.rules.0.counts_0"] != 1).any()
-    outer = ChannelFirst(VectorQuantizer(4, 16))
+    outer = ChannelsFirst(VectorQuantizer(4, 16))
     outside = SelfUpdating(outer, CodebookEMA(outer))
     outside(torch.randn(2, 4, 8))
     assert (outside.rules[0].counts_0 != 1).any()

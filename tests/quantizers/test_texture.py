@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from vqprior import ChannelFirst, TextureQuantizer, VectorQuantizer
+from vqprior import ChannelsFirst, TextureQuantizer, VectorQuantizer
 
 
 class Fuse(nn.Module):
@@ -56,7 +56,7 @@ def test_a_plain_function_can_fuse():
 
 
 def test_channel_first_inside_takes_feature_maps():
-    quantizer = TextureQuantizer(ChannelFirst(VectorQuantizer(4, 16)))
+    quantizer = TextureQuantizer(ChannelsFirst(VectorQuantizer(4, 16)))
     texture, structure = torch.randn(2, 4, 5, 3), torch.randn(2, 4, 5, 3)
     out = quantizer(texture, structure)
     assert (out.quantized.shape, out.indices.shape) == ((2, 4, 5, 3), (2, 5, 3))

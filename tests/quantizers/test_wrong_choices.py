@@ -8,12 +8,12 @@ from torch import nn
 
 from vqprior import (
     FSQ,
-    Grouped,
-    MultiScale,
-    Projected,
-    Residual,
-    Table,
-    Transformed,
+    EmbeddingCodebook,
+    GroupedQuantizer,
+    MultiScaleQuantizer,
+    ProjectedQuantizer,
+    ResidualQuantizer,
+    TransformedCodebook,
     VectorQuantizer,
 )
 
@@ -29,34 +29,34 @@ CASES = [
     (
         lambda: VectorQuantizer(4, 16, codebook=torch.zeros(16, 4)),
         "`codebook` must be a Codebook, got Tensor. For given vectors, pass "
-        "`Table.from_vectors(vectors)`.",
+        "`EmbeddingCodebook.from_codes(vectors)`.",
     ),
     (
-        lambda: Residual([VQ], estimator=None),
+        lambda: ResidualQuantizer([VQ], estimator=None),
         f"`estimator` must be callable, got NoneType. {STRAIGHT}",
     ),
     (
-        lambda: Residual(VQ),
+        lambda: ResidualQuantizer(VQ),
         "`quantizers` must be a sequence, got VectorQuantizer. Put it in a list.",
     ),
     (
-        lambda: Grouped(VQ),
+        lambda: GroupedQuantizer(VQ),
         "`quantizers` must be a sequence, got VectorQuantizer. Put it in a list.",
     ),
     (
-        lambda: Projected(VQ, torch.relu, nn.Identity()),
+        lambda: ProjectedQuantizer(VQ, torch.relu, nn.Identity()),
         f"`down` must be a module, got builtin_function_or_method. {MODULE}",
     ),
     (
-        lambda: Projected(VQ, nn.Identity(), None),
+        lambda: ProjectedQuantizer(VQ, nn.Identity(), None),
         f"`up` must be a module, got NoneType. {MODULE}",
     ),
     (
-        lambda: Transformed(Table(4, 2), torch.eye(2)),
+        lambda: TransformedCodebook(EmbeddingCodebook(4, 2), torch.eye(2)),
         f"`module` must be a module, got Tensor. {MODULE}",
     ),
     (
-        lambda: MultiScale(VQ, (1, 2), refine=0.5),
+        lambda: MultiScaleQuantizer(VQ, (1, 2), refine=0.5),
         "`refine` must be callable, got float. For example `nn.ScaleRefinement`.",
     ),
     (lambda: FSQ(8), "`levels` must be a sequence, got 8. Write `[8]`."),
@@ -70,4 +70,4 @@ def test_a_choice_that_is_none(build, message):
 
 
 def test_a_module_list_is_a_sequence():
-    assert Residual(nn.ModuleList([VQ, VectorQuantizer(4, 8)])).codebook_sizes == (16, 8)
+    assert ResidualQuantizer(nn.ModuleList([VQ, VectorQuantizer(4, 8)])).codebook_sizes == (16, 8)

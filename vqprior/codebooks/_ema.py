@@ -7,12 +7,12 @@ from torch import Tensor
 
 from vqprior import _distributed
 from vqprior._checks import check_at_least, check_interval
-from vqprior._interfaces import CodeSpace, QuantizerOutput, Rule
-from vqprior.functional import code_statistics
+from vqprior._interfaces import QuantizerBase, QuantizerOutput, UpdateRule
+from vqprior.functional import code_sums_and_counts
 
 
 @final
-class CodebookEMA(Rule):
+class CodebookEMA(UpdateRule):
     """Moves every code toward the moving average of the inputs that chose it.
 
     With ``c`` and ``s`` the count and the sum of the inputs that chose a code in this step,
@@ -20,10 +20,10 @@ class CodebookEMA(Rule):
     ``s``; the code becomes ``m / n'``, where ``n'`` is ``n`` after Laplace smoothing. Counts
     start at 1. Codes that nothing chose in a step stay where they are.
 
-    The codebook is taken out of gradient training (``requires_grad_(False)``). A row that
-    somebody else wrote since the last step (``CodebookRevival``, ``initialize_``, a loaded
-    checkpoint) is taken as it is, with a count of 1. Statistics are float32, summed over ranks
-    with one collective.
+    The codebook is taken out of gradient training (``requires_grad_(False)``). A row that somebody
+    else wrote since the last step (``CodebookRevival``, ``initialize_codebooks_``, a loaded
+    checkpoint) is taken as it is, with a count of 1. Statistics are float32, summed over ranks with
+    one collective.
 
     Args:
         quantizer: The quantizer whose codebooks learn; wrappers of any depth, and ``out`` from
@@ -56,7 +56,7 @@ class CodebookEMA(Rule):
         True
     """
 
-    def __init__(self, quantizer: CodeSpace, *, decay: float = 0.99, eps: float = 1e-5) -> None:
+    def __init__(self, quantizer: QuantizerBase, *, decay: float = 0.99, eps: float = 1e-5) -> None:
         super().__init__(quantizer)
         check_interval("decay", decay, 0.0, 1.0)
         check_at_least("eps", eps, 0.0)
@@ -64,7 +64,7 @@ class CodebookEMA(Rule):
         self.eps = eps
         for number, codebook in enumerate(self._codebooks):
             codebook.requires_grad_(requires_grad=False)
-            codes = codebook.vectors().detach().to(torch.float32, copy=True)
+            codes = codebook.codes().detach().to(torch.float32, copy=True)
             self.register_buffer(f"counts_{number}", torch.ones_like(codes[:, 0]))
             self.register_buffer(f"codes_{number}", codes)
             self.register_buffer(f"written_{number}", codes.clone())
@@ -85,7 +85,9 @@ class CodebookEMA(Rule):
         statistics = []
         for codebook, selections in zip(self._codebooks, groups, strict=True):
             _distributed.check_whole(codebook)
-            parts = [code_statistics(s.inputs, s.indices, codebook.num_codes) for s in selections]
+            parts = [
+                code_sums_and_counts(s.inputs, s.indices, codebook.num_codes) for s in selections
+            ]
             joint = parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
             statistics.append(joint.float())
         for number, joint in enumerate(_distributed.all_reduce_sums(statistics)):
@@ -96,7 +98,7 @@ class CodebookEMA(Rule):
         counts: Tensor = self.get_buffer(f"counts_{number}")
         codes: Tensor = self.get_buffer(f"codes_{number}")
         written: Tensor = self.get_buffer(f"written_{number}")
-        current = codebook.vectors()
+        current = codebook.codes()
         # Compared in the narrower of the two dtypes: only there were they ever equal.
         kept = written.to(current.dtype).to(written.dtype)
         rewritten = (kept != current.to(written.dtype)).any(dim=1)
@@ -113,9 +115,9 @@ class CodebookEMA(Rule):
         # Where nothing chose a code its smoothed count can be 0; the quotient is not used there.
         moved = mass / torch.where(chosen, self._smooth(counts), 1.0).unsqueeze(1)
         codes.copy_(torch.where(chosen.unsqueeze(1), moved, codes))
-        codebook.assign_(codes, chosen)
+        codebook.set_codes_(codes, chosen)
         # Not always what was assigned: a normalized codebook keeps the direction alone.
-        written.copy_(codebook.vectors())
+        written.copy_(codebook.codes())
 
     def _smooth(self, counts: Tensor) -> Tensor:
         total = counts.sum()

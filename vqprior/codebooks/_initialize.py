@@ -5,13 +5,13 @@ from torch import Tensor
 
 from vqprior import _distributed
 from vqprior._checks import check_choice
-from vqprior._interfaces import CodeSpace
+from vqprior._interfaces import QuantizerBase
 from vqprior.functional import kmeans
 
 
 @torch.no_grad()
-def initialize_(
-    quantizer: CodeSpace,
+def initialize_codebooks_(
+    quantizer: QuantizerBase,
     *inputs: Tensor,
     method: str = "kmeans",
     generator: torch.Generator | None = None,
@@ -39,10 +39,10 @@ def initialize_(
 
     Examples:
         >>> import torch
-        >>> from vqprior import VectorQuantizer, initialize_
+        >>> from vqprior import VectorQuantizer, initialize_codebooks_
         >>> vq = VectorQuantizer(dim=4, codebook_size=16)
         >>> x = 100 + torch.randn(1000, 4)
-        >>> initialize_(vq, x)
+        >>> initialize_codebooks_(vq, x)
         >>> vq(x).indices.unique().numel()
         16
     """
@@ -60,7 +60,7 @@ def initialize_(
             seen = _distributed.gather_rows(selection.inputs[selection.mask])
             vectors = kmeans(seen, codebook.num_codes, iterations=iterations, generator=generator)
             everywhere = torch.ones(len(vectors), dtype=torch.bool, device=vectors.device)
-            codebook.assign_(_distributed.broadcast_(vectors), everywhere)
+            codebook.set_codes_(_distributed.broadcast_(vectors), everywhere)
     finally:
         for module, training in modes:
             module.training = training

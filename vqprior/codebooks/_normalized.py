@@ -9,26 +9,26 @@ from vqprior._interfaces import Codebook
 
 
 @final
-class Normalized(Codebook):
+class NormalizedCodebook(Codebook):
     """Scales all codes of a codebook to length 1.
 
     For codes on the sphere, as with ``metric="cosine"``; put ``nn.L2Norm`` in front of the
-    quantizer (``Projected``) to compare unit vectors with unit codes. Rules set the codes
+    quantizer (``ProjectedQuantizer``) to compare unit vectors with unit codes. Rules set the codes
     underneath, also to unit length.
 
     Args:
         codebook: Where the directions come from.
 
     Shape:
-        - ``vectors()``: ``(k, d)``
+        - ``codes()``: ``(k, d)``
 
     References:
         Yu et al., *Vector-quantized Image Modeling with Improved VQGAN*, ICLR 2022, section 3.2.
         <https://arxiv.org/abs/2110.04627>
 
     Examples:
-        >>> from vqprior import Normalized, Table
-        >>> Normalized(Table(4, 3)).vectors().norm(dim=1)
+        >>> from vqprior import NormalizedCodebook, EmbeddingCodebook
+        >>> NormalizedCodebook(EmbeddingCodebook(4, 3)).codes().norm(dim=1)
         tensor([1.0000, 1.0000, 1.0000, 1.0000], grad_fn=...)
     """
 
@@ -46,10 +46,10 @@ class Normalized(Codebook):
         """That of the codebook underneath."""
         return self.codebook.dim
 
-    def vectors(self) -> Tensor:
+    def codes(self) -> Tensor:
         """Returns the unit codes ``(k, d)``, with the gradient to what is underneath."""
-        return F.normalize(self.codebook.vectors(), dim=1)
+        return F.normalize(self.codebook.codes(), dim=1)
 
-    def assign_(self, vectors: Tensor, where: Tensor) -> None:
-        """Overwrites the codes underneath by ``vectors`` at unit length."""
-        self.codebook.assign_(F.normalize(vectors, dim=1), where)
+    def set_codes_(self, codes: Tensor, where: Tensor) -> None:
+        """Overwrites the codes underneath with ``codes`` at unit length."""
+        self.codebook.set_codes_(F.normalize(codes, dim=1), where)

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from vqprior import _distributed
 from vqprior._checks import check_at_least, check_interval, check_positive
-from vqprior._interfaces import Codebook, CodeSpace, QuantizerOutput, Rule, Selection
-from vqprior.functional import code_statistics
+from vqprior._interfaces import Codebook, QuantizerBase, QuantizerOutput, Selection, UpdateRule
+from vqprior.functional import code_sums_and_counts
 from vqprior.functional._random import counter_uniform
 
 
 @final
-class CodebookRevival(Rule):
+class CodebookRevival(UpdateRule):
     """Moves codes that are hardly ever chosen onto vectors of the current batch.
 
     Uses are counted over windows of ``patience`` tokens for each code. When a window closes,
@@ -61,7 +61,7 @@ class CodebookRevival(Rule):
 
     def __init__(
         self,
-        quantizer: CodeSpace,
+        quantizer: QuantizerBase,
         *,
         threshold: float = 0.1,
         patience: float = 20.0,
@@ -78,7 +78,7 @@ class CodebookRevival(Rule):
         # In a tuple: an optimizer is not state of the rule.
         self._optimizers = () if optimizer is None else (optimizer,)
         for number, codebook in enumerate(self._codebooks):
-            device = codebook.vectors().device
+            device = codebook.codes().device
             uses = torch.zeros(codebook.num_codes, dtype=torch.float32, device=device)
             self.register_buffer(f"uses_{number}", uses)
             self.register_buffer(f"tokens_{number}", torch.zeros_like(uses[0]))
@@ -117,7 +117,7 @@ class CodebookRevival(Rule):
         closes = tokens >= self.patience * codebook.num_codes
         rare = uses < self.threshold * tokens / codebook.num_codes
         dead = closes & rare & _is_new(candidates, errors, codebook)
-        codebook.assign_(candidates, dead)
+        codebook.set_codes_(candidates, dead)
         for optimizer in self._optimizers:
             _reset_moments(optimizer, codebook, dead)
         uses.copy_(torch.where(closes, 0.0, uses))
@@ -151,7 +151,7 @@ def _draw_candidates(selections: list[Selection], chance: Tensor) -> tuple[Tenso
     tokens = torch.cat([inputs, inputs.new_zeros(1, inputs.shape[1])])[place]
     errors = torch.cat([(inputs - codes).square().sum(dim=1), inputs.new_zeros(1)])[place]
 
-    hits = code_statistics(inputs[:, :0], indices, chance.shape[0])
+    hits = code_sums_and_counts(inputs[:, :0], indices, chance.shape[0])
     payload = torch.cat([tokens, errors.unsqueeze(1)], dim=1)
     payload = torch.where(mine.unsqueeze(1), payload, 0.0)
     payload = _distributed.all_reduce_sum_(torch.cat([payload, hits], dim=1))
@@ -166,7 +166,7 @@ def _is_new(candidates: Tensor, errors: Tensor, codebook: Codebook) -> Tensor:
     than codes would never end. The spread is that of the drawn tokens: an offset is no spread.
     """
     spread = (candidates - candidates.mean(dim=0)).square().sum(dim=1).mean()
-    resolution = 1e-5 + torch.finfo(codebook.vectors().dtype).eps
+    resolution = 1e-5 + torch.finfo(codebook.codes().dtype).eps
     return errors > 1e-6 * spread + resolution**2 * candidates.square().sum(dim=1)
 
 

@@ -10,7 +10,7 @@ from vqprior._interfaces import Codebook
 
 
 @final
-class Transformed(Codebook):
+class TransformedCodebook(Codebook):
     """Passes all codes of a codebook through a module: one step of it moves every code.
 
     With a frozen table and a linear module this is SimVQ, which keeps codes in use that nothing
@@ -26,7 +26,7 @@ class Transformed(Codebook):
         ValueError: If ``module`` returns another number of codes or no matrix.
 
     Shape:
-        - ``vectors()``: ``(k, d)``
+        - ``codes()``: ``(k, d)``
 
     References:
         Zhu et al., *Addressing Representation Collapse in Vector Quantized Models with One Linear
@@ -34,10 +34,11 @@ class Transformed(Codebook):
 
     Examples:
         >>> from torch import nn
-        >>> from vqprior import Table, Transformed, VectorQuantizer
-        >>> frozen = Table(512, 64).requires_grad_(False)
-        >>> simvq = VectorQuantizer(64, 512, codebook=Transformed(frozen, nn.Linear(64, 64)))
-        >>> simvq.codebook.vectors().shape
+        >>> from vqprior import EmbeddingCodebook, TransformedCodebook, VectorQuantizer
+        >>> frozen = EmbeddingCodebook(512, 64).requires_grad_(False)
+        >>> codebook = TransformedCodebook(frozen, nn.Linear(64, 64))
+        >>> simvq = VectorQuantizer(64, 512, codebook=codebook)
+        >>> simvq.codebook.codes().shape
         torch.Size([512, 64])
     """
 
@@ -46,7 +47,7 @@ class Transformed(Codebook):
         check_module("module", module)
         self.codebook = codebook
         self.module = module
-        vectors = self.vectors()
+        vectors = self.codes()
         self._dim = vectors.shape[-1]
         check_shape("module(codes)", vectors, (codebook.num_codes, self._dim))
 
@@ -60,21 +61,21 @@ class Transformed(Codebook):
         """Number of features ``d`` that the module returns."""
         return self._dim
 
-    def vectors(self) -> Tensor:
+    def codes(self) -> Tensor:
         """Returns the transformed codes ``(k, d)``, with the gradient to module and codes."""
-        codes = self.codebook.vectors()
+        codes = self.codebook.codes()
         # Codes in half precision would be other codes.
         with torch.autocast(codes.device.type, enabled=False):
             vectors: Tensor = self.module(codes)
         return vectors
 
-    def assign_(self, vectors: Tensor, where: Tensor) -> None:
+    def set_codes_(self, codes: Tensor, where: Tensor) -> None:
         """Raises: the codes are computed.
 
         Raises:
             TypeError: Always.
         """
         raise TypeError(
-            "`codebook` must hold codes that can be set, got Transformed, which computes them. "
-            "Train it by gradient, without rules; start it by setting what is underneath."
+            "`codebook` must hold codes that can be set, got TransformedCodebook, which computes "
+            "them. Train it by gradient, without rules; start it by setting what is underneath."
         )

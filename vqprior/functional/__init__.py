@@ -1,6 +1,6 @@
 """Stateless maths: tensors in, tensors out, no parameters and no buffers."""
 
-from vqprior.functional._cross_entropy import code_cross_entropy, distance_cross_entropy
+from vqprior.functional._cross_entropy import distance_cross_entropy, index_cross_entropy
 from vqprior.functional._entropy import bit_entropy_loss, entropy_loss, kl_to_uniform
 from vqprior.functional._estimators import rotation_trick, straight_through
 from vqprior.functional._gram import gram_loss, orthogonality_loss
@@ -10,32 +10,31 @@ from vqprior.functional._kmeans import kmeans
 from vqprior.functional._losses import (
     codebook_loss,
     commitment_loss,
-    joint_loss,
     masked_mean_square,
+    symmetric_vq_loss,
 )
 from vqprior.functional._packing import index_bits, pack_indices, unpack_indices
 from vqprior.functional._sampling import sample_indices
-from vqprior.functional._search import nearest_codes
+from vqprior.functional._search import nearest_indices
 from vqprior.functional._select import select_codes
-from vqprior.functional._statistics import code_statistics
+from vqprior.functional._statistics import code_sums_and_counts
 
 __all__ = [
     "IndexBackpropagation",
     "bit_entropy_loss",
-    "code_cross_entropy",
-    "code_statistics",
+    "code_sums_and_counts",
     "codebook_loss",
     "commitment_loss",
     "distance_cross_entropy",
     "entropy_loss",
     "gram_loss",
     "index_bits",
+    "index_cross_entropy",
     "join_indices",
-    "joint_loss",
     "kl_to_uniform",
     "kmeans",
     "masked_mean_square",
-    "nearest_codes",
+    "nearest_indices",
     "orthogonality_loss",
     "pack_indices",
     "rotation_trick",
@@ -43,5 +42,6 @@ __all__ = [
     "select_codes",
     "split_indices",
     "straight_through",
+    "symmetric_vq_loss",
     "unpack_indices",
 ]

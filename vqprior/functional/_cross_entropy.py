@@ -15,7 +15,7 @@ from vqprior._checks import (
 )
 
 
-def code_cross_entropy(
+def index_cross_entropy(
     logits: Tensor,
     indices: Tensor,
     *,
@@ -48,21 +48,21 @@ def code_cross_entropy(
 
     Examples:
         >>> import torch
-        >>> from vqprior.functional import code_cross_entropy
+        >>> from vqprior.functional import index_cross_entropy
         >>> logits = torch.tensor([[0.0, 0.0], [9.0, 9.0], [float("nan"), 0.0]])
-        >>> code_cross_entropy(logits, torch.tensor([0, 1, -1]))
+        >>> index_cross_entropy(logits, torch.tensor([0, 1, -1]))
         tensor(0.6931)
     """
     check_interval("label_smoothing", label_smoothing, 0.0, 1.0)
-    counted, wide = _admit(logits, indices, weights)
+    valid, wide = _admit(logits, indices, weights)
     losses = F.cross_entropy(
         wide.reshape(-1, wide.shape[-1]),
-        torch.where(counted, indices.long(), -1).reshape(-1),
+        torch.where(valid, indices.long(), -1).reshape(-1),
         ignore_index=-1,
         reduction="none",
         label_smoothing=label_smoothing,
     )
-    return _weighted_mean(losses.reshape(indices.shape), counted, weights)
+    return _weighted_mean(losses.reshape(indices.shape), valid, weights)
 
 
 def distance_cross_entropy(
@@ -78,7 +78,7 @@ def distance_cross_entropy(
     The target of a token with the true code ``t`` is ``softmax_j(-|e_j - e_t|^2 / temperature)``,
     so a wrong code close to the right one costs less than a distant one. Targets carry no
     gradient, and need no more memory than ``logits``. As the temperature falls, the loss
-    approaches ``code_cross_entropy``. Its minimum is the entropy of the targets, not 0.
+    approaches ``index_cross_entropy``. Its minimum is the entropy of the targets, not 0.
 
     Args:
         logits: Unnormalized log-probabilities of the codes.
@@ -115,7 +115,7 @@ def distance_cross_entropy(
     """
     check_codes("codes", codes)
     check_positive("temperature", temperature)
-    counted, wide = _admit(logits, indices, weights)
+    valid, wide = _admit(logits, indices, weights)
     if logits.shape[-1] != codes.shape[0]:
         raise ValueError(
             f"`logits` must have shape (..., {codes.shape[0]}), one entry for each code, "
@@ -125,7 +125,7 @@ def distance_cross_entropy(
     # A code that is ruled out by a logit of minus infinity costs nothing where it is no target.
     log_probabilities = wide.log_softmax(dim=-1).clamp_min(torch.finfo(wide.dtype).min)
     losses = -(targets * log_probabilities).sum(dim=-1)
-    return _weighted_mean(losses, counted, weights)
+    return _weighted_mean(losses, valid, weights)
 
 
 @torch.no_grad()
@@ -150,18 +150,18 @@ def _admit(logits: Tensor, indices: Tensor, weights: Tensor | None) -> tuple[Ten
     check_integer("indices", indices)
     check_shape("indices", indices, logits.shape[:-1])
     check_index_range("indices", indices, logits.shape[-1])
-    counted = indices >= 0
+    valid = indices >= 0
     if weights is not None:
         check_floating("weights", weights)
         check_shape("weights", weights, indices.shape)
-        counted = counted & (weights > 0)
+        valid = valid & (weights > 0)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return counted, torch.where(counted.unsqueeze(-1), wide, 0.0)
+    return valid, torch.where(valid.unsqueeze(-1), wide, 0.0)
 
 
-def _weighted_mean(losses: Tensor, counted: Tensor, weights: Tensor | None) -> Tensor:
+def _weighted_mean(losses: Tensor, valid: Tensor, weights: Tensor | None) -> Tensor:
     weights = torch.ones_like(losses) if weights is None else weights.to(losses.dtype)
-    weights = torch.where(counted, weights, 0.0)
-    losses = torch.where(counted, losses, 0.0)
+    weights = torch.where(valid, weights, 0.0)
+    losses = torch.where(valid, losses, 0.0)
     mass = weights.sum()
     return (weights * losses).sum() / torch.where(mass > 0, mass, 1.0)

@@ -62,11 +62,11 @@ def entropy_loss(
     """
     check_at_least("sample_weight", sample_weight, 0.0)
     check_at_least("batch_weight", batch_weight, 0.0)
-    wide, counted = _admit(logits, mask)
+    wide, valid = _admit(logits, mask)
     log_probabilities = _finite(wide.log_softmax(dim=-1))
-    probabilities = torch.where(counted.unsqueeze(-1), log_probabilities.exp(), 0.0)
+    probabilities = torch.where(valid.unsqueeze(-1), log_probabilities.exp(), 0.0)
     entropy = -(probabilities * log_probabilities).sum()
-    entropy, (mean,) = _means(entropy, [probabilities.sum(dim=0)], counted.sum(), across_ranks)
+    entropy, (mean,) = _means(entropy, [probabilities.sum(dim=0)], valid.sum(), across_ranks)
     return sample_weight * entropy - batch_weight * _entropy(mean)
 
 
@@ -127,7 +127,7 @@ def bit_entropy_loss(
     """
     check_at_least("sample_weight", sample_weight, 0.0)
     check_at_least("batch_weight", batch_weight, 0.0)
-    wide, counted = _admit(logits, mask)
+    wide, valid = _admit(logits, mask)
     bits = wide.shape[-1]
     if group_size is not None:
         check_at_least("group_size", group_size, 1)
@@ -139,9 +139,9 @@ def bit_entropy_loss(
         )
     distance = wide.abs()  # the entropy is even in the log-odds; so, no term cancels another
     entropies = F.softplus(-distance) + distance * (-distance).sigmoid()
-    entropy = torch.where(counted.unsqueeze(-1), entropies, 0.0).sum()
-    joints = [_joint(group, counted) for group in wide.split(size, dim=-1)]
-    entropy, means = _means(entropy, joints, counted.sum(), across_ranks)
+    entropy = torch.where(valid.unsqueeze(-1), entropies, 0.0).sum()
+    joints = [_joint(group, valid) for group in wide.split(size, dim=-1)]
+    entropy, means = _means(entropy, joints, valid.sum(), across_ranks)
     return sample_weight * entropy - batch_weight * sum(
         (_entropy(mean) for mean in means), torch.zeros_like(entropy)
     )
@@ -180,11 +180,11 @@ def kl_to_uniform(logits: Tensor, mask: Tensor | None = None) -> Tensor:
         >>> kl_to_uniform(torch.tensor([[0.0, 0.0], [99.0, 0.0]]))  # half of log 2
         tensor(0.3466)
     """
-    wide, counted = _admit(logits, mask)
+    wide, valid = _admit(logits, mask)
     log_probabilities = _finite(wide.log_softmax(dim=-1))
     terms = log_probabilities.exp() * (log_probabilities + math.log(wide.shape[-1]))
-    total = torch.where(counted, terms.sum(dim=-1), 0.0).sum()
-    return total / counted.sum().clamp_min(1)
+    total = torch.where(valid, terms.sum(dim=-1), 0.0).sum()
+    return total / valid.sum().clamp_min(1)
 
 
 def _admit(logits: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -231,7 +231,7 @@ def _means(
     return means[0], list(parts)
 
 
-def _joint(logits: Tensor, counted: Tensor) -> Tensor:
+def _joint(logits: Tensor, valid: Tensor) -> Tensor:
     """The sum over counted tokens of the joint distribution of some independent bits.
 
     Of the two halves of the bits, each has a table of ``2**(g / 2)`` probabilities a token; one
@@ -239,7 +239,7 @@ def _joint(logits: Tensor, counted: Tensor) -> Tensor:
     """
     half = (logits.shape[-1] + 1) // 2
     first, second = _product(logits[:, :half]), _product(logits[:, half:])
-    first = torch.where(counted.unsqueeze(-1), first, 0.0)
+    first = torch.where(valid.unsqueeze(-1), first, 0.0)
     with torch.autocast(logits.device.type, enabled=False):
         return first.T @ second
 

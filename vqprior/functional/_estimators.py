@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vqprior._checks import check_floating, check_positive, check_shape
-from vqprior.functional._operators import with_signature
+from vqprior.functional._kernels._operators import with_signature
 
 
 def straight_through(x: Tensor, codes: Tensor) -> Tensor:

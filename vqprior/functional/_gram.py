@@ -52,7 +52,7 @@ def orthogonality_loss(codes: Tensor) -> Tensor:
     ``d`` numbers and none for each pair. A zero code has no direction and no gradient.
 
     Args:
-        codes: The codebook, with a gradient to what learns: ``codebook.vectors()``.
+        codes: The codebook, with a gradient to what learns: ``codebook.weight()``.
 
     Returns:
         A scalar in float32 or wider.
@@ -98,16 +98,16 @@ def orthogonality_loss(codes: Tensor) -> Tensor:
 def _gram_difference(selection: Selection) -> Tensor:
     inputs, codes = selection.inputs, selection.codes.detach()
     dtype = torch.promote_types(torch.promote_types(inputs.dtype, codes.dtype), torch.float32)
-    counted = selection.mask
-    if counted.ndim < 2:  # one sample
-        inputs, codes, counted = (t.unsqueeze(0) for t in (inputs, codes, counted))
-    if counted.ndim < 2:  # of one token
-        inputs, codes, counted = (t.unsqueeze(0) for t in (inputs, codes, counted))
-    counted = counted.flatten(1)
-    num_tokens = counted.sum(dim=1)
+    valid = selection.mask
+    if valid.ndim < 2:  # one sample
+        inputs, codes, valid = (t.unsqueeze(0) for t in (inputs, codes, valid))
+    if valid.ndim < 2:  # of one token
+        inputs, codes, valid = (t.unsqueeze(0) for t in (inputs, codes, valid))
+    valid = valid.flatten(1)
+    num_tokens = valid.sum(dim=1)
 
     def gram(z: Tensor) -> Tensor:
-        z = torch.where(counted.unsqueeze(-1), z.flatten(1, -2).to(dtype), 0.0)
+        z = torch.where(valid.unsqueeze(-1), z.flatten(1, -2).to(dtype), 0.0)
         return z.mT @ z / num_tokens.clamp_min(1)[:, None, None]
 
     with torch.autocast(inputs.device.type, enabled=False):

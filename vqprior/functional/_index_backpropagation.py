@@ -10,7 +10,7 @@ from vqprior._checks import check_choice, check_positive
 from vqprior._interfaces import IndexEstimator
 from vqprior.functional._random import counter_uniform, to_gumbel
 from vqprior.functional._scores import score_codes, score_gradients
-from vqprior.functional._search import nearest_codes
+from vqprior.functional._search import nearest_indices
 from vqprior.functional._softmax_gradient import row_blocks, softmax_gradient
 
 _ESTIMATORS = ("straight_through", "gumbel", "reinmax")
@@ -48,7 +48,7 @@ class IndexBackpropagation(IndexEstimator):
         >>> from vqprior.functional import IndexBackpropagation
         >>> vq = VectorQuantizer(8, 32, metric="dot", estimator=IndexBackpropagation())
         >>> vq(torch.randn(100, 8)).quantized.square().sum().backward()
-        >>> (vq.codebook.codes.grad != 0).all().item()
+        >>> (vq.codebook.weight.grad != 0).all().item()
         True
     """
 
@@ -75,7 +75,7 @@ class IndexBackpropagation(IndexEstimator):
         seed, estimator = None, self.estimator
         if indices is not None or not sample or estimator == "straight_through":
             if indices is None:
-                indices = nearest_codes(x, codes, metric=metric)
+                indices = nearest_indices(x, codes, metric=metric)
             estimator = "reinmax" if estimator == "reinmax" else "straight_through"
         else:
             seed = torch.randint(2**62, (), device=x.device)

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from vqprior._checks import check_at_least, check_floating
-from vqprior.functional._search import nearest_codes
-from vqprior.functional._statistics import code_statistics
+from vqprior.functional._search import nearest_indices
+from vqprior.functional._statistics import code_sums_and_counts
 
 
 @torch.no_grad()
@@ -69,8 +69,8 @@ def kmeans(
 
 
 def _lloyd_step(x: Tensor, means: Tensor) -> Tensor:
-    indices = nearest_codes(x, means)
-    statistics = code_statistics(x, indices, means.shape[0])
+    indices = nearest_indices(x, means)
+    statistics = code_sums_and_counts(x, indices, means.shape[0])
     sums, counts = statistics[:, :-1], statistics[:, -1:]
     moved = torch.where(counts > 0, sums / counts.clamp_min(1), means)
     # The j-th empty cluster takes the j-th worst vector, unless that is a mean already.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vqprior._checks import check_mask
 from vqprior._interfaces import QuantizerOutput, Selection
-from vqprior.functional._operators import with_signature
+from vqprior.functional._kernels._operators import with_signature
 
 
 def masked_mean_square(difference: Tensor, mask: Tensor) -> Tensor:
@@ -71,7 +71,12 @@ def commitment_loss(out: QuantizerOutput | Selection) -> Tensor:
         >>> torch.equal(0.25 * commitment_loss(out), out.terms["commitment"])
         True
     """
-    return total([pulls(s.inputs, s.codes.detach(), s.mask)[0] for s in selections(out)])
+    return total(
+        [
+            commitment_and_codebook_mse(s.inputs, s.codes.detach(), s.mask)[0]
+            for s in selections(out)
+        ]
+    )
 
 
 def codebook_loss(out: QuantizerOutput | Selection) -> Tensor:
@@ -101,10 +106,15 @@ def codebook_loss(out: QuantizerOutput | Selection) -> Tensor:
         >>> torch.equal(codebook_loss(out), out.terms["codebook"])
         True
     """
-    return total([pulls(s.inputs.detach(), s.codes, s.mask)[1] for s in selections(out)])
+    return total(
+        [
+            commitment_and_codebook_mse(s.inputs.detach(), s.codes, s.mask)[1]
+            for s in selections(out)
+        ]
+    )
 
 
-def joint_loss(out: QuantizerOutput | Selection) -> Tensor:
+def symmetric_vq_loss(out: QuantizerOutput | Selection) -> Tensor:
     """Pulls inputs and chosen codes toward each other at equal rates: mean of ``(x - code)^2``.
 
     Its gradient is the sum of those of ``commitment_loss`` and ``codebook_loss``. The mean runs
@@ -122,18 +132,20 @@ def joint_loss(out: QuantizerOutput | Selection) -> Tensor:
     Examples:
         >>> import torch
         >>> from vqprior import VectorQuantizer
-        >>> from vqprior.functional import joint_loss
+        >>> from vqprior.functional import symmetric_vq_loss
         >>> x = torch.randn(8, 4, requires_grad=True)
         >>> vq = VectorQuantizer(dim=4, codebook_size=16)
-        >>> joint_loss(vq(x)).backward()
-        >>> torch.allclose(x.grad.sum(dim=0), -vq.codebook.codes.grad.sum(dim=0))
+        >>> symmetric_vq_loss(vq(x)).backward()
+        >>> torch.allclose(x.grad.sum(dim=0), -vq.codebook.weight.grad.sum(dim=0))
         True
     """
-    both = [pulls(s.inputs, s.codes, s.mask) for s in selections(out)]
+    both = [commitment_and_codebook_mse(s.inputs, s.codes, s.mask) for s in selections(out)]
     return total([on_inputs + (on_codes - on_codes.detach()) for on_inputs, on_codes in both])
 
 
-def pulls(inputs: Tensor, codes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def commitment_and_codebook_mse(
+    inputs: Tensor, codes: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
     """The mean square error twice: with a gradient to the inputs alone, and to the codes alone."""
     both: tuple[Tensor, Tensor] = _MeanSquareError.apply(inputs, codes, mask)
     return both

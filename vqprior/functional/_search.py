@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 from vqprior._checks import check_at_least, check_choice, check_floating, check_last_dim
-from vqprior.functional import _triton
-from vqprior.functional._operators import is_traced
-from vqprior.functional._search_blocks import search_blocks
+from vqprior.functional._kernels import _triton
+from vqprior.functional._kernels._operators import is_traced
+from vqprior.functional._kernels._search_blocks import search_blocks
 
 _METRICS = ("euclidean", "cosine", "dot")
 
 
-def nearest_codes(
+def nearest_indices(
     x: Tensor, codes: Tensor, *, metric: str = "euclidean", num_nearest: int = 1
 ) -> Tensor:
     """Finds the code closest to each vector.
@@ -51,23 +51,23 @@ def nearest_codes(
 
     Examples:
         >>> import torch
-        >>> from vqprior.functional import nearest_codes
+        >>> from vqprior.functional import nearest_indices
         >>> codes = torch.tensor([[0.0, 0.0], [1.0, 1.0], [4.0, 0.0]])
-        >>> nearest_codes(torch.tensor([[0.9, 0.8], [3.0, 0.1]]), codes)
+        >>> nearest_indices(torch.tensor([[0.9, 0.8], [3.0, 0.1]]), codes)
         tensor([1, 2])
-        >>> nearest_codes(torch.tensor([[0.9, 0.8], [3.0, 0.1]]), codes, num_nearest=2)
+        >>> nearest_indices(torch.tensor([[0.9, 0.8], [3.0, 0.1]]), codes, num_nearest=2)
         tensor([[1, 0],
                 [2, 1]])
 
         Leading dimensions are free:
 
-        >>> nearest_codes(torch.zeros(2, 3, 5, 2), codes).shape
+        >>> nearest_indices(torch.zeros(2, 3, 5, 2), codes).shape
         torch.Size([2, 3, 5])
 
         Each of two halves of a vector in a codebook of its own:
 
         >>> halves = torch.tensor([[[0.9, 0.8], [3.0, 0.1]]])
-        >>> nearest_codes(halves, torch.stack([codes, codes.flip(0)]))
+        >>> nearest_indices(halves, torch.stack([codes, codes.flip(0)]))
         tensor([[1, 0]])
     """
     check_floating("x", x)
@@ -109,7 +109,7 @@ def _search(x: Tensor, codes: Tensor, metric: str, num_nearest: int) -> Tensor:
         prepared = _prepare(tables, metric)
         tokens = x.reshape(-1, len(tables), x.shape[-1]).transpose(0, 1)
         if num_nearest == 1 and _triton.is_usable(x, codes):
-            from vqprior.functional._triton_search import nearest  # needs Triton
+            from vqprior.functional._kernels._triton_search import nearest  # needs Triton
 
             found = nearest(tokens, *(part.contiguous() for part in prepared)).unsqueeze(-1)
         else:
@@ -117,7 +117,7 @@ def _search(x: Tensor, codes: Tensor, metric: str, num_nearest: int) -> Tensor:
     return found.transpose(0, 1).contiguous().view(*x.shape[:-1], num_nearest)
 
 
-_search_op = torch.library.custom_op("vqprior::nearest_codes", _search, mutates_args=())
+_search_op = torch.library.custom_op("vqprior::nearest_indices", _search, mutates_args=())
 
 
 @_search_op.register_fake

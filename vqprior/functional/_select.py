@@ -11,7 +11,7 @@ from vqprior._checks import (
     check_floating,
     check_positive,
 )
-from vqprior.functional._operators import with_signature
+from vqprior.functional._kernels._operators import with_signature
 from vqprior.functional._random import to_gumbel
 from vqprior.functional._softmax_gradient import row_blocks, softmax_gradient
 

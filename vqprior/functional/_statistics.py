@@ -10,11 +10,11 @@ from vqprior._checks import (
     check_integer,
     check_shape,
 )
-from vqprior.functional import _triton
-from vqprior.functional._operators import is_traced
+from vqprior.functional._kernels import _triton
+from vqprior.functional._kernels._operators import is_traced
 
 
-def code_statistics(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
+def code_sums_and_counts(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     """Sums, for each code, the vectors that chose it, and counts them.
 
     Computed by scatter-add in float32 or wider, without a one-hot matrix. Sums and counts
@@ -42,9 +42,9 @@ def code_statistics(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
 
     Examples:
         >>> import torch
-        >>> from vqprior.functional import code_statistics
+        >>> from vqprior.functional import code_sums_and_counts
         >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
-        >>> code_statistics(x, torch.tensor([1, 1, -1]), num_codes=2)
+        >>> code_sums_and_counts(x, torch.tensor([1, 1, -1]), num_codes=2)
         tensor([[0., 0., 0.],
                 [4., 6., 2.]])
     """
@@ -63,7 +63,7 @@ def code_statistics(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
 def _add_up(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     """The statistics of ``(n, d)`` and ``(n,)``, by a kernel or by plain operators."""
     if _triton.is_usable(x, indices) and not torch.are_deterministic_algorithms_enabled():
-        from vqprior.functional._triton_statistics import add_statistics_  # needs Triton
+        from vqprior.functional._kernels._triton_statistics import add_statistics_  # needs Triton
 
         totals = x.new_zeros(num_codes, x.shape[1] + 1, dtype=torch.float32)
         add_statistics_(totals, x, indices)
@@ -78,7 +78,7 @@ def _add_up(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     return torch.cat([sums[:-1], counts[:-1]], dim=1)
 
 
-_add_up_op = torch.library.custom_op("vqprior::code_statistics", _add_up, mutates_args=())
+_add_up_op = torch.library.custom_op("vqprior::code_sums_and_counts", _add_up, mutates_args=())
 
 
 @_add_up_op.register_fake

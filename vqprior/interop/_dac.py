@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from vqprior.codebooks._table import Table
+from vqprior.codebooks._embedding import EmbeddingCodebook
 from vqprior.interop._reading import Reader, to_linear
 from vqprior.quantizers._plain import VectorQuantizer
-from vqprior.quantizers._projected import Projected
-from vqprior.quantizers._residual import Residual
+from vqprior.quantizers._projected import ProjectedQuantizer
+from vqprior.quantizers._residual import ResidualQuantizer
 
 # The names of length and direction in the two forms in which torch stores a normalized weight.
 _WEIGHT_NORM_FORMS = (
@@ -17,7 +17,7 @@ _WEIGHT_NORM_FORMS = (
 )
 
 
-def from_dac(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> Residual:
+def from_dac(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> ResidualQuantizer:
     """Reads the residual quantizer of the Descript Audio Codec.
 
     Each stage searches by cosine in a projection of the features and returns the code as it is.
@@ -68,7 +68,7 @@ def from_dac(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> Residual:
         up = _projection(reader, f"{name}.out_proj", codes.shape[1], down[0].shape[1])
         parts.append((codes, *down, *up))
     reader.finish()
-    return Residual([_stage(*part) for part in parts])
+    return ResidualQuantizer([_stage(*part) for part in parts])
 
 
 def _projection(
@@ -87,8 +87,11 @@ def _projection(
 
 def _stage(
     codes: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor
-) -> Projected:
+) -> ProjectedQuantizer:
     inner = VectorQuantizer(
-        codes.shape[1], codes.shape[0], codebook=Table.from_vectors(codes), metric="cosine"
+        codes.shape[1],
+        codes.shape[0],
+        codebook=EmbeddingCodebook.from_codes(codes),
+        metric="cosine",
     )
-    return Projected(inner, to_linear(down, down_bias), to_linear(up, up_bias))
+    return ProjectedQuantizer(inner, to_linear(down, down_bias), to_linear(up, up_bias))

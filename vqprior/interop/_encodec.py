@@ -4,13 +4,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from vqprior.codebooks._table import Table
+from vqprior.codebooks._embedding import EmbeddingCodebook
 from vqprior.interop._reading import Reader, reject
 from vqprior.quantizers._plain import VectorQuantizer
-from vqprior.quantizers._residual import Residual
+from vqprior.quantizers._residual import ResidualQuantizer
 
 
-def from_encodec(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> Residual:
+def from_encodec(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> ResidualQuantizer:
     """Reads the residual quantizer of EnCodec, and of AudioCraft, which has the same layout.
 
     Indices are ``(..., q)`` where the original has ``(q, b, n)``. A lower bandwidth is the
@@ -62,9 +62,9 @@ def from_encodec(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> Resid
         VectorQuantizer(
             codes.shape[1],
             codes.shape[0],
-            codebook=Table.from_vectors(codes),
+            codebook=EmbeddingCodebook.from_codes(codes),
             commitment_weight=1 / len(tables),
         )
         for codes in tables
     ]
-    return Residual(stages)
+    return ResidualQuantizer(stages)

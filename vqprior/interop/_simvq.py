@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from vqprior.codebooks._table import Table
-from vqprior.codebooks._transformed import Transformed
+from vqprior.codebooks._embedding import EmbeddingCodebook
+from vqprior.codebooks._transformed import TransformedCodebook
 from vqprior.interop._reading import Reader, to_linear
 from vqprior.quantizers._plain import VectorQuantizer
 
@@ -68,11 +68,11 @@ def transformed(
     codebook_weight: float,
 ) -> VectorQuantizer:
     """A quantizer whose codes are a linear layer of a frozen table."""
-    frozen = Table.from_vectors(codes).requires_grad_(requires_grad=False)
+    frozen = EmbeddingCodebook.from_codes(codes).requires_grad_(requires_grad=False)
     return VectorQuantizer(
         weight.shape[0],
         codes.shape[0],
-        codebook=Transformed(frozen, to_linear(weight, bias)),
+        codebook=TransformedCodebook(frozen, to_linear(weight, bias)),
         commitment_weight=commitment_weight,
         codebook_weight=codebook_weight,
     )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from vqprior.codebooks._table import Table
+from vqprior.codebooks._embedding import EmbeddingCodebook
 from vqprior.interop._reading import Reader
 from vqprior.quantizers._plain import VectorQuantizer
 
@@ -19,7 +19,7 @@ def from_taming(
     """Reads the plain quantizer of taming-transformers (VQGAN), and of what follows its layout.
 
     CodeFormer is one: pass its ``"params_ema"`` with ``prefix="quantize."``. Layout and indices
-    are the same; for feature maps, put the result in ``ChannelFirst``.
+    are the same; for feature maps, put the result in ``ChannelsFirst``.
 
     The code that trained these models has its one weight, 0.25, on the codebook term, and the
     commitment term at 1: those are the defaults here. What was trained with ``legacy=False`` has
@@ -59,7 +59,7 @@ def from_taming(
     return VectorQuantizer(
         codes.shape[1],
         codes.shape[0],
-        codebook=Table.from_vectors(codes),
+        codebook=EmbeddingCodebook.from_codes(codes),
         commitment_weight=commitment_weight,
         codebook_weight=codebook_weight,
     )

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from vqprior._checks import check_choice
-from vqprior.codebooks._table import Table
+from vqprior.codebooks._embedding import EmbeddingCodebook
 from vqprior.interop._reading import Reader
 from vqprior.nn import ScaleRefinement
-from vqprior.quantizers._multi_scale import MultiScale
+from vqprior.quantizers._multi_scale import MultiScaleQuantizer
 from vqprior.quantizers._plain import VectorQuantizer
 
 # What is before the number of a convolution: shared by neighboring scales, by none, by all.
@@ -24,16 +24,16 @@ def from_var(
     metric: str = "euclidean",
     ratio: float = 0.5,
     prefix: str = "",
-) -> MultiScale:
+) -> MultiScaleQuantizer:
     """Reads the multi-scale quantizer of VAR, with the convolutions between its scales.
 
     Losses are the original's, with 0.25 on the commitment. Features are last: put the result in
-    ``ChannelFirst`` for feature maps.
+    ``ChannelsFirst`` for feature maps.
 
     Args:
         state_dict: What the file holds, a dictionary of tensors.
         scales: Side of each scale, smallest first; the default is that of the released
-            tokenizer for pictures of 256 x 256.
+            tokenizer for images of 256 x 256.
         metric: ``"cosine"`` for models with ``using_znorm``, else ``"euclidean"``.
         ratio: Share of the convolutions, ``quant_resi`` there.
         prefix: What comes before the names of the quantizer: ``"quantize."`` in a whole model.
@@ -75,13 +75,15 @@ def from_var(
     quantizer = VectorQuantizer(
         dim,
         size,
-        codebook=Table.from_vectors(codes),
+        codebook=EmbeddingCodebook.from_codes(codes),
         metric=metric,
         commitment_weight=0.0,
         codebook_weight=0.0,
     )
     refine = _refinement(convolutions, ratio) if convolutions else None
-    return MultiScale(quantizer, scales, refine=refine, commitment_weight=0.25, codebook_weight=1.0)
+    return MultiScaleQuantizer(
+        quantizer, scales, refine=refine, commitment_weight=0.25, codebook_weight=1.0
+    )
 
 
 def _convolutions(reader: Reader, dim: int) -> list[tuple[Tensor, Tensor]]:

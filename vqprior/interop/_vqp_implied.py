@@ -10,9 +10,9 @@ from vqprior._checks import check_at_least
 from vqprior._interfaces import Quantizer
 from vqprior.interop._reading import Layer, Reader, reject, to_linear
 from vqprior.quantizers._fsq import FSQ
-from vqprior.quantizers._grouped import Grouped
+from vqprior.quantizers._grouped import GroupedQuantizer
 from vqprior.quantizers._lfq import LFQ
-from vqprior.quantizers._projected import Projected
+from vqprior.quantizers._projected import ProjectedQuantizer
 
 
 def from_vqp_fsq(
@@ -25,9 +25,9 @@ def from_vqp_fsq(
 ) -> Quantizer:
     """Reads an ``FSQ`` of vector-quantize-pytorch, whose state holds its projections alone.
 
-    What comes back is an ``FSQ``, in ``Grouped`` for several codebooks and in ``Projected`` where
-    there are projections. Without projections the state is empty, and so may ``state_dict`` be.
-    Indices are the same.
+    What comes back is an ``FSQ``, in ``GroupedQuantizer`` for several codebooks and in
+    ``ProjectedQuantizer`` where there are projections. Without projections the state is empty, and
+    so may ``state_dict`` be. Indices are the same.
 
     Args:
         state_dict: What the file holds, a dictionary of tensors.
@@ -70,10 +70,10 @@ def from_vqp_lfq(
 ) -> Quantizer:
     """Reads an ``LFQ`` of vector-quantize-pytorch, with its indices.
 
-    The first feature is the highest bit of an index there, and the lowest in ``LFQ``: the
-    features are reversed on the way in and on the way out, in a ``Projected``. Loss weights are
-    the defaults there: none on the commitment, 0.1 on the entropies, here of groups of at most 9
-    bits. Not for ``spherical``, ``codebook_scale``, ``soft_clamp_input_value`` or
+    The first feature is the highest bit of an index there, and the lowest in ``LFQ``: the features
+    are reversed on the way in and on the way out, in a ``ProjectedQuantizer``. Loss weights are the
+    defaults there: none on the commitment, 0.1 on the entropies, here of groups of at most 9 bits.
+    Not for ``spherical``, ``codebook_scale``, ``soft_clamp_input_value`` or
     ``cosine_sim_project_in``, which the state does not show.
 
     Args:
@@ -115,7 +115,7 @@ def from_vqp_lfq(
     lfq = LFQ(
         bits, commitment_weight=0.0, sample_entropy_weight=weight, batch_entropy_weight=weight
     )
-    return _assembled(Projected(lfq, Reversed(), Reversed()), num_codebooks, projections)
+    return _assembled(ProjectedQuantizer(lfq, Reversed(), Reversed()), num_codebooks, projections)
 
 
 @final
@@ -137,8 +137,8 @@ def _projections(reader: Reader, inner: int) -> tuple[Layer, Layer] | None:
 def _assembled(
     quantizer: Quantizer, num_codebooks: int, projections: tuple[Layer, Layer] | None
 ) -> Quantizer:
-    inner = Grouped([quantizer] * num_codebooks) if num_codebooks > 1 else quantizer
+    inner = GroupedQuantizer([quantizer] * num_codebooks) if num_codebooks > 1 else quantizer
     if projections is None:
         return inner
     down, up = projections
-    return Projected(inner, to_linear(*down), to_linear(*up))
+    return ProjectedQuantizer(inner, to_linear(*down), to_linear(*up))

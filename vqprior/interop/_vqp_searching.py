@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 from vqprior._checks import check_at_least, check_choice
 from vqprior._interfaces import Quantizer
-from vqprior.codebooks._normalized import Normalized
-from vqprior.codebooks._table import Table
+from vqprior.codebooks._embedding import EmbeddingCodebook
+from vqprior.codebooks._normalized import NormalizedCodebook
 from vqprior.interop._reading import Layer, Reader, reject, to_linear
 from vqprior.interop._simvq import transformed
 from vqprior.nn import L2Norm
-from vqprior.quantizers._grouped import Grouped
+from vqprior.quantizers._grouped import GroupedQuantizer
 from vqprior.quantizers._plain import VectorQuantizer
-from vqprior.quantizers._projected import Projected
-from vqprior.quantizers._residual import Residual
+from vqprior.quantizers._projected import ProjectedQuantizer
+from vqprior.quantizers._residual import ResidualQuantizer
 
 _METRICS = ("cosine", "euclidean")
 # The linear layer before, what normalizes behind it, the linear layer after.
@@ -31,11 +31,11 @@ def from_vqp_vector_quantize(
 ) -> Quantizer:
     """Reads a ``VectorQuantize`` of vector-quantize-pytorch.
 
-    What comes back is a ``VectorQuantizer``, in ``Grouped`` where there are several heads and in
-    ``Projected`` where there are projections or ``metric`` is ``"cosine"``. Indices are the
-    same. The commitment weight is 1 in all, the default there; statistics of the moving average
-    are checked and left behind, so a ``CodebookEMA`` starts from counts of 1. Features are last,
-    whatever the layout was.
+    What comes back is a ``VectorQuantizer``, in ``GroupedQuantizer`` where there are several heads
+    and in ``ProjectedQuantizer`` where there are projections or ``metric`` is ``"cosine"``. Indices
+    are the same. The commitment weight is 1 in all, the default there; statistics of the moving
+    average are checked and left behind, so a ``CodebookEMA`` starts from counts of 1. Features are
+    last, whatever the layout was.
 
     Args:
         state_dict: What the file holds, a dictionary of tensors.
@@ -84,7 +84,7 @@ def from_vqp_vector_quantize(
     if heads == 1:
         return _projected(tables[0], projections)
     shared = tables * heads if len(tables) == 1 else tables
-    return _projected(Grouped(shared), projections)
+    return _projected(GroupedQuantizer(shared), projections)
 
 
 def from_vqp_residual_vq(
@@ -92,8 +92,9 @@ def from_vqp_residual_vq(
 ) -> Quantizer:
     """Reads a ``ResidualVQ`` of vector-quantize-pytorch.
 
-    What comes back is a ``Residual``, in ``Projected`` where there are projections. Indices are
-    the same. Layers whose codebooks are equal share one, as with ``shared_codebook=True``.
+    What comes back is a ``ResidualQuantizer``, in ``ProjectedQuantizer`` where there are
+    projections. Indices are the same. Layers whose codebooks are equal share one, as with
+    ``shared_codebook=True``.
 
     Args:
         state_dict: What the file holds, a dictionary of tensors.
@@ -132,7 +133,7 @@ def from_vqp_residual_vq(
 
 def from_vqp_grouped_residual_vq(
     state_dict: Mapping[str, Tensor], *, metric: str = "euclidean", prefix: str = ""
-) -> Grouped:
+) -> GroupedQuantizer:
     """Reads a ``GroupedResidualVQ`` of vector-quantize-pytorch.
 
     Indices are ``(..., groups * q)``, the stages of the first group first, where the original
@@ -171,7 +172,7 @@ def from_vqp_grouped_residual_vq(
     count = max(reader.count("rvqs."), 1)
     groups = [_residual(reader, f"rvqs.{number}.", prefix) for number in range(count)]
     reader.finish()
-    return Grouped([_stacked(*group, metric) for group in groups])
+    return GroupedQuantizer([_stacked(*group, metric) for group in groups])
 
 
 def from_vqp_sim_vq(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> VectorQuantizer:
@@ -240,22 +241,22 @@ def _projected(quantizer: Quantizer, projections: _Projections) -> Quantizer:
         after = nn.LayerNorm(quantizer.dim)
         after.weight, after.bias = (nn.Parameter(part.detach().clone()) for part in norm)
         lower = nn.Sequential(lower, after)
-    return Projected(quantizer, lower, to_linear(*up), dim=down[0].shape[1])
+    return ProjectedQuantizer(quantizer, lower, to_linear(*up), dim=down[0].shape[1])
 
 
 def _searching(codes: Tensor, metric: str, commitment_weight: float) -> Quantizer:
     size, dim = codes.shape
-    table = Table.from_vectors(codes)
+    table = EmbeddingCodebook.from_codes(codes)
     if metric == "euclidean":
         return VectorQuantizer(dim, size, codebook=table, commitment_weight=commitment_weight)
     inner = VectorQuantizer(
         dim,
         size,
-        codebook=Normalized(table),
+        codebook=NormalizedCodebook(table),
         metric="cosine",
         commitment_weight=commitment_weight,
     )
-    return Projected(inner, L2Norm(), nn.Identity())
+    return ProjectedQuantizer(inner, L2Norm(), nn.Identity())
 
 
 def _residual(reader: Reader, before: str, prefix: str) -> tuple[list[Tensor], _Projections]:
@@ -274,4 +275,4 @@ def _residual(reader: Reader, before: str, prefix: str) -> tuple[list[Tensor], _
 def _stacked(tables: list[Tensor], projections: _Projections, metric: str) -> Quantizer:
     same = all(torch.equal(tables[0], codes) for codes in tables)
     distinct = [_searching(codes, metric, 1.0) for codes in (tables[:1] if same else tables)]
-    return _projected(Residual(distinct * len(tables) if same else distinct), projections)
+    return _projected(ResidualQuantizer(distinct * len(tables) if same else distinct), projections)

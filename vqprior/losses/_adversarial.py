@@ -26,7 +26,7 @@ class AdversarialLoss(nn.Module):
     past the wrapper.
 
     Args:
-        discriminator: Any module from a picture to logits, large for real ones.
+        discriminator: Any module from an image to logits, large for real ones.
         objective: What both sides minimize.
 
     Shape:

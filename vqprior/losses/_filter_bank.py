@@ -14,12 +14,12 @@ _RADIUS = 2  # 2.5 standard deviations
 _NUM_FILTERS = 6
 # The neighborhood whose contrast masks a position: as far again as one filter sees.
 _POOL = 5
-# Contrast that is just noticed, for pictures in [0, 1]: about the 2 % of Weber's law.
+# Contrast that is just noticed, for images in [0, 1]: about the 2 % of Weber's law.
 _JUST_NOTICED = 0.02
 # Responses are of size 1, so this makes the distance quadratic below a tenth and linear above.
 _KNEE = 0.1
 _MIN_SIZE = 8
-# The chroma of a picture of 8 x 8 pixels can be halved three times.
+# The chroma of an image of 8 x 8 pixels can be halved three times.
 _MAX_SCALES = 3
 # Luma (ITU-R BT.601), red against green, blue against yellow.
 _OPPONENT = ((0.299, 0.587, 0.114), (0.5, -0.5, 0.0), (-0.25, -0.25, 0.5))
@@ -29,7 +29,7 @@ _OPPONENT = ((0.299, 0.587, 0.114), (0.5, -0.5, 0.0), (-0.25, -0.25, 0.5))
 class FilterBank(KeepsDtypes):
     """Responses of fixed edge, bar and blob filters, relative to the contrast around them.
 
-    The picture is split into luma and two opponent chroma channels. Each is filtered with
+    The image is split into luma and two opponent chroma channels. Each is filtered with
     derivatives of a Gaussian: two first ones (edges), three second ones (bars at 0, 60 and 120
     degrees) and the Laplacian (blobs). A filter's response never exceeds the difference between
     the largest and the smallest value it sees. With ``E`` the sum of the six squared responses,
@@ -40,7 +40,7 @@ class FilterBank(KeepsDtypes):
     - ``log(1 + E / c^2) / 2``: *how strong* it is, in nepers above what is just noticed.
 
     The constant ``c = 0.02``, a just noticeable difference, keeps flat areas quiet: a flat
-    picture gives zeros up to rounding, and no response changes faster than ``1 / c`` with a
+    image gives zeros up to rounding, and no response changes faster than ``1 / c`` with a
     filter's output. Chroma is seen at half the resolution of luma, as the eye does.
 
     Nothing is learned. Responses are computed in float32 or wider, also under autocast and
@@ -106,7 +106,7 @@ class FilterBank(KeepsDtypes):
     def _responses(self, signal: Tensor) -> Tensor:
         """The maps of one scale, ``(b, c, h, w) -> (b, 7 * c, h, w)``."""
         height, width = signal.shape[2:]
-        # Pictures and channels alike become the channels of one channels-last depthwise
+        # Images and channels alike become the channels of one channels-last depthwise
         # convolution: three times as fast as the plain one on a CPU, forward and backward.
         planes = F.pad(signal, (_RADIUS,) * 4, mode="replicate").flatten(0, 1).unsqueeze(0)
         num_planes = planes.shape[1]
@@ -132,12 +132,12 @@ class FilterBank(KeepsDtypes):
 
 @final
 class FilterBankLoss(nn.Module):
-    """Distance of two pictures in the maps of a ``FilterBank``: sharp, well-placed texture is near.
+    """Distance of two images in the maps of a ``FilterBank``: sharp, well-placed texture is near.
 
     The mean over each map of ``5 difference^2`` up to differences of 0.1, and of
     ``|difference| - 0.05`` above, averaged over the maps. A blur is punished for the contrast it
     lost, even where the exact texture cannot be known; texture in the wrong place is punished for
-    its place; noise too weak to be seen costs next to nothing. Pictures that are equal give 0.
+    its place; noise too weak to be seen costs next to nothing. Images that are equal give 0.
 
     The gradient goes to the reconstruction only, and is bounded everywhere, flat areas
     included.
@@ -171,10 +171,10 @@ class FilterBankLoss(nn.Module):
         self.bank = FilterBank(num_scales=num_scales)
 
     def forward(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """Returns the distance of two pictures of the same shape.
+        """Returns the distance of two images of the same shape.
 
         Raises:
-            TypeError: If a picture is not floating point.
+            TypeError: If an image is not floating point.
             ValueError: If the shapes differ, or are not ``(b, 3, h, w)`` with ``h`` and ``w``
                 at least 8.
         """

@@ -1,4 +1,4 @@
-"""Distance of pictures in the features of a frozen network."""
+"""Distance of images in the features of a frozen network."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, final
@@ -15,10 +15,10 @@ _EPS = 1e-8
 
 @final
 class PerceptualLoss(nn.Module):
-    """Squared distance between the unit-length features of two pictures, as LPIPS without weights.
+    """Squared distance between the unit-length features of two images, as LPIPS without weights.
 
     The features of each position are scaled to length 1; the squared difference is summed over
-    channels, averaged over positions and pictures, and summed over layers. So a layer adds
+    channels, averaged over positions and images, and summed over layers. So a layer adds
     between 0 and 4 (2 where features are not negative).
 
     The network is frozen: its parameters are set to ``requires_grad=False`` once and for all,
@@ -26,8 +26,8 @@ class PerceptualLoss(nn.Module):
     reconstruction only. Distances are computed in float32 or wider.
 
     Args:
-        features: Module from a picture to a map, a sequence of maps, or a mapping of names to
-            maps. It receives pictures as they come: normalize the input within it.
+        features: Module from an image to a map, a sequence of maps, or a mapping of names to
+            maps. It receives images as they come: normalize the input within it.
         layers: Names of the maps to compare, or their positions in a sequence; by default all.
 
     Raises:
@@ -47,10 +47,10 @@ class PerceptualLoss(nn.Module):
         >>> import torch
         >>> from vqprior.losses import PerceptualLoss
         >>> loss = PerceptualLoss(torch.nn.Conv2d(3, 8, kernel_size=3))
-        >>> picture = torch.rand(1, 3, 16, 16)
-        >>> loss(picture, picture).item()
+        >>> image = torch.rand(1, 3, 16, 16)
+        >>> loss(image, image).item()
         0.0
-        >>> bool(loss(1 - picture, picture) > 0)
+        >>> bool(loss(1 - image, image) > 0)
         True
     """
 
@@ -74,7 +74,7 @@ class PerceptualLoss(nn.Module):
         return self
 
     def forward(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """Returns the distance of two pictures of the same shape.
+        """Returns the distance of two images of the same shape.
 
         Raises:
             ValueError: If the shapes differ, or the network has no map of a name in ``layers``.
@@ -89,9 +89,9 @@ class PerceptualLoss(nn.Module):
         ]
         return torch.stack(distances).sum()
 
-    def _maps(self, picture: Tensor) -> list[Tensor]:
+    def _maps(self, image: Tensor) -> list[Tensor]:
         """The maps to compare, in the order of ``layers``."""
-        out = self.features(picture)
+        out = self.features(image)
         maps: dict[str | int, Tensor]
         if isinstance(out, Tensor):
             maps = {0: out}

@@ -1,4 +1,4 @@
-"""The objective on pictures, for any decoder."""
+"""The objective on images, for any decoder."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ _DEFAULT_WEIGHTS = {"pixel": 1.0, "perceptual": 1.0, "adversarial": 0.75}
 class ReconstructionAwareLoss(nn.Module):
     """What a reconstruction loses: in pixels, to the eye, and to a discriminator.
 
-    It looks at pictures only, so any decoder, quantizer or index predictor can stand before it,
+    It looks at images only, so any decoder, quantizer or index predictor can stand before it,
     in any layout that the terms accept. Each term is a callable that is passed in; a term that
     is None or has weight 0 is neither computed nor reported.
 

@@ -1,4 +1,4 @@
-"""What streaming metrics share: exact sums that survive casts, and means over pictures."""
+"""What streaming metrics share: exact sums that survive casts, and means over images."""
 
 import abc
 
@@ -19,8 +19,8 @@ class Accumulator(KeepsDtypes):
             buffer.zero_()
 
 
-class PictureMean(Accumulator, abc.ABC):
-    """The mean of a score over all pictures of all ranks."""
+class ImageMean(Accumulator, abc.ABC):
+    """The mean of a score over all images of all ranks."""
 
     total: Tensor
     count: Tensor
@@ -32,14 +32,14 @@ class PictureMean(Accumulator, abc.ABC):
 
     @abc.abstractmethod
     def _scores(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """Returns the score of each picture, ``(b,)``."""
+        """Returns the score of each image, ``(b,)``."""
 
     @torch.no_grad()
     def update(self, reconstruction: Tensor, target: Tensor) -> None:
-        """Counts the pictures of one batch; nothing is read back to the host.
+        """Counts the images of one batch; nothing is read back to the host.
 
         Raises:
-            TypeError: If a picture is not floating point.
+            TypeError: If an image is not floating point.
             ValueError: If the two shapes differ, or are not what the score can compare.
         """
         check_floating("reconstruction", reconstruction)
@@ -50,7 +50,7 @@ class PictureMean(Accumulator, abc.ABC):
         self.count += scores.numel()
 
     def compute(self) -> float:
-        """Returns the mean over all pictures since ``reset``, NaN if there was none.
+        """Returns the mean over all images since ``reset``, NaN if there was none.
 
         Every rank must call, and gets the same value; what each rank counted stays as it is.
         """

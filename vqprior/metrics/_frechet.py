@@ -19,8 +19,8 @@ class FrechetDistance(Accumulator):
     equal sets, does not depend on which set is which, and grows with the square of the unit of the
     features. Vectors are not compared one by one: the sets may differ in size.
 
-    The features are the caller's: the output of a network, pooled over each picture, or any
-    other description of pictures, sound or tokens. With the activations of the Inception network
+    The features are the caller's: the output of a network, pooled over each image, or any
+    other description of images, sound or tokens. With the activations of the Inception network
     that the authors chose, this is their FID.
 
     ``update(ours, theirs)`` counts a batch of each set, ``compute()`` gives the distance of the two

@@ -7,35 +7,35 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqprior._checks import check_positive
-from vqprior.metrics._accumulator import PictureMean
-from vqprior.metrics._pictures import weighted_sum, wide_pair
+from vqprior.metrics._accumulator import ImageMean
+from vqprior.metrics._images import weighted_sum, wide_pair
 
-# From section III of the paper, where pictures are in [0, 255].
+# From section III of the paper, where images are in [0, 255].
 _C = 170 / 255**2
-# ITU-R BT.601 in full swing, as for the gray pictures of the paper.
+# ITU-R BT.601 in full swing, as for the gray images of the paper.
 _LUMA = (0.299, 0.587, 0.114)
 
 
 def gmsd(reconstruction: Tensor, target: Tensor, *, data_range: float = 1.0) -> Tensor:
-    """Returns the gradient magnitude similarity deviation of each picture, 0 where it is equal.
+    """Returns the gradient magnitude similarity deviation of each image, 0 where it is equal.
 
     How unevenly edges are damaged: the standard deviation over positions of the similarity
     ``(2 g g' + c) / (g^2 + g'^2 + c)`` of the two gradient magnitudes ``g`` and ``g'``, so lower
     is better. Taken of the luma after a 2 x 2 average, with Prewitt filters and
-    ``c = 170 / 255^2``. Color pictures are compared by their full-swing luma
+    ``c = 170 / 255^2``. Color images are compared by their full-swing luma
     ``0.299 R + 0.587 G + 0.114 B``, which spans the range that ``c`` is made for. Computed in
     float64, under autocast too.
 
     Args:
-        reconstruction: Pictures to judge, in color or gray.
+        reconstruction: Images to judge, in color or gray.
         target: What they should be.
         data_range: Difference between white and black, greater than 0.
 
     Returns:
-        One float32 value per picture, at least 0.
+        One float32 value per image, at least 0.
 
     Raises:
-        TypeError: If a picture is not floating point.
+        TypeError: If an image is not floating point.
         ValueError: If the shapes differ or are not ``(b, 3, h, w)`` or ``(b, 1, h, w)`` with
             ``h`` and ``w`` at least 2, or ``data_range`` is not greater than 0.
 
@@ -47,13 +47,13 @@ def gmsd(reconstruction: Tensor, target: Tensor, *, data_range: float = 1.0) -> 
     References:
         Xue, Zhang, Mou and Bovik, *Gradient Magnitude Similarity Deviation: A Highly Efficient
         Perceptual Image Quality Index*, IEEE TIP 2014, equations 1 to 6; beyond the border the
-        picture is 0, as in the authors' code. <https://arxiv.org/abs/1308.3052>
+        image is 0, as in the authors' code. <https://arxiv.org/abs/1308.3052>
 
     Examples:
         >>> import torch
         >>> from vqprior.metrics import gmsd
-        >>> picture = torch.rand(1, 3, 32, 32)
-        >>> gmsd(picture, picture)
+        >>> image = torch.rand(1, 3, 32, 32)
+        >>> gmsd(image, image)
         tensor([0.])
     """
     check_positive("data_range", data_range)
@@ -63,14 +63,14 @@ def gmsd(reconstruction: Tensor, target: Tensor, *, data_range: float = 1.0) -> 
             "`reconstruction` must have 3 channels (color) or 1 (gray), got "
             f"{tuple(reconstruction.shape)}."
         )
-    ours, theirs = (_gradient_magnitude(picture / data_range) for picture in pair)
+    ours, theirs = (_gradient_magnitude(image / data_range) for image in pair)
     similarity = (2 * ours * theirs + _C) / (ours.square() + theirs.square() + _C)
     return similarity.flatten(1).std(dim=1, correction=0).float()
 
 
-def _gradient_magnitude(picture: Tensor) -> Tensor:
+def _gradient_magnitude(image: Tensor) -> Tensor:
     """The Prewitt gradient magnitude of the halved luma: ``(b, 1, h // 2, w // 2)``."""
-    luma = weighted_sum(picture, _LUMA) if picture.shape[1] == 3 else picture
+    luma = weighted_sum(image, _LUMA) if image.shape[1] == 3 else image
     step = torch.arange(1, -2, -1, dtype=luma.dtype, device=luma.device) / 3
     filters = torch.stack([step.expand(3, 3), step.expand(3, 3).T]).unsqueeze(1)
     gradient = F.conv2d(F.avg_pool2d(luma, 2), filters, padding=1)  # autocast spares float64
@@ -78,11 +78,11 @@ def _gradient_magnitude(picture: Tensor) -> Tensor:
 
 
 @final
-class GMSD(PictureMean):
-    """Mean of the gradient magnitude similarity deviations of single pictures; lower is better.
+class GMSD(ImageMean):
+    """Mean of the gradient magnitude similarity deviations of single images; lower is better.
 
     ``update(reconstruction, target)`` counts a batch, ``compute()`` gives the mean over all
-    pictures of all ranks, ``reset()`` starts again. Sums are float64.
+    images of all ranks, ``reset()`` starts again. Sums are float64.
 
     Args:
         data_range: Difference between white and black, greater than 0.
@@ -100,8 +100,8 @@ class GMSD(PictureMean):
     Examples:
         >>> import torch
         >>> from vqprior.metrics import GMSD
-        >>> metric, picture = GMSD(), torch.rand(2, 3, 32, 32)
-        >>> metric.update(picture, picture)
+        >>> metric, image = GMSD(), torch.rand(2, 3, 32, 32)
+        >>> metric.update(image, image)
         >>> metric.compute()
         0.0
     """
@@ -116,5 +116,5 @@ class GMSD(PictureMean):
         return f"data_range={self.data_range}"
 
     def _scores(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """Returns the deviation of each picture."""
+        """Returns the deviation of each image."""
         return gmsd(reconstruction, target, data_range=self.data_range)

@@ -5,25 +5,25 @@ from typing import final
 from torch import Tensor
 
 from vqprior._checks import check_positive
-from vqprior.metrics._pictures import InnerMean, wide_pair
+from vqprior.metrics._images import InnerMean, wide_pair
 
 
 def psnr(reconstruction: Tensor, target: Tensor, *, data_range: float = 1.0) -> Tensor:
-    """Returns the peak signal-to-noise ratio of each picture in dB.
+    """Returns the peak signal-to-noise ratio of each image in dB.
 
     ``10 log10(data_range^2 / mse)`` with the mean over channels and pixels, computed in
-    float64; infinite where the pictures are equal. Values are neither clamped nor rounded.
+    float64; infinite where the images are equal. Values are neither clamped nor rounded.
 
     Args:
-        reconstruction: Pictures to judge.
+        reconstruction: Images to judge.
         target: What they should be.
         data_range: Difference between white and black, greater than 0.
 
     Returns:
-        One float32 value per picture.
+        One float32 value per image.
 
     Raises:
-        TypeError: If a picture is not floating point.
+        TypeError: If an image is not floating point.
         ValueError: If the shapes differ or are not ``(b, c, h, w)``, or ``data_range`` is not
             greater than 0.
 
@@ -49,10 +49,10 @@ def psnr(reconstruction: Tensor, target: Tensor, *, data_range: float = 1.0) -> 
 
 @final
 class PSNR(InnerMean):
-    """Mean of the peak signal-to-noise ratios of single pictures, in dB.
+    """Mean of the peak signal-to-noise ratios of single images, in dB.
 
     ``update(reconstruction, target)`` counts a batch, ``compute()`` gives the mean over all
-    pictures of all ranks, infinite if one pair is equal, ``reset()`` starts again. Sums are
+    images of all ranks, infinite if one pair is equal, ``reset()`` starts again. Sums are
     float64.
 
     Args:
@@ -79,5 +79,5 @@ class PSNR(InnerMean):
     """
 
     def _inner_scores(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """Returns the ratio of each picture."""
+        """Returns the ratio of each image."""
         return psnr(reconstruction, target, data_range=self.data_range)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqprior._checks import check_positive
-from vqprior.metrics._pictures import InnerMean, wide_pair
+from vqprior.metrics._images import InnerMean, wide_pair
 
 # All from section III.C of the paper.
 _WINDOW = 11
@@ -17,23 +17,23 @@ _K2 = 0.03
 
 
 def ssim(reconstruction: Tensor, target: Tensor, *, data_range: float = 1.0) -> Tensor:
-    """Returns the structural similarity of each picture, 1 where the two are equal.
+    """Returns the structural similarity of each image, 1 where the two are equal.
 
     Means, variances and covariance under an 11 x 11 Gaussian window of standard deviation 1.5,
-    where it lies entirely within the picture; ``K1 = 0.01``, ``K2 = 0.03``. The mean runs over
+    where it lies entirely within the image; ``K1 = 0.01``, ``K2 = 0.03``. The mean runs over
     positions and channels. Computed in float64, since variances are differences of nearly equal
     numbers, under autocast too. Values are neither clamped nor rounded.
 
     Args:
-        reconstruction: Pictures to judge.
+        reconstruction: Images to judge.
         target: What they should be.
         data_range: Difference between white and black, greater than 0.
 
     Returns:
-        One float32 value per picture, between -1 and 1.
+        One float32 value per image, between -1 and 1.
 
     Raises:
-        TypeError: If a picture is not floating point.
+        TypeError: If an image is not floating point.
         ValueError: If the shapes differ or are not ``(b, c, h, w)`` with ``h`` and ``w`` at
             least 11, or ``data_range`` is not greater than 0.
 
@@ -44,13 +44,13 @@ def ssim(reconstruction: Tensor, target: Tensor, *, data_range: float = 1.0) -> 
     References:
         Wang, Bovik, Sheikh and Simoncelli, *Image Quality Assessment: From Error Visibility to
         Structural Similarity*, IEEE TIP 2004, equations 13 to 17, without the authors' later
-        advice to shrink large pictures first. <https://doi.org/10.1109/TIP.2003.819861>
+        advice to shrink large images first. <https://doi.org/10.1109/TIP.2003.819861>
 
     Examples:
         >>> import torch
         >>> from vqprior.metrics import ssim
-        >>> picture = torch.rand(2, 3, 16, 16)
-        >>> torch.allclose(ssim(picture, picture), torch.ones(2))
+        >>> image = torch.rand(2, 3, 16, 16)
+        >>> torch.allclose(ssim(image, image), torch.ones(2))
         True
     """
     check_positive("data_range", data_range)
@@ -78,10 +78,10 @@ def _blur(planes: Tensor) -> Tensor:
 
 @final
 class SSIM(InnerMean):
-    """Mean of the structural similarities of single pictures.
+    """Mean of the structural similarities of single images.
 
     ``update(reconstruction, target)`` counts a batch, ``compute()`` gives the mean over all
-    pictures of all ranks, ``reset()`` starts again. Sums are float64.
+    images of all ranks, ``reset()`` starts again. Sums are float64.
 
     Args:
         color: ``"rgb"`` compares the channels as they are, of any number; ``"y"`` compares the
@@ -104,12 +104,12 @@ class SSIM(InnerMean):
     Examples:
         >>> import torch
         >>> from vqprior.metrics import SSIM
-        >>> metric, picture = SSIM(color="y", border=4), torch.rand(2, 3, 32, 32)
-        >>> metric.update(picture, picture)
+        >>> metric, image = SSIM(color="y", border=4), torch.rand(2, 3, 32, 32)
+        >>> metric.update(image, image)
         >>> round(metric.compute(), 4)
         1.0
     """
 
     def _inner_scores(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """Returns the similarity of each picture."""
+        """Returns the similarity of each image."""
         return ssim(reconstruction, target, data_range=self.data_range)

@@ -15,7 +15,7 @@ _MAX_MULTIPLE = 8
 
 @final
 class PatchDiscriminator(nn.Module):
-    """Judges overlapping patches of a picture: one logit each, large for real ones.
+    """Judges overlapping patches of an image: one logit each, large for real ones.
 
     ``num_layers`` 4x4 convolutions of stride 2 and two of stride 1, with leaky rectifiers of
     slope 0.2 between them; all but the first and the last are normalized. With the default of
@@ -25,7 +25,7 @@ class PatchDiscriminator(nn.Module):
     ``BatchNorm2d`` updates its running statistics at each call; other norms make calls pure.
 
     Args:
-        in_channels: Number of channels of the picture, at least 1.
+        in_channels: Number of channels of the image, at least 1.
         width: Number of channels of the first layer, at least 1; it doubles with each layer
             up to eight times.
         num_layers: Number of layers of stride 2, at least 1.

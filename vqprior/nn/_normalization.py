@@ -19,8 +19,8 @@ class ChannelNorm(nn.Module):
     """Normalizes the channels of each position to mean 0 and variance 1, then scales and shifts.
 
     Statistics are taken at one position only, so the result does not depend on the size of the
-    picture: a network of convolutions and ``ChannelNorm`` gives the same values on a tile as on
-    the whole picture, away from the borders of the tile. ``group_norm`` does not.
+    image: a network of convolutions and ``ChannelNorm`` gives the same values on a tile as on
+    the whole image, away from the borders of the tile. ``group_norm`` does not.
 
     Args:
         channels: Number of channels ``c``, at least 1.
@@ -80,7 +80,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
     Returns:
         A ``torch.nn.GroupNorm`` with ``gcd(32, channels)`` groups and ``eps=1e-6``: 32 groups,
-        as in VQGAN, wherever the channels can be split so. Statistics cover the whole picture,
+        as in VQGAN, wherever the channels can be split so. Statistics cover the whole image,
         so results depend on its size; ``ChannelNorm`` avoids that.
 
     Raises:

@@ -12,7 +12,7 @@ from vqprior._checks import check_at_least, check_floating, check_fraction
 
 @final
 class ScaleRefinement(nn.Module):
-    """Mixes enlarged codes with a 3x3 convolution of them: the ``refine`` of ``MultiScale``.
+    """Mixes enlarged codes with a 3x3 convolution of them: for ``MultiScaleQuantizer``.
 
     Computes ``(1 - ratio) * codes + ratio * conv(codes)``. Scales that lie close to each other
     share a convolution: each convolution has a tick in ``[0, 1]``, and the nearest to
@@ -40,11 +40,11 @@ class ScaleRefinement(nn.Module):
 
     Examples:
         >>> import torch
-        >>> from vqprior import MultiScale, VectorQuantizer
+        >>> from vqprior import MultiScaleQuantizer, VectorQuantizer
         >>> from vqprior.nn import ScaleRefinement
         >>> vq = VectorQuantizer(dim=8, codebook_size=64)
         >>> refine = ScaleRefinement(8)
-        >>> var = MultiScale(vq, scales=(1, 2, 4), refine=refine, codebook_weight=1.0)
+        >>> var = MultiScaleQuantizer(vq, scales=(1, 2, 4), refine=refine, codebook_weight=1.0)
         >>> var(torch.randn(3, 4, 4, 8)).quantized.shape
         torch.Size([3, 4, 4, 8])
     """

@@ -12,7 +12,7 @@ class IndexPredictor(nn.Module):
     """Predicts which code belongs at each token: features to logits.
 
     A body of any kind, layer norm, and one linear layer. Turn the logits into vectors with
-    ``functional.select_codes``, or train them with ``functional.code_cross_entropy``.
+    ``functional.select_codes``, or train them with ``functional.index_cross_entropy``.
 
     Args:
         dim: Number of features.

@@ -5,8 +5,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from vqprior._binary import BinaryQuantizer
 from vqprior.functional._unit import to_unit_length
+from vqprior.quantizers._shared._binary import BinaryQuantizer
 
 
 @final

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from vqprior._checks import check_at_least, check_index_range
-from vqprior._implied import ImpliedCodes
 from vqprior._interfaces import QuantizerOutput
-from vqprior._tokens import check_indices, result
 from vqprior.functional import join_indices, split_indices, straight_through
+from vqprior.quantizers._shared._codebook_free import CodebookFree
+from vqprior.quantizers._shared._inputs import check_indices
+from vqprior.quantizers._shared._outputs import make_output
 
 
 @final
-class FSQ(ImpliedCodes):
+class FSQ(CodebookFree):
     """Bounds each feature by a tanh and rounds it to one of a few levels; nothing learns.
 
     The product of the levels is the number of codes, which are never listed. There is no loss:
@@ -73,7 +74,7 @@ class FSQ(ImpliedCodes):
         if math.prod(levels) > 2**62:
             raise ValueError(
                 f"`levels` must have a product of at most 2**62, got {list(levels)}. For more, put "
-                "several in `Grouped`."
+                "several in `GroupedQuantizer`."
             )
         self.symmetric = symmetric
         self._levels = tuple(levels)
@@ -128,16 +129,16 @@ class FSQ(ImpliedCodes):
         half = torch.floor(levels / 2)
         return (digits - half) / half
 
-    def _indices(self, prepared: Tensor, counted: Tensor) -> Tensor:
+    def _indices(self, prepared: Tensor, valid: Tensor) -> Tensor:
         # Above a thousand levels, the little more is more than half a level.
         # Ties go to the lower level: `round` would send them to the even one.
         nearest = (prepared - 0.5).ceil().long()
         digits = torch.minimum(nearest.clamp_min(0), self.levels - 1)
-        return torch.where(counted, join_indices(digits, self._levels), -1)
+        return torch.where(valid, join_indices(digits, self._levels), -1)
 
     def _result(
-        self, x: Tensor, prepared: Tensor, counted: Tensor, indices: Tensor
+        self, x: Tensor, prepared: Tensor, valid: Tensor, indices: Tensor
     ) -> QuantizerOutput:
         codes = self.decode(indices).to(x.dtype)
         quantized = straight_through(self._values(prepared).to(x.dtype), codes)
-        return result(torch.where(counted.unsqueeze(-1), quantized, 0.0), indices, {})
+        return make_output(torch.where(valid.unsqueeze(-1), quantized, 0.0), indices, {})

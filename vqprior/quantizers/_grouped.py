@@ -8,20 +8,15 @@ from torch import Tensor
 
 from vqprior._checks import check_floating, check_last_dim
 from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
-from vqprior._stages import Stages
-from vqprior._tokens import (
-    admit_assigned,
-    check_indices,
-    join,
-    leave_out,
-    stack_logits,
-    which_count,
-)
-from vqprior.functional import nearest_codes
+from vqprior.functional import nearest_indices
+from vqprior.quantizers._shared._columns import mask_indices, stack_logits
+from vqprior.quantizers._shared._inputs import check_indices, valid_tokens, validate_assignment
+from vqprior.quantizers._shared._outputs import merge_outputs
+from vqprior.quantizers._shared._stages import Stages
 
 
 @final
-class Grouped(Quantizer):
+class GroupedQuantizer(Quantizer):
     """Splits the features into groups and quantizes each by its own quantizer.
 
     Also known as product quantization: ``q`` codebooks of ``k`` codes express ``k ** q``
@@ -46,8 +41,8 @@ class Grouped(Quantizer):
 
     Examples:
         >>> import torch
-        >>> from vqprior import Grouped, VectorQuantizer
-        >>> pq = Grouped([VectorQuantizer(dim=4, codebook_size=256) for _ in range(8)])
+        >>> from vqprior import GroupedQuantizer, VectorQuantizer
+        >>> pq = GroupedQuantizer([VectorQuantizer(dim=4, codebook_size=256) for _ in range(8)])
         >>> pq.dim, pq.bits_per_token
         (32, 64.0)
         >>> pq(torch.randn(2, 10, 32)).indices.shape
@@ -74,9 +69,9 @@ class Grouped(Quantizer):
         return self.groups.codebooks
 
     @property
-    def learns_from_result(self) -> bool:
+    def _learns_from_result(self) -> bool:
         """Whether any of the groups does."""
-        return self.groups.learns_from_result
+        return self.groups._learns_from_result
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantizes ``x`` ``(..., d)``; ``mask`` ``(...)`` is True for real tokens.
@@ -86,23 +81,23 @@ class Grouped(Quantizer):
             ValueError: On a wrong shape.
         """
         # The groups blank what does not count, so there is no copy of `x` to do so.
-        counted = which_count(x, mask, self.dim)
-        parts, found = x.split(self._dims, dim=-1), self._search(x, counted)
+        valid = valid_tokens(x, mask, self.dim)
+        parts, found = x.split(self._dims, dim=-1), self._search(x, valid)
         if found is None:
-            outs = [group(part, counted) for group, part in zip(self.groups, parts, strict=True)]
+            outs = [group(part, valid) for group, part in zip(self.groups, parts, strict=True)]
         else:
             triples = zip(self.groups, parts, found, strict=True)
-            outs = [group.assign(part, indices) for group, part, indices in triples]
+            outs = [group.quantize_as(part, indices) for group, part, indices in triples]
         return self._join(outs)
 
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the indices ``(..., q)`` of all groups."""
-        counted = which_count(x, mask, self.dim)
-        found = self._search(x, counted)
+        valid = valid_tokens(x, mask, self.dim)
+        found = self._search(x, valid)
         if found is None:
             parts = zip(self.groups, x.split(self._dims, dim=-1), strict=True)
-            found = [group.encode(part, counted) for group, part in parts]
+            found = [group.encode(part, valid) for group, part in parts]
         return self.groups.join(found)
 
     def decode(self, indices: Tensor) -> Tensor:
@@ -116,13 +111,13 @@ class Grouped(Quantizer):
         parts = zip(self.groups, self.groups.split(indices), strict=True)
         return torch.cat([group.decode(part) for group, part in parts], dim=-1)
 
-    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+    def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result for indices ``(..., q)`` chosen elsewhere; -1 masks a group."""
-        x, counted = admit_assigned(x, indices, self.dim, self.codebook_sizes)
+        x, valid = validate_assignment(x, indices, self.dim, self.codebook_sizes)
         parts = x.split(self._dims, dim=-1)
-        chosen = self.groups.split(leave_out(indices, counted, self.num_codebooks))
+        chosen = self.groups.split(mask_indices(indices, valid, self.num_codebooks))
         triples = zip(self.groups, parts, chosen, strict=True)
-        return self._join([group.assign(part, ones) for group, part, ones in triples])
+        return self._join([group.quantize_as(part, ones) for group, part, ones in triples])
 
     def logits(
         self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
@@ -142,12 +137,12 @@ class Grouped(Quantizer):
         parts = [g.logits(part, temperature=temperature, indices=i) for g, part, i in triples]
         return stack_logits(parts, self.groups.counts)
 
-    def _search(self, x: Tensor, counted: Tensor) -> list[Tensor] | None:
+    def _search(self, x: Tensor, valid: Tensor) -> list[Tensor] | None:
         """What the groups choose, by one search for all; None where they are not of one form."""
         tables: list[Tensor] = []
         metrics: list[str] = []
         for group in self.groups:
-            space = group.search_space()
+            space = group._search_space()
             if space is None or (tables and space[0].shape != tables[0].shape):
                 return None
             tables.append(space[0])
@@ -156,8 +151,8 @@ class Grouped(Quantizer):
             return None
         codes = torch.stack(tables)
         parts = x.unflatten(-1, (len(codes), codes.shape[2]))
-        found = nearest_codes(parts, codes, metric=metrics[0])
-        return list(torch.where(counted.unsqueeze(-1), found, -1).unbind(-1))
+        found = nearest_indices(parts, codes, metric=metrics[0])
+        return list(torch.where(valid.unsqueeze(-1), found, -1).unbind(-1))
 
     @property
     def _dims(self) -> list[int]:
@@ -165,4 +160,4 @@ class Grouped(Quantizer):
 
     def _join(self, outs: list[QuantizerOutput]) -> QuantizerOutput:
         quantized = torch.cat([out.quantized for out in outs], dim=-1)
-        return join(outs, quantized, self.groups.join([out.indices for out in outs]))
+        return merge_outputs(outs, quantized, self.groups.join([out.indices for out in outs]))

@@ -5,7 +5,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from vqprior._binary import BinaryQuantizer
+from vqprior.quantizers._shared._binary import BinaryQuantizer
 
 
 @final

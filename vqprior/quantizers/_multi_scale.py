@@ -15,11 +15,13 @@ from vqprior._checks import (
     check_shape,
 )
 from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
-from vqprior._scales import ScaleLayout
-from vqprior._tokens import check_tokenwise, code_dtype, join, leave_out, result
 from vqprior.functional import straight_through
-from vqprior.functional._losses import pulls
+from vqprior.functional._losses import commitment_and_codebook_mse
 from vqprior.functional._resizing import average_down, enlarge
+from vqprior.quantizers._shared._columns import mask_indices
+from vqprior.quantizers._shared._inputs import check_index_per_token
+from vqprior.quantizers._shared._outputs import code_dtype, make_output, merge_outputs
+from vqprior.quantizers._shared._scales import ScaleLayout
 
 
 class Refine(Protocol):
@@ -29,7 +31,7 @@ class Refine(Protocol):
 
 
 @final
-class MultiScale(Quantizer):
+class MultiScaleQuantizer(Quantizer):
     """Quantizes a map at growing sizes, each time what the smaller sizes left over.
 
     At each scale the remainder is averaged down, quantized, enlarged and subtracted. The indices
@@ -65,8 +67,8 @@ class MultiScale(Quantizer):
 
     Examples:
         >>> import torch
-        >>> from vqprior import MultiScale, VectorQuantizer
-        >>> vq = MultiScale(VectorQuantizer(dim=8, codebook_size=64), scales=(1, 2, 4))
+        >>> from vqprior import MultiScaleQuantizer, VectorQuantizer
+        >>> vq = MultiScaleQuantizer(VectorQuantizer(dim=8, codebook_size=64), scales=(1, 2, 4))
         >>> out = vq(torch.randn(3, 4, 4, 8))
         >>> out.indices.shape  # 1 + 4 + 16
         torch.Size([3, 21])
@@ -85,7 +87,7 @@ class MultiScale(Quantizer):
     ) -> None:
         super().__init__()
         self.scales = check_scales(scales)
-        check_tokenwise("quantizer", quantizer)
+        check_index_per_token("quantizer", quantizer)
         if refine is not None:
             check_callable("refine", refine, "For example `nn.ScaleRefinement`.")
         check_at_least("commitment_weight", commitment_weight, 0.0)
@@ -120,12 +122,12 @@ class MultiScale(Quantizer):
         return self.quantizer.bits_per_token * sum(self._layout.counts) / self._layout.counts[-1]
 
     @property
-    def tokenwise(self) -> bool:
+    def has_index_per_token(self) -> bool:
         """False: the indices of a map are those of all scales."""
         return False
 
     @property
-    def learns_from_result(self) -> bool:
+    def _learns_from_result(self) -> bool:
         """False: modules learn from the cumulative losses, as in the paper."""
         return False
 
@@ -153,11 +155,11 @@ class MultiScale(Quantizer):
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the indices ``(..., n)`` of all scales, smallest scale first."""
-        flat, counted, leading = self._admit(x, mask)
+        flat, valid, leading = self._admit(x, mask)
         rest, found = flat, []
         total = torch.zeros_like(flat, dtype=code_dtype(self))
         for number in range(len(self.scales)):
-            small, seen = self._shrink(rest, counted, number)
+            small, seen = self._shrink(rest, valid, number)
             indices = self.quantizer.encode(small, seen)
             # With the roundings of `forward`, so that no index differs.
             total = total + self._enlarged(indices, number)
@@ -178,7 +180,7 @@ class MultiScale(Quantizer):
         total = sum(self._enlarged(part, number) for number, part in enumerate(parts))
         return cast("Tensor", total).reshape(*leading, *self.scales[-1], self.dim)
 
-    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+    def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result for indices ``(..., n)`` chosen elsewhere.
 
         They do not tell which positions were masked: set those of ``x`` to NaN.
@@ -200,12 +202,12 @@ class MultiScale(Quantizer):
             TypeError: If the quantizer has no explicit codebook.
             ValueError: If ``temperature`` is not greater than 0, or on a wrong shape.
         """
-        flat, counted, leading = self._admit(x, None)
+        flat, valid, leading = self._admit(x, None)
         given = None if indices is None else self._layout.split_for(indices, leading)
         rest, parts = flat, []
         total = torch.zeros_like(flat, dtype=code_dtype(self))
         for number in range(len(self.scales)):
-            small, seen = self._shrink(rest, counted, number)
+            small, seen = self._shrink(rest, valid, number)
             known = None if given is None else given[number]
             logits = self.quantizer.logits(small, temperature=temperature, indices=known)
             with torch.no_grad():
@@ -216,7 +218,7 @@ class MultiScale(Quantizer):
         return self._layout.join(parts, leading)
 
     def _run(self, x: Tensor, mask: Tensor | None, indices: Tensor | None) -> QuantizerOutput:
-        flat, counted, leading = self._admit(x, mask)
+        flat, valid, leading = self._admit(x, mask)
         given = None if indices is None else self._layout.split_for(indices, leading)
         rest, outs = flat, []
         total = torch.zeros_like(flat, dtype=code_dtype(self))
@@ -224,29 +226,33 @@ class MultiScale(Quantizer):
         weights = self._weights()
         pulled = flat if weights["commitment"] > 0 else flat.detach()
         for number in range(len(self.scales)):
-            small, seen = self._shrink(rest, counted, number)
+            small, seen = self._shrink(rest, valid, number)
             if given is None:
                 out = self.quantizer(small, seen)
             else:
-                chosen = leave_out(given[number], seen, self.num_codebooks)
-                out = self.quantizer.assign(small, chosen)
+                chosen = mask_indices(given[number], seen, self.num_codebooks)
+                out = self.quantizer.quantize_as(small, chosen)
             # Through `decode`, which has the gradient to codes and modules.
             total = total + self._enlarged(out.indices, number)
             rest = flat - total.detach().to(flat.dtype)
             outs.append(out)
             pulling = total if weights["codebook"] > 0 else total.detach()
-            for name, loss in zip(losses, pulls(pulled, pulling, counted), strict=True):
+            for name, loss in zip(
+                losses, commitment_and_codebook_mse(pulled, pulling, valid), strict=True
+            ):
                 losses[name] = losses[name] + loss
-        joined = join(outs, flat, self._layout.join([out.indices for out in outs], leading))
+        joined = merge_outputs(
+            outs, flat, self._layout.join([out.indices for out in outs], leading)
+        )
         terms = dict(joined.terms)
         for name, weight in weights.items():
             if weight > 0:
                 term = weight * losses[name] / len(self.scales)
                 terms[name] = terms[name] + term if name in terms else term
         codes = total.detach().reshape(*leading, *self.scales[-1], self.dim).to(x.dtype)
-        inputs = torch.where(counted.reshape(codes.shape[:-1]).unsqueeze(-1), x, 0.0)
+        inputs = torch.where(valid.reshape(codes.shape[:-1]).unsqueeze(-1), x, 0.0)
         quantized = straight_through(inputs, codes)
-        return result(quantized, joined.indices, terms, joined.selections)
+        return make_output(quantized, joined.indices, terms, joined.selections)
 
     def _weights(self) -> dict[str, float]:
         learns = any(parameter.requires_grad for parameter in self.parameters())
@@ -261,22 +267,22 @@ class MultiScale(Quantizer):
             raise ValueError(
                 f"`x` must have shape (..., {', '.join(map(str, last))}), got {tuple(x.shape)}. "
                 "The last scale is the size of the map, and features come last: for feature maps "
-                "(b, d, *spatial), wrap the quantizer in `ChannelFirst`."
+                "(b, d, *spatial), wrap the quantizer in `ChannelsFirst`."
             )
-        counted = x.isfinite().all(dim=-1)
+        valid = x.isfinite().all(dim=-1)
         if mask is not None:
             check_mask(mask, x.shape[:-1])
-            counted = counted & mask
+            valid = valid & mask
         leading = x.shape[: -len(last)]
-        x = torch.where(counted.unsqueeze(-1), x, 0.0)
+        x = torch.where(valid.unsqueeze(-1), x, 0.0)
         x = x.to(torch.promote_types(x.dtype, code_dtype(self)))
-        return x.reshape(-1, *last), counted.reshape(-1, *last[:-1]), leading
+        return x.reshape(-1, *last), valid.reshape(-1, *last[:-1]), leading
 
-    def _shrink(self, rest: Tensor, counted: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    def _shrink(self, rest: Tensor, valid: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """Averages over the counted positions of each cell; cells without any do not count."""
         if number == len(self.scales) - 1:
-            return rest, counted
-        return average_down(rest, counted, self.scales[number])
+            return rest, valid
+        return average_down(rest, valid, self.scales[number])
 
     def _enlarged(self, indices: Tensor, number: int) -> Tensor:
         """The codes of one scale at full size ``(b, *spatial, d)``, refined."""

@@ -24,11 +24,12 @@ from vqprior._interfaces import (
     QuantizerOutput,
     Selection,
 )
-from vqprior._tokens import admit, admit_assigned, result, which_count
-from vqprior.codebooks._table import Table
-from vqprior.functional import nearest_codes, straight_through
-from vqprior.functional._losses import pulls
+from vqprior.codebooks._embedding import EmbeddingCodebook
+from vqprior.functional import nearest_indices, straight_through
+from vqprior.functional._losses import commitment_and_codebook_mse
 from vqprior.functional._scores import score_codes
+from vqprior.quantizers._shared._inputs import valid_tokens, validate_assignment, validate_input
+from vqprior.quantizers._shared._outputs import make_output
 
 
 @final
@@ -41,7 +42,7 @@ class VectorQuantizer(Quantizer):
     Args:
         dim: Number of features of one vector.
         codebook_size: Number of codes.
-        codebook: Where codes come from; by default a ``Table`` with its default start.
+        codebook: Where codes come from; by default an ``EmbeddingCodebook`` with its default start.
         metric: ``"euclidean"``, ``"cosine"`` (compares directions, returns the code as it is)
             or ``"dot"``.
         estimator: ``(x, codes) -> codes``, which defines the gradient of the result, or an
@@ -95,11 +96,13 @@ class VectorQuantizer(Quantizer):
         if codebook is not None and not isinstance(codebook, Codebook):
             raise TypeError(
                 f"`codebook` must be a Codebook, got {type(codebook).__name__}. For given vectors, "
-                "pass `Table.from_vectors(vectors)`."
+                "pass `EmbeddingCodebook.from_codes(vectors)`."
             )
         if not isinstance(estimator, IndexEstimator):
             check_callable("estimator", estimator, "For example `functional.straight_through`.")
-        self.codebook: Codebook = Table(codebook_size, dim) if codebook is None else codebook
+        self.codebook: Codebook = (
+            EmbeddingCodebook(codebook_size, dim) if codebook is None else codebook
+        )
         if (self.codebook.num_codes, self.codebook.dim) != (codebook_size, dim):
             raise ValueError(
                 f"`codebook` must hold {codebook_size} codes of {dim} features, got "
@@ -130,15 +133,15 @@ class VectorQuantizer(Quantizer):
         return (self.codebook,)
 
     @property
-    def learns_from_result(self) -> bool:
+    def _learns_from_result(self) -> bool:
         """Whether the estimator reaches the codebook."""
-        return isinstance(self.estimator, IndexEstimator) and super().learns_from_result
+        return isinstance(self.estimator, IndexEstimator) and super()._learns_from_result
 
-    def search_space(self) -> tuple[Tensor, str] | None:
+    def _search_space(self) -> tuple[Tensor, str] | None:
         """Returns the codes and the metric, unless the estimator has a way of its own to choose."""
         if isinstance(self.estimator, IndexEstimator):
             return None
-        return self.codebook.vectors(), self.metric
+        return self.codebook.codes(), self.metric
 
     def extra_repr(self) -> str:
         """Shows the options in ``repr``."""
@@ -155,16 +158,16 @@ class VectorQuantizer(Quantizer):
             ValueError: If the last dimension of ``x`` is not ``dim``, or ``mask`` has another
                 shape than the tokens.
         """
-        x, counted = admit(x, mask, self.dim)
-        return self._result(x, counted, None)
+        x, valid = validate_input(x, mask, self.dim)
+        return self._result(x, valid, None)
 
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the index of the nearest code of each vector: ``(..., d) -> (...)``."""
-        counted = which_count(x, mask, self.dim)
+        valid = valid_tokens(x, mask, self.dim)
         # What does not count gets some index, so there is no copy of `x` to blank it.
-        nearest = nearest_codes(x, self.codebook.vectors(), metric=self.metric)
-        return torch.where(counted, nearest, -1)
+        nearest = nearest_indices(x, self.codebook.codes(), metric=self.metric)
+        return torch.where(valid, nearest, -1)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Returns the codes named by ``indices``: ``(...) -> (..., d)``; -1 gives zeros.
@@ -175,18 +178,18 @@ class VectorQuantizer(Quantizer):
         """
         check_integer("indices", indices)
         check_index_range("indices", indices, self.codebook_size)
-        codes = F.embedding(indices.long().clamp_min(0), self.codebook.vectors())
+        codes = F.embedding(indices.long().clamp_min(0), self.codebook.codes())
         return torch.where((indices >= 0).unsqueeze(-1), codes, 0.0)
 
-    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+    def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result for indices ``(...)`` chosen elsewhere.
 
         Raises:
             TypeError: If ``x`` is not floating point or ``indices`` not an integer tensor.
             ValueError: On a wrong shape.
         """
-        x, counted = admit_assigned(x, indices, self.dim, self.codebook_sizes)
-        return self._result(x, counted, indices.long().clamp_min(0))
+        x, valid = validate_assignment(x, indices, self.dim, self.codebook_sizes)
+        return self._result(x, valid, indices.long().clamp_min(0))
 
     def logits(
         self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
@@ -205,40 +208,40 @@ class VectorQuantizer(Quantizer):
         check_last_dim("x", x, self.dim)
         check_positive("temperature", temperature)
         dtype = torch.promote_types(x.dtype, torch.float32)
-        vectors = self.codebook.vectors().to(dtype)
+        vectors = self.codebook.codes().to(dtype)
         return score_codes(x.to(dtype), vectors, self.metric) / temperature
 
     @torch.no_grad()
-    def nearest(self, x: Tensor, num_nearest: int) -> Tensor:
+    def nearest_indices(self, x: Tensor, num_nearest: int) -> Tensor:
         """Returns the indices of the nearest codes, nearest first: ``(..., d) -> (..., m)``.
 
         Raises:
             TypeError: If ``x`` is not floating point.
             ValueError: On a wrong shape, or if ``num_nearest`` is not between 1 and ``k``.
         """
-        vectors = self.codebook.vectors()
-        found = nearest_codes(x, vectors, metric=self.metric, num_nearest=num_nearest)
+        vectors = self.codebook.codes()
+        found = nearest_indices(x, vectors, metric=self.metric, num_nearest=num_nearest)
         return found if num_nearest > 1 else found.unsqueeze(-1)
 
-    def _result(self, x: Tensor, counted: Tensor, chosen: Tensor | None) -> QuantizerOutput:
+    def _result(self, x: Tensor, valid: Tensor, chosen: Tensor | None) -> QuantizerOutput:
         """Looks up the codes that were chosen, or the nearest, and defines their gradient."""
-        vectors = self.codebook.vectors()
+        vectors = self.codebook.codes()
         if isinstance(self.estimator, IndexEstimator):
             selected, chosen = self.estimator.select(
                 x, vectors, metric=self.metric, indices=chosen, sample=self.training
             )
-            codes = torch.where(counted.unsqueeze(-1), F.embedding(chosen, vectors), 0.0)
-            quantized = torch.where(counted.unsqueeze(-1), selected.to(x.dtype), 0.0)
+            codes = torch.where(valid.unsqueeze(-1), F.embedding(chosen, vectors), 0.0)
+            quantized = torch.where(valid.unsqueeze(-1), selected.to(x.dtype), 0.0)
         else:
             if chosen is None:
-                chosen = nearest_codes(x, vectors, metric=self.metric)
-            codes = torch.where(counted.unsqueeze(-1), F.embedding(chosen, vectors), 0.0)
+                chosen = nearest_indices(x, vectors, metric=self.metric)
+            codes = torch.where(valid.unsqueeze(-1), F.embedding(chosen, vectors), 0.0)
             quantized = self.estimator(x, codes.to(x.dtype))
             if self.estimator is not straight_through:  # which returns the zeros it is given
-                quantized = torch.where(counted.unsqueeze(-1), quantized, 0.0)
-        indices = torch.where(counted, chosen, -1)
-        selection = Selection(inputs=x, codes=codes, indices=indices, mask=counted)
-        return result(quantized, indices, self._terms(selection), (selection,))
+                quantized = torch.where(valid.unsqueeze(-1), quantized, 0.0)
+        indices = torch.where(valid, chosen, -1)
+        selection = Selection(inputs=x, codes=codes, indices=indices, mask=valid)
+        return make_output(quantized, indices, self._terms(selection), (selection,))
 
     def _terms(self, selection: Selection) -> dict[str, Tensor]:
         learns = any(parameter.requires_grad for parameter in self.codebook.parameters())
@@ -247,5 +250,7 @@ class VectorQuantizer(Quantizer):
         # A loss without weight must not reach what it would train, not even by a zero.
         inputs = selection.inputs if weights["commitment"] > 0 else selection.inputs.detach()
         codes = selection.codes if weights["codebook"] > 0 else selection.codes.detach()
-        losses = zip(weights.items(), pulls(inputs, codes, selection.mask), strict=True)
+        losses = zip(
+            weights.items(), commitment_and_codebook_mse(inputs, codes, selection.mask), strict=True
+        )
         return {name: weight * loss for (name, weight), loss in losses if weight > 0}

@@ -13,20 +13,19 @@ from vqprior._checks import (
     check_shape,
 )
 from vqprior._interfaces import Quantizer, QuantizerOutput
-from vqprior._tokens import (
-    admit,
-    admit_assigned,
+from vqprior.quantizers._shared._columns import has_any_index, mask_indices
+from vqprior.quantizers._shared._inputs import (
+    check_index_per_token,
     check_indices,
-    check_tokenwise,
-    is_named,
-    leave_out,
-    with_quantized,
+    validate_assignment,
+    validate_input,
 )
-from vqprior._wrapper import Wrapper
+from vqprior.quantizers._shared._outputs import replace_quantized
+from vqprior.quantizers._shared._wrapper import Wrapper
 
 
 @final
-class Projected(Wrapper, Quantizer):
+class ProjectedQuantizer(Wrapper, Quantizer):
     """Quantizes in a projection of the features: ``up(quantizer(down(x)))``.
 
     Searching few dimensions keeps more codes in use. The gradient of ``quantized`` passes
@@ -57,9 +56,9 @@ class Projected(Wrapper, Quantizer):
     Examples:
         >>> import torch
         >>> from torch import nn
-        >>> from vqprior import Projected, VectorQuantizer
+        >>> from vqprior import ProjectedQuantizer, VectorQuantizer
         >>> inner = VectorQuantizer(dim=8, codebook_size=512, metric="cosine")
-        >>> vq = Projected(inner, nn.Linear(64, 8), nn.Linear(8, 64))
+        >>> vq = ProjectedQuantizer(inner, nn.Linear(64, 8), nn.Linear(8, 64))
         >>> vq.dim, vq(torch.randn(2, 10, 64)).quantized.shape
         (64, torch.Size([2, 10, 64]))
     """
@@ -68,7 +67,7 @@ class Projected(Wrapper, Quantizer):
         self, quantizer: Quantizer, down: nn.Module, up: nn.Module, *, dim: int | None = None
     ) -> None:
         super().__init__(quantizer)
-        check_tokenwise("quantizer", quantizer)
+        check_index_per_token("quantizer", quantizer)
         check_module("down", down)
         check_module("up", up)
         found = getattr(down, "in_features", quantizer.dim)
@@ -83,10 +82,10 @@ class Projected(Wrapper, Quantizer):
         return self._dim
 
     @property
-    def learns_from_result(self) -> bool:
+    def _learns_from_result(self) -> bool:
         """Whether ``down``, ``up`` or the quantizer does."""
         modules = (*self.down.parameters(), *self.up.parameters())
-        return any(p.requires_grad for p in modules) or self.quantizer.learns_from_result
+        return any(p.requires_grad for p in modules) or self.quantizer._learns_from_result
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantizes ``x`` ``(..., d)``; ``mask`` ``(...)`` is True for real tokens.
@@ -95,14 +94,14 @@ class Projected(Wrapper, Quantizer):
             TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
             ValueError: On a wrong shape, of what ``down`` or ``up`` returns too.
         """
-        x, counted = admit(x, mask, self.dim)
-        return self._raised(self.quantizer(self._lowered(x), counted), x)
+        x, valid = validate_input(x, mask, self.dim)
+        return self._project_up(self.quantizer(self._project_down(x), valid), x)
 
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the indices of the projected vectors."""
-        x, counted = admit(x, mask, self.dim)
-        return self.quantizer.encode(self._lowered(x), counted)
+        x, valid = validate_input(x, mask, self.dim)
+        return self.quantizer.encode(self._project_down(x), valid)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Returns ``up`` of the codes named by ``indices``; a token without any gives zeros.
@@ -112,13 +111,13 @@ class Projected(Wrapper, Quantizer):
         """
         check_indices(indices, self.num_codebooks)
         vectors = _run(self.up, self.quantizer.decode(indices))
-        return torch.where(is_named(indices, self.num_codebooks).unsqueeze(-1), vectors, 0.0)
+        return torch.where(has_any_index(indices, self.num_codebooks).unsqueeze(-1), vectors, 0.0)
 
-    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+    def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result for indices chosen elsewhere."""
-        x, counted = admit_assigned(x, indices, self.dim, self.codebook_sizes)
-        indices = leave_out(indices, counted, self.num_codebooks)
-        return self._raised(self.quantizer.assign(self._lowered(x), indices), x)
+        x, valid = validate_assignment(x, indices, self.dim, self.codebook_sizes)
+        indices = mask_indices(indices, valid, self.num_codebooks)
+        return self._project_up(self.quantizer.quantize_as(self._project_down(x), indices), x)
 
     def logits(
         self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
@@ -129,29 +128,31 @@ class Projected(Wrapper, Quantizer):
             TypeError: If the quantizer has no explicit codebook.
             ValueError: If ``temperature`` is not greater than 0, or on a wrong shape.
         """
-        return self.quantizer.logits(self._lowered(x), temperature=temperature, indices=indices)
+        return self.quantizer.logits(
+            self._project_down(x), temperature=temperature, indices=indices
+        )
 
-    def nearest(self, x: Tensor, num_nearest: int) -> Tensor:
+    def nearest_indices(self, x: Tensor, num_nearest: int) -> Tensor:
         """Returns the indices of the codes nearest to each projected vector: ``(..., m)``.
 
         Raises:
             TypeError: If the quantizer has not exactly one explicit codebook.
             ValueError: On a wrong shape.
         """
-        return self.quantizer.nearest(self._lowered(x), num_nearest)
+        return self.quantizer.nearest_indices(self._project_down(x), num_nearest)
 
-    def _lowered(self, x: Tensor) -> Tensor:
+    def _project_down(self, x: Tensor) -> Tensor:
         check_floating("x", x)
         check_last_dim("x", x, self.dim)
         lowered = _run(self.down, x)
         check_shape("down(x)", lowered, (*x.shape[:-1], self.quantizer.dim))
         return lowered
 
-    def _raised(self, out: QuantizerOutput, x: Tensor) -> QuantizerOutput:
+    def _project_up(self, out: QuantizerOutput, x: Tensor) -> QuantizerOutput:
         raised = _run(self.up, out.quantized).to(x.dtype)
         check_shape("up(codes)", raised, x.shape)
-        named = is_named(out.indices, self.num_codebooks)
-        return with_quantized(out, torch.where(named.unsqueeze(-1), raised, 0.0))
+        named = has_any_index(out.indices, self.num_codebooks)
+        return replace_quantized(out, torch.where(named.unsqueeze(-1), raised, 0.0))
 
 
 def _run(module: nn.Module, x: Tensor) -> Tensor:

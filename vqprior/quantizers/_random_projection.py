@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from vqprior._checks import check_at_least, check_index_range
 from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
 from vqprior._precision import KeepsDtypes
-from vqprior._tokens import admit, admit_assigned, check_indices, result
-from vqprior.functional import nearest_codes, straight_through
+from vqprior.functional import nearest_indices, straight_through
+from vqprior.quantizers._shared._inputs import check_indices, validate_assignment, validate_input
+from vqprior.quantizers._shared._outputs import make_output
 
 
 @final
@@ -100,14 +101,14 @@ class RandomProjectionQuantizer(KeepsDtypes, Quantizer):
             TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
             ValueError: On a wrong shape.
         """
-        return self.assign(x, self.encode(x, mask))
+        return self.quantize_as(x, self.encode(x, mask))
 
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the index of the code with the nearest direction: ``(..., d) -> (...)``."""
-        x, counted = admit(x, mask, self.dim)
-        nearest = nearest_codes(self._projected(x), self.codes, metric="cosine")
-        return torch.where(counted, nearest, -1)
+        x, valid = validate_input(x, mask, self.dim)
+        nearest = nearest_indices(self._projected(x), self.codes, metric="cosine")
+        return torch.where(valid, nearest, -1)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Returns the vectors that stand for ``indices``: ``(...) -> (..., d)``; -1 gives zeros.
@@ -123,12 +124,12 @@ class RandomProjectionQuantizer(KeepsDtypes, Quantizer):
             vectors = codes @ self.back
         return torch.where((indices >= 0).unsqueeze(-1), vectors, 0.0)
 
-    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+    def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result for indices chosen elsewhere."""
-        x, counted = admit_assigned(x, indices, self.dim, self.codebook_sizes)
-        chosen = torch.where(counted, indices.long(), -1)
+        x, valid = validate_assignment(x, indices, self.dim, self.codebook_sizes)
+        chosen = torch.where(valid, indices.long(), -1)
         quantized = straight_through(x, self.decode(chosen).to(x.dtype))
-        return result(quantized, chosen, {})
+        return make_output(quantized, chosen, {})
 
     def _projected(self, x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))

@@ -7,20 +7,20 @@ from torch import Tensor
 
 from vqprior._checks import check_floating, check_last_dim, check_mask
 from vqprior._interfaces import Quantizer, QuantizerOutput
-from vqprior._tokens import check_features_last
-from vqprior._wrapper import Transparent
+from vqprior.quantizers._shared._inputs import check_features_last
+from vqprior.quantizers._shared._wrapper import ForwardingWrapper
 
 
 @final
-class RequireFinite(Transparent):
+class RequireFinite(ForwardingWrapper):
     """Raises at a token with a NaN or an infinity, which quantizers by themselves leave out.
 
     For finding out where such a token comes from. Reads one number back to the host in each
     call, so it waits for the device and does not compile. Masked tokens may hold anything.
-    ``forward`` and ``encode`` check; ``assign``, ``logits`` and ``nearest`` do not.
+    ``forward`` and ``encode`` check; ``quantize_as``, ``logits`` and ``nearest_indices`` do not.
 
     Args:
-        quantizer: Any quantizer with features last; ``ChannelFirst`` goes outside.
+        quantizer: Any quantizer with features last; ``ChannelsFirst`` goes outside.
 
     Raises:
         TypeError: If ``quantizer`` is not a quantizer.

@@ -8,26 +8,20 @@ from torch import Tensor
 
 from vqprior._checks import check_at_least, check_callable, check_floating, check_fraction
 from vqprior._interfaces import Codebook, GradientEstimator, Quantizer, QuantizerOutput
-from vqprior._stages import Stages
-from vqprior._tokens import (
-    admit,
-    admit_assigned,
-    check_indices,
-    code_dtype,
-    join,
-    leave_out,
-    stack_logits,
-)
 from vqprior.functional import straight_through
+from vqprior.quantizers._shared._columns import mask_indices, stack_logits
+from vqprior.quantizers._shared._inputs import check_indices, validate_assignment, validate_input
+from vqprior.quantizers._shared._outputs import code_dtype, merge_outputs
+from vqprior.quantizers._shared._stages import Stages
 
 
 @final
-class Residual(Quantizer):
+class ResidualQuantizer(Quantizer):
     """Quantizes what earlier quantizers left over, and adds up: coarse to fine.
 
     One outer estimator spans all stages, so the gradient of ``quantized`` is the identity by
-    default, whatever the number of stages; each stage sees ``x`` minus a constant, so every
-    stage's commitment gradient is alive. Modules inside a stage (as in ``Projected``) learn from
+    default, whatever the number of stages; each stage sees ``x`` minus a constant, so every stage's
+    commitment gradient is alive. Modules inside a stage (as in ``ProjectedQuantizer``) learn from
     the gradient of ``quantized`` too. Terms of the stages add up.
 
     Pass the same quantizer repeatedly to share its codebook: it is stored once, and a rule takes
@@ -62,8 +56,8 @@ class Residual(Quantizer):
 
     Examples:
         >>> import torch
-        >>> from vqprior import Residual, VectorQuantizer
-        >>> rvq = Residual([VectorQuantizer(dim=8, codebook_size=16) for _ in range(4)])
+        >>> from vqprior import ResidualQuantizer, VectorQuantizer
+        >>> rvq = ResidualQuantizer([VectorQuantizer(dim=8, codebook_size=16) for _ in range(4)])
         >>> out = rvq(torch.randn(2, 10, 8))
         >>> out.indices.shape, rvq.bits_per_token
         (torch.Size([2, 10, 4]), 16.0)
@@ -87,7 +81,7 @@ class Residual(Quantizer):
         if len(set(dims)) > 1:
             raise ValueError(
                 f"`quantizers` must have one `dim`, got {dims}. Wrap those that search in another "
-                "space in `Projected`."
+                "space in `ProjectedQuantizer`."
             )
         check_fraction("dropout", dropout)
         check_at_least("beam_size", beam_size, 1)
@@ -95,7 +89,7 @@ class Residual(Quantizer):
         if beam_size > 1:
             for stage in self.stages:
                 like = next(stage.parameters(), torch.zeros(()))
-                stage.nearest(like.new_zeros(1, stage.dim), 1)  # raises now if it cannot
+                stage.nearest_indices(like.new_zeros(1, stage.dim), 1)  # raises now if it cannot
         self.dropout = dropout
         self.beam_size = beam_size
         self.estimator = estimator
@@ -116,9 +110,9 @@ class Residual(Quantizer):
         return self.stages.codebooks
 
     @property
-    def learns_from_result(self) -> bool:
+    def _learns_from_result(self) -> bool:
         """Whether any of the stages does."""
-        return self.stages.learns_from_result
+        return self.stages._learns_from_result
 
     def extra_repr(self) -> str:
         """Shows the options in ``repr``."""
@@ -131,28 +125,28 @@ class Residual(Quantizer):
             TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
             ValueError: On a wrong shape.
         """
-        x, counted = admit(x, mask, self.dim)
-        kept = self._kept(counted)
+        x, valid = validate_input(x, mask, self.dim)
+        kept = self._kept(valid)
         if self.beam_size == 1:
-            return self._run(x, counted, lambda i, rest: self.stages[i](rest, counted & kept[i]))
-        found = self._search_beam(x, counted)
+            return self._run(x, valid, lambda i, rest: self.stages[i](rest, valid & kept[i]))
+        found = self._search_beam(x, valid)
         return self._run(
             x,
-            counted,
-            lambda i, rest: self.stages[i].assign(rest, torch.where(kept[i], found[i], -1)),
+            valid,
+            lambda i, rest: self.stages[i].quantize_as(rest, torch.where(kept[i], found[i], -1)),
         )
 
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the indices ``(..., q)`` of all stages; nothing is dropped."""
-        x, counted = admit(x, mask, self.dim)
+        x, valid = validate_input(x, mask, self.dim)
         if self.beam_size > 1:
-            return self.stages.join(self._search_beam(x, counted))
+            return self.stages.join(self._search_beam(x, valid))
         dtype = code_dtype(self)
         rest = x.to(torch.promote_types(x.dtype, dtype))
         total, found = torch.zeros_like(x, dtype=dtype), []
         for stage in self.stages:
-            indices = stage.encode(rest, counted)
+            indices = stage.encode(rest, valid)
             total = total + stage.decode(indices).to(rest.dtype).to(dtype)
             rest = x.to(rest.dtype) - total.to(rest.dtype)
             found.append(indices)
@@ -173,11 +167,11 @@ class Residual(Quantizer):
             total = total + stage.decode(part).to(dtype)
         return total
 
-    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+    def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result for indices ``(..., q)`` chosen elsewhere; -1 drops a stage."""
-        x, counted = admit_assigned(x, indices, self.dim, self.codebook_sizes)
-        parts = self.stages.split(leave_out(indices, counted, self.num_codebooks))
-        return self._run(x, counted, lambda i, rest: self.stages[i].assign(rest, parts[i]))
+        x, valid = validate_assignment(x, indices, self.dim, self.codebook_sizes)
+        parts = self.stages.split(mask_indices(indices, valid, self.num_codebooks))
+        return self._run(x, valid, lambda i, rest: self.stages[i].quantize_as(rest, parts[i]))
 
     def logits(
         self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
@@ -211,7 +205,7 @@ class Residual(Quantizer):
         return stack_logits(parts, self.stages.counts)
 
     def _run(
-        self, x: Tensor, counted: Tensor, quantize: Callable[[int, Tensor], QuantizerOutput]
+        self, x: Tensor, valid: Tensor, quantize: Callable[[int, Tensor], QuantizerOutput]
     ) -> QuantizerOutput:
         """Runs the stages with whatever chooses their codes."""
         dtype = code_dtype(self)
@@ -220,9 +214,9 @@ class Residual(Quantizer):
         trained, rest, outs = None, wide, []
         for number, stage in enumerate(self.stages):
             out = quantize(number, rest)
-            if torch.is_grad_enabled() and stage.learns_from_result:
+            if torch.is_grad_enabled() and stage._learns_from_result:
                 # What is inside a stage learns from the result; `x` has the outer estimator.
-                inner = stage.assign(rest.detach(), out.indices).quantized.to(dtype)
+                inner = stage.quantize_as(rest.detach(), out.indices).quantized.to(dtype)
                 carried = inner - inner.detach()
                 trained = carried if trained is None else trained + carried
             total = total + out.quantized.detach().to(dtype)
@@ -231,26 +225,26 @@ class Residual(Quantizer):
         quantized = self.estimator(x, total.to(x.dtype))
         if trained is not None:
             quantized = quantized + trained.to(x.dtype)
-        quantized = torch.where(counted.unsqueeze(-1), quantized, 0.0)
-        return join(outs, quantized, self.stages.join([out.indices for out in outs]))
+        quantized = torch.where(valid.unsqueeze(-1), quantized, 0.0)
+        return merge_outputs(outs, quantized, self.stages.join([out.indices for out in outs]))
 
-    def _kept(self, counted: Tensor) -> list[Tensor]:
-        """For each stage, which samples use it: broadcasts against ``counted``."""
+    def _kept(self, valid: Tensor) -> list[Tensor]:
+        """For each stage, which samples use it: broadcasts against ``valid``."""
         count = len(self.stages)
         if not self.training or self.dropout == 0:
-            return [counted.new_ones((), dtype=torch.bool)] * count
-        shape = (*counted.shape[:1], *[1] * (counted.ndim - 1))
-        dropped = torch.rand(shape, device=counted.device) < self.dropout
-        length = torch.randint(1, count + 1, shape, device=counted.device)
+            return [valid.new_ones((), dtype=torch.bool)] * count
+        shape = (*valid.shape[:1], *[1] * (valid.ndim - 1))
+        dropped = torch.rand(shape, device=valid.device) < self.dropout
+        length = torch.randint(1, count + 1, shape, device=valid.device)
         return [~dropped | (length > stage) for stage in range(count)]
 
     @torch.no_grad()
-    def _search_beam(self, x: Tensor, counted: Tensor) -> list[Tensor]:
+    def _search_beam(self, x: Tensor, valid: Tensor) -> list[Tensor]:
         """Keeps the best partial sums after each stage; the indices of the best at the end."""
         rest = x.to(torch.promote_types(x.dtype, code_dtype(self))).unsqueeze(-2)
         paths: list[Tensor] = []
         for stage in self.stages:
-            near = stage.nearest(rest, min(self.beam_size, stage.codebook_size))
+            near = stage.nearest_indices(rest, min(self.beam_size, stage.codebook_size))
             left = rest.unsqueeze(-2) - stage.decode(near).to(rest.dtype)
             # Stable, so that ties go to the lowest index of the best path.
             cost = left.square().sum(dim=-1).flatten(-2)
@@ -259,4 +253,4 @@ class Residual(Quantizer):
             paths.append(near.flatten(-2).gather(-1, best))
             rows = best.unsqueeze(-1).expand(*best.shape, left.shape[-1])
             rest = left.flatten(-3, -2).gather(-2, rows)
-        return [torch.where(counted, path[..., 0], -1) for path in paths]
+        return [torch.where(valid, path[..., 0], -1) for path in paths]

@@ -4,12 +4,12 @@ from typing import cast, final
 
 from torch import Tensor, nn
 
-from vqprior._interfaces import Quantizer, QuantizerOutput, Rule
-from vqprior._wrapper import Transparent
+from vqprior._interfaces import Quantizer, QuantizerOutput, UpdateRule
+from vqprior.quantizers._shared._wrapper import ForwardingWrapper
 
 
 @final
-class SelfUpdating(Transparent):
+class SelfUpdating(ForwardingWrapper):
     """Steps rules at the end of each forward in training mode, as batch norm does.
 
     For training loops that cannot be edited. Everywhere else an explicit ``rule.step(out)``
@@ -41,7 +41,7 @@ class SelfUpdating(Transparent):
         True
     """
 
-    def __init__(self, quantizer: Quantizer, *rules: Rule) -> None:
+    def __init__(self, quantizer: Quantizer, *rules: UpdateRule) -> None:
         super().__init__(quantizer)
         known = {id(codebook) for codebook in quantizer.codebooks}
         for rule in rules:
@@ -58,5 +58,5 @@ class SelfUpdating(Transparent):
         out = self.quantizer(x, mask)
         if self.training:
             for rule in self.rules:
-                cast("Rule", rule).step(out)
+                cast("UpdateRule", rule).step(out)
         return out

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from vqprior._checks import check_floating, check_shape
 from vqprior._interfaces import Quantizer, QuantizerOutput
-from vqprior._tokens import with_quantized
-from vqprior._wrapper import Wrapper
+from vqprior.quantizers._shared._outputs import replace_quantized
+from vqprior.quantizers._shared._wrapper import Wrapper
 
 
 class Fuse(Protocol):
@@ -29,7 +29,7 @@ class TextureQuantizer(Wrapper):
     ``quantized = structure + quantizer(fuse(structure, texture)).quantized``: the codebook
     models a conditional residual. The structure is a side signal that the decoding end has or
     predicts, so it costs no codes. Layout is that of the wrapped quantizer: put
-    ``ChannelFirst`` inside for feature maps.
+    ``ChannelsFirst`` inside for feature maps.
 
     Masked tokens come out as their structure alone.
 
@@ -72,16 +72,16 @@ class TextureQuantizer(Wrapper):
                 if ``texture`` has not.
         """
         out = self.quantizer(self._fused(texture, structure), mask)
-        return with_quantized(out, structure + out.quantized)
+        return replace_quantized(out, structure + out.quantized)
 
     def encode(self, texture: Tensor, structure: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the indices of ``texture`` given ``structure``, without gradients."""
         return self.quantizer.encode(self._fused(texture, structure), mask)
 
-    def assign(self, texture: Tensor, structure: Tensor, indices: Tensor) -> QuantizerOutput:
+    def quantize_as(self, texture: Tensor, structure: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result for indices chosen elsewhere."""
-        out = self.quantizer.assign(self._fused(texture, structure), indices)
-        return with_quantized(out, structure + out.quantized)
+        out = self.quantizer.quantize_as(self._fused(texture, structure), indices)
+        return replace_quantized(out, structure + out.quantized)
 
     def logits(
         self,

@@ -1,4 +1,4 @@
-"""What compare.py is made of; pictures, files and errors are handled as in super_resolution/."""
+"""What compare.py is made of; images, files and errors are handled as in super_resolution/."""
 
 import sys
 from pathlib import Path

@@ -1,15 +1,15 @@
 """How near an estimated gradient is to the exact one, place by place.
 
-At one place of a picture, with the most likely codes everywhere else, the expected loss of a code
+At one place of an image, with the most likely codes everywhere else, the expected loss of a code
 drawn from ``p`` is ``sum_k p_k L_k``, and its gradient with respect to the logits is
-``p_k (L_k - sum_j p_j L_j)``. Both can be had exactly, by decoding a picture for every code.
+``p_k (L_k - sum_j p_j L_j)``. Both can be had exactly, by decoding an image for every code.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from study.pictures import PIECES, Pair
+from study.images import PIECES, Pair
 from study.predictors import SuperResolver
 from study.setting import Setting
 from study.table import GradientRow
@@ -19,12 +19,12 @@ from vqprior.losses import FilterBank
 ESTIMATORS = ("straight_through", "soft", "gumbel", "reinmax")
 RANDOM = ("gumbel", "reinmax")
 PERCEPTUAL = 0.2  # as in training
-AT_ONCE = 64  # pictures that are decoded at once
+AT_ONCE = 64  # images that are decoded at once
 TINY = 1e-30
 
 
 def measure(row: GradientRow, model: SuperResolver, setting: Setting) -> dict:
-    """Compares estimates at random places of held-out pictures.
+    """Compares estimates at random places of held-out images.
 
     Returns:
         ``places``, a dict for each: ``confidence``, the probability of the most likely code;
@@ -35,7 +35,7 @@ def measure(row: GradientRow, model: SuperResolver, setting: Setting) -> dict:
     """
     chance = torch.Generator().manual_seed(row.seed)
     rng = torch.Generator(setting.device).manual_seed(row.seed)
-    held_out = setting.pictures.held_out
+    held_out = setting.images.held_out
     places = []
     for number in setting.steps(row.places, row.name):
         one = PIECES * number % len(held_out.hr)
@@ -46,7 +46,7 @@ def measure(row: GradientRow, model: SuperResolver, setting: Setting) -> dict:
 
 
 class _Place:
-    """One place of one picture, and what the picture loses for the vector there."""
+    """One place of one image, and what the image loses for the vector there."""
 
     def __init__(
         self, model: SuperResolver, pair: Pair, chance: torch.Generator, sharpened: float = 1.0
@@ -68,20 +68,20 @@ class _Place:
         self.vectors = self.codes[chosen].movedim(-1, 1)
 
     def losses(self, vectors: Tensor) -> Tensor:
-        """Returns the loss of the picture for each of ``(n, d)``."""
+        """Returns the loss of the image for each of ``(n, d)``."""
         around = self.vectors.repeat(len(vectors), 1, 1, 1)
         here = torch.zeros_like(around[:1, :1], dtype=torch.bool)
         here[..., self.row, self.column] = True
         replaced = torch.where(here, vectors[:, :, None, None], around)
         structure = self.prediction.structure.expand(len(vectors), -1, -1, -1)
         prediction = self.prediction._replace(structure=structure)
-        picture = self.model.decode(replaced, prediction)
-        pixel = (picture - self.truth).abs().flatten(1).mean(dim=1)
+        image = self.model.decode(replaced, prediction)
+        pixel = (image - self.truth).abs().flatten(1).mean(dim=1)
         filters = [
             F.smooth_l1_loss(ours, theirs.expand_as(ours), beta=0.1, reduction="none")
             .flatten(1)
             .mean(dim=1)
-            for ours, theirs in zip(self.bank(picture), self.true_maps, strict=True)
+            for ours, theirs in zip(self.bank(image), self.true_maps, strict=True)
         ]
         return pixel + PERCEPTUAL * torch.stack(filters).mean(dim=0)
 

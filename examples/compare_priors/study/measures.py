@@ -1,10 +1,10 @@
-"""What is measured of reconstructed pictures and of quantized features."""
+"""What is measured of reconstructed images and of quantized features."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tvqrap.pictures.detail import detail_energy
+from tvqrap.images.detail import detail_energy
 from vqprior.losses import FilterBank, FilterBankLoss
 from vqprior.metrics import FrechetDistance, gmsd, psnr, rgb_to_luma, ssim
 
@@ -16,17 +16,17 @@ AROUND = 6  # low-resolution pixels along a side that a linear map sees of a pla
 
 
 @torch.no_grad()
-def judge(pictures: Tensor, truth: Tensor) -> dict[str, float]:
-    """Compares pictures ``(b, 3, h, w)`` in [0, 1] with the true ones.
+def judge(images: Tensor, truth: Tensor) -> dict[str, float]:
+    """Compares images ``(b, 3, h, w)`` in [0, 1] with the true ones.
 
     Returns:
-        Means over pictures of ``psnr`` and ``ssim`` of the luma, ``gmsd``, ``filters`` (the
+        Means over images of ``psnr`` and ``ssim`` of the luma, ``gmsd``, ``filters`` (the
         distance of a ``FilterBankLoss``) and ``detail`` (energy at frequencies that the
-        low-resolution picture lacks, as a share of the true one); and ``frechet``, the distance
+        low-resolution image lacks, as a share of the true one); and ``frechet``, the distance
         of the two sets of patches in ``describe_texture``.
     """
     inner = (..., slice(BORDER, -BORDER), slice(BORDER, -BORDER))
-    ours, theirs = pictures.float().clamp(0, 1)[inner], truth[inner]
+    ours, theirs = images.float().clamp(0, 1)[inner], truth[inner]
     luma, true_luma = rgb_to_luma(ours), rgb_to_luma(theirs)
     frechet = FrechetDistance(TEXTURE_DIM).to(ours.device)
     frechet.update(describe_texture(ours), describe_texture(theirs))
@@ -44,7 +44,7 @@ def judge(pictures: Tensor, truth: Tensor) -> dict[str, float]:
     }
 
 
-def describe_texture(pictures: Tensor) -> Tensor:
+def describe_texture(images: Tensor) -> Tensor:
     """Describes the texture of overlapping patches: ``(b, 3, h, w) -> (n, TEXTURE_DIM)``.
 
     Of each patch of 32 x 32 pixels, a patch every 16, at three scales and in luma and both chroma
@@ -53,7 +53,7 @@ def describe_texture(pictures: Tensor) -> Tensor:
     Texture that is right in kind but not in place is near.
     """
     found = []
-    for number, maps in enumerate(FilterBank(num_scales=NUM_SCALES).to(pictures.device)(pictures)):
+    for number, maps in enumerate(FilterBank(num_scales=NUM_SCALES).to(images.device)(images)):
         channels = maps.shape[1] // 7  # luma, then chroma, of each scale
         relative, strength = maps.split([6 * channels, channels], dim=1)
         described = torch.cat([relative.square(), strength], dim=1)

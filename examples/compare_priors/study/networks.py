@@ -1,6 +1,6 @@
 """The networks of all models of the study, the same for every prior.
 
-Sizes in comments: a picture is H x W, codes live on the grid H/8 x W/8, the low-resolution picture
+Sizes in comments: an image is H x W, codes live on the grid H/8 x W/8, the low-resolution image
 is H/4 x W/4.
 """
 
@@ -40,9 +40,9 @@ class Encoder(nn.Sequential):
 
 
 class EncodedStructure(nn.Module):
-    """Structure as in the paper: coarse features of the picture itself.
+    """Structure as in the paper: coarse features of the image itself.
 
-    They are pulled to the latent of an autoencoder of the picture made 8 times smaller, which
+    They are pulled to the latent of an autoencoder of the image made 8 times smaller, which
     keeps texture out of them.
 
     Args:
@@ -79,7 +79,7 @@ class EncodedStructure(nn.Module):
             )
 
     def features(self, encoded: Tensor, lr: Tensor) -> Tensor:
-        """Returns ``(b, CHANNELS, H/s, W/s)``, from what the encoder made of the picture."""
+        """Returns ``(b, CHANNELS, H/s, W/s)``, from what the encoder made of the image."""
         return self.encoder(encoded)
 
     def expand(self, features: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class EncodedStructure(nn.Module):
 
 
 class LowResolutionStructure(nn.Module):
-    """Structure that the receiver computes from the low-resolution picture, as it does later on."""
+    """Structure that the receiver computes from the low-resolution image, as it does later on."""
 
     regressed = False
 
@@ -115,7 +115,7 @@ class LowResolutionStructure(nn.Module):
         )
 
     def features(self, encoded: Tensor, lr: Tensor) -> Tensor:
-        """The low-resolution picture itself."""
+        """The low-resolution image itself."""
         return lr
 
     def expand(self, features: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class LowResolutionStructure(nn.Module):
         return self.network(features)
 
     def losses(self, features: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        """None: it cannot hold more than the low-resolution picture."""
+        """None: it cannot hold more than the low-resolution image."""
         return {}
 
 
@@ -158,7 +158,7 @@ class Decoder(nn.Sequential):
 
 
 class Predictor(nn.Module):
-    """What belongs at each place, given the low-resolution picture.
+    """What belongs at each place, given the low-resolution image.
 
     Args:
         outputs: Numbers for each place: logits of so many codes.

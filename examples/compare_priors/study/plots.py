@@ -22,7 +22,7 @@ FOLLOWED = (
     "reinmax",
 )  # fmt: skip
 FAMILIES = {
-    "tokenizers": "k*", "codes alone": "ko", "pictures alone": "rs", "pictures and codes": "g^",
+    "tokenizers": "k*", "codes alone": "ko", "images alone": "rs", "images and codes": "g^",
 }  # fmt: skip
 NAMED = (
     "code-100", "code", "code-distance", "code-patient", "rap", "rap-lr-2e-5", "rap-patient",
@@ -154,7 +154,7 @@ def _equal_bits(groups: list[Group]) -> Figure | None:
 
 
 def _prediction(groups: list[Group]) -> Figure | None:
-    """Accuracy against pictures, and pixels against textures."""
+    """Accuracy against images, and pixels against textures."""
     trained = [group for group in groups if isinstance(group.row, PredictorRow)]
     if not trained:
         return None
@@ -178,7 +178,7 @@ def _prediction(groups: list[Group]) -> Figure | None:
 
 
 def _training(groups: list[Group]) -> Figure | None:
-    """How accuracy and pictures change in training."""
+    """How accuracy and images change in training."""
     followed = [group for group in groups if getattr(group.row, "method", None) in FOLLOWED]
     curves = {group.row.method: group.values("history") for group in followed}
     curves = {method: found[0] for method, found in curves.items() if found}
@@ -192,7 +192,7 @@ def _training(groups: list[Group]) -> Figure | None:
                 [point[name] for point in curve],
                 label=method,
             )
-    panels[0].set(title="PSNR-Y (dB) of 16 pictures", xlabel="step")
+    panels[0].set(title="PSNR-Y (dB) of 16 images", xlabel="step")
     panels[1].set(title="share of right codes", xlabel="step")
     panels[0].legend(fontsize=7)
     return figure

@@ -1,27 +1,27 @@
-"""Training and measuring a predictor of codes: what a low-resolution picture becomes."""
+"""Training and measuring a predictor of codes: what a low-resolution image becomes."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from study.images import PIECES, Pair
 from study.measures import judge
 from study.networks import DIM, Predictor
-from study.pictures import PIECES, Pair
 from study.priors import Tokenizer
 from study.setting import Setting, objective, optimizer_for, parts_of, reports
 from study.table import Phase, PredictorRow
 from vqprior.functional import (
-    code_cross_entropy,
     distance_cross_entropy,
-    nearest_codes,
+    index_cross_entropy,
+    nearest_indices,
     select_codes,
     straight_through,
 )
 from vqprior.losses import AdversarialLoss, ReconstructionAwareLoss, alignment_loss
 from vqprior.nn import PatchDiscriminator
 
-WATCHED = 16 * PIECES  # of held-out pictures, that a curve is measured on
+WATCHED = 16 * PIECES  # of held-out images, that a curve is measured on
 STRUCTURE_WEIGHT = 2.0  # of the regression, where cross-entropy has 1: the paper's ratio
 CRITIC_WIDTH = 32
 MOST_LIKELY = Phase(0)  # what is done with a prediction after training
@@ -31,7 +31,7 @@ OF_VECTORS = ("continuous", "nearest")  # estimators of predictors that give vec
 
 
 class Prediction(NamedTuple):
-    """What is known of a low-resolution picture before codes are chosen."""
+    """What is known of a low-resolution image before codes are chosen."""
 
     features: Tensor | None  # of the structure, where it has to be regressed
     structure: Tensor  # on the grid of codes; zeros for a prior without
@@ -75,7 +75,7 @@ class SuperResolver(nn.Module):
         if self.estimator in OF_VECTORS:
             vectors = prediction.logits.float()
             if self.estimator == "nearest":
-                vectors = straight_through(vectors, codes[nearest_codes(vectors, codes)])
+                vectors = straight_through(vectors, codes[nearest_indices(vectors, codes)])
             return vectors.movedim(-1, 1)
         vectors, _ = select_codes(
             prediction.logits,
@@ -87,7 +87,7 @@ class SuperResolver(nn.Module):
         return vectors.movedim(-1, 1)
 
     def decode(self, vectors: Tensor, prediction: Prediction) -> Tensor:
-        """Returns the picture."""
+        """Returns the image."""
         return self.tokenizer.decoder(self.tokenizer.meeting.decode(vectors, prediction.structure))
 
     def forward(self, lr: Tensor) -> tuple[Tensor, Prediction]:
@@ -101,7 +101,7 @@ class SuperResolver(nn.Module):
         if self.estimator == "continuous":
             return None
         if self.estimator == "nearest":
-            return nearest_codes(prediction.logits.float(), self.tokenizer.codebook)
+            return nearest_indices(prediction.logits.float(), self.tokenizer.codebook)
         return prediction.logits.argmax(dim=-1)
 
 
@@ -120,7 +120,7 @@ def train(row: PredictorRow, model: SuperResolver, setting: Setting) -> dict:
     """Trains the predictor of a row in place, through all its phases.
 
     Returns:
-        A ``history`` of what is seen on some held-out pictures.
+        A ``history`` of what is seen on some held-out images.
     """
     history: list[dict[str, float]] = []
     done = _length(row.start)
@@ -148,22 +148,22 @@ def _train_phase(
     generator = torch.Generator(setting.device).manual_seed(row.seed)
     distance = _distance_between_codes(tokenizer) if phase.targets == "distance" else 1.0
     # Batches that no earlier phase has seen.
-    batches = setting.pictures.batches(1000 + row.seed, phase.batch)
+    batches = setting.images.batches(1000 + row.seed, phase.batch)
     due = reports(phase.steps)
     for step in setting.steps(phase.steps, row.name):
         pair = batches[done + step]
         with setting.autocast():
             prediction = model.predict(pair.lr)
-            picture = None
-            if phase.picture > 0:
-                picture = model.decode(model.choose(prediction, phase, generator), prediction)
-                picture = picture.float()
+            image = None
+            if phase.image > 0:
+                image = model.decode(model.choose(prediction, phase, generator), prediction)
+                image = image.float()
             loss = _code_loss(model, prediction, pair, phase, distance)
             own = tokenizer(pair.hr, pair.lr) if phase.end_to_end else None
-        if picture is not None:
-            loss = loss + phase.picture * loss_of(picture, pair.hr)[0]
+        if image is not None:
+            loss = loss + phase.image * loss_of(image, pair.hr)[0]
         if own is not None:
-            loss = loss + loss_of(own.picture.float(), pair.hr)[0] + own.quantizer_output.loss
+            loss = loss + loss_of(own.image.float(), pair.hr)[0] + own.quantizer_output.loss
             loss = loss + sum(own.terms.values())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -171,7 +171,7 @@ def _train_phase(
         optimizer.step()
         schedule.step()
         if critic is not None:
-            critic.step(picture, pair.hr)
+            critic.step(image, pair.hr)
         if step + 1 in due:
             seen = watch(model, setting)
             history.append({"step": done + step + 1, "gradient": float(norm), **seen})
@@ -184,10 +184,10 @@ class Critic:
         self.loss = loss
         self.optimizer = torch.optim.Adam(loss.parameters(), learning_rate, betas=(0.5, 0.9))
 
-    def step(self, picture: Tensor, truth: Tensor) -> None:
+    def step(self, image: Tensor, truth: Tensor) -> None:
         """Teaches it one batch."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.loss.discriminator_loss(picture, truth).backward()
+        self.loss.discriminator_loss(image, truth).backward()
         self.optimizer.step()
 
 
@@ -221,7 +221,7 @@ def _code_loss(
     if phase.code > 0:
         truth = model.tokenizer.meeting(described.texture, described.structure).indices
         if phase.targets == "index":
-            found = code_cross_entropy(prediction.logits, truth)
+            found = index_cross_entropy(prediction.logits, truth)
         else:
             codes = model.tokenizer.codebook
             found = distance_cross_entropy(prediction.logits, truth, codes, temperature=distance)
@@ -253,27 +253,27 @@ def _length(row: PredictorRow | None) -> int:
 
 @torch.no_grad()
 def watch(model: SuperResolver, setting: Setting) -> dict[str, float]:
-    """Measures the accuracy of codes, how sure they are, and the pictures."""
-    held_out = setting.pictures.held_out
+    """Measures the accuracy of codes, how sure they are, and the images."""
+    held_out = setting.images.held_out
     return _measure(model, Pair(held_out.hr[:WATCHED], held_out.lr[:WATCHED]))[0]
 
 
 @torch.no_grad()
 def measure(model: SuperResolver, setting: Setting) -> tuple[dict, Tensor]:
-    """Measures on all held-out pictures.
+    """Measures on all held-out images.
 
     Returns:
-        What ``judge`` says of the pictures; the share of right codes (``accuracy``); the mean
-        probability of the codes that are chosen (``confidence``); and the pictures.
+        What ``judge`` says of the images; the share of right codes (``accuracy``); the mean
+        probability of the codes that are chosen (``confidence``); and the images.
     """
-    return _measure(model, setting.pictures.held_out)
+    return _measure(model, setting.images.held_out)
 
 
 def _measure(model: SuperResolver, held_out: Pair) -> tuple[dict[str, float], Tensor]:
-    pictures, right, sure = [], [], []
+    images, right, sure = [], [], []
     for pair in parts_of(held_out):
-        picture, prediction = model(pair.lr)
-        pictures.append(picture)
+        image, prediction = model(pair.lr)
+        images.append(image)
         indices = model.indices(prediction)
         if indices is not None:
             described = model.tokenizer.describe(pair.hr, pair.lr)
@@ -281,9 +281,9 @@ def _measure(model: SuperResolver, held_out: Pair) -> tuple[dict[str, float], Te
             right.append(indices == truth)
         if model.estimator not in OF_VECTORS:
             sure.append(prediction.logits.softmax(dim=-1).amax(dim=-1))
-    found = judge(torch.cat(pictures), held_out.hr)
+    found = judge(torch.cat(images), held_out.hr)
     if right:
         found["accuracy"] = float(torch.cat(right).float().mean())
     if sure:
         found["confidence"] = float(torch.cat(sure).mean())
-    return found, torch.cat(pictures)
+    return found, torch.cat(images)

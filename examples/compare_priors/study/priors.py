@@ -21,7 +21,7 @@ from study.networks import (
     Fusion,
     LowResolutionStructure,
 )
-from vqprior import ChannelFirst, Quantizer, QuantizerOutput, TextureQuantizer
+from vqprior import ChannelsFirst, Quantizer, QuantizerOutput, TextureQuantizer
 
 
 class Meeting(nn.Module, abc.ABC):
@@ -29,7 +29,7 @@ class Meeting(nn.Module, abc.ABC):
 
     def __init__(self, quantizer: Quantizer) -> None:
         super().__init__()
-        self.quantizer: nn.Module = ChannelFirst(quantizer)
+        self.quantizer: nn.Module = ChannelsFirst(quantizer)
 
     @property
     def codes(self) -> Quantizer:
@@ -124,7 +124,7 @@ class StructureAlone(Meeting):
         return dataclasses.replace(self.quantizer(texture, nowhere), quantized=structure)
 
 
-# How structure and codes meet, and whether structure is that of the low-resolution picture.
+# How structure and codes meet, and whether structure is that of the low-resolution image.
 PRIORS: dict[str, tuple[type[Meeting], bool]] = {
     "plain": (Plain, False),
     "skip": (Skip, False),
@@ -138,13 +138,13 @@ PRIORS: dict[str, tuple[type[Meeting], bool]] = {
 class Tokenized(NamedTuple):
     """What a tokenizer returns in training."""
 
-    picture: Tensor
+    image: Tensor
     quantizer_output: QuantizerOutput
     terms: dict[str, Tensor]
 
 
 class Described(NamedTuple):
-    """What a picture is before it is quantized."""
+    """What an image is before it is quantized."""
 
     features: Tensor  # of the structure
     structure: Tensor  # on the grid of codes
@@ -152,7 +152,7 @@ class Described(NamedTuple):
 
 
 class Tokenizer(nn.Module):
-    """A picture as structure and codes, and back.
+    """An image as structure and codes, and back.
 
     Args:
         prior: A name in ``PRIORS``.
@@ -174,7 +174,7 @@ class Tokenizer(nn.Module):
         self.decoder = Decoder()
 
     def describe(self, hr: Tensor, lr: Tensor) -> Described:
-        """Returns structure and texture of a picture."""
+        """Returns structure and texture of an image."""
         encoded = self.encoder(hr)
         features = self.structure.features(encoded, lr)
         return Described(features, self.structure.expand(features), self.texture(encoded))
@@ -190,7 +190,7 @@ class Tokenizer(nn.Module):
     def codebook(self) -> Tensor:
         """The codes ``(k, d)`` of a quantizer that has one codebook."""
         (codebook,) = self.meeting.codes.codebooks
-        return codebook.vectors()
+        return codebook.codes()
 
     @property
     def bits_per_pixel(self) -> float:

@@ -14,16 +14,16 @@ from vqprior import (
     LFQ,
     CodebookEMA,
     CodebookRevival,
-    Grouped,
-    MultiScale,
-    Projected,
+    EmbeddingCodebook,
+    GroupedQuantizer,
+    MultiScaleQuantizer,
+    ProjectedQuantizer,
     Quantizer,
-    Residual,
-    Rule,
-    Table,
-    Transformed,
+    ResidualQuantizer,
+    TransformedCodebook,
+    UpdateRule,
     VectorQuantizer,
-    initialize_,
+    initialize_codebooks_,
 )
 
 WINDOW = 8  # codes along a side that a multi-scale quantizer sees at once
@@ -41,15 +41,15 @@ class Choice:
 
     make: Callable[[int], Quantizer]
     start: Callable[[Quantizer, Tensor], None] = lambda quantizer, x: None
-    make_rules: Callable[[Quantizer], list[Rule]] = lambda quantizer: []
+    make_rules: Callable[[Quantizer], list[UpdateRule]] = lambda quantizer: []
 
 
 def start_codes(quantizer: Quantizer, x: Tensor) -> None:
     """K-means, from the same random choice every time."""
-    initialize_(quantizer, x, generator=torch.Generator().manual_seed(0))
+    initialize_codebooks_(quantizer, x, generator=torch.Generator().manual_seed(0))
 
 
-def average_and_revive(quantizer: Quantizer) -> list[Rule]:
+def average_and_revive(quantizer: Quantizer) -> list[UpdateRule]:
     """Moving averages, and revival of codes that are not used."""
     return [CodebookEMA(quantizer), CodebookRevival(quantizer)]
 
@@ -63,8 +63,8 @@ def simvq(codebook_size: int) -> Quantizer:
     """A frozen table behind a linear layer that starts as the identity."""
     linear = nn.Linear(DIM, DIM, bias=False)
     nn.init.eye_(linear.weight)
-    table = Table(codebook_size, DIM).requires_grad_(requires_grad=False)
-    return VectorQuantizer(DIM, codebook_size, codebook=Transformed(table, linear))
+    table = EmbeddingCodebook(codebook_size, DIM).requires_grad_(requires_grad=False)
+    return VectorQuantizer(DIM, codebook_size, codebook=TransformedCodebook(table, linear))
 
 
 def start_simvq(quantizer: Quantizer, x: Tensor) -> None:
@@ -75,23 +75,25 @@ def start_simvq(quantizer: Quantizer, x: Tensor) -> None:
 
 def projected(quantizer: Quantizer) -> Quantizer:
     """A quantizer of few features, between two linear layers."""
-    return Projected(quantizer, nn.Linear(DIM, quantizer.dim), nn.Linear(quantizer.dim, DIM))
+    return ProjectedQuantizer(
+        quantizer, nn.Linear(DIM, quantizer.dim), nn.Linear(quantizer.dim, DIM)
+    )
 
 
 def stages(count: int, codebook_size: int) -> Quantizer:
     """Residual quantization."""
-    return Residual([VectorQuantizer(DIM, codebook_size) for _ in range(count)])
+    return ResidualQuantizer([VectorQuantizer(DIM, codebook_size) for _ in range(count)])
 
 
 def groups(count: int, codebook_size: int) -> Quantizer:
     """Grouped quantization."""
-    return Grouped([VectorQuantizer(DIM // count, codebook_size) for _ in range(count)])
+    return GroupedQuantizer([VectorQuantizer(DIM // count, codebook_size) for _ in range(count)])
 
 
 def scales(codebook_size: int) -> Quantizer:
     """One codebook at the four scales of a window: 85 indices for 64 places."""
     quantizer = VectorQuantizer(DIM, codebook_size)
-    return Windows(MultiScale(quantizer, scales=(1, 2, 4, WINDOW)), WINDOW)
+    return Windows(MultiScaleQuantizer(quantizer, scales=(1, 2, 4, WINDOW)), WINDOW)
 
 
 # Beside "vq", all have 12 bits for each position, but "multi-scale" with 11.95.

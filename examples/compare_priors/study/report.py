@@ -1,4 +1,4 @@
-"""What a study leaves to look at: numbers, tables, plots and pictures."""
+"""What a study leaves to look at: numbers, tables, plots and images."""
 
 import io
 import json
@@ -7,16 +7,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from study.pictures import VIEW
+from study.images import VIEW
 from study.plan import Extent
 from study.plots import plots
 from study.runner import ORIGINAL, read_json, read_result
 from study.summary import Finished, agreement, as_csv, finished, label, tables
 from study.table import PredictorRow, Row, TokenizerRow
 from tvqrap.cli import UserError, atomic_write
-from tvqrap.pictures.panels import contact_sheet
+from tvqrap.images.panels import contact_sheet
 
-SHOWN = 5  # pictures in a grid
+SHOWN = 5  # images in a grid
 SHOWN_METHODS = (
     "code-longer", "rap", "rap-keep-code-0.01", "rap-distance", "soft", "reinmax", "continuous",
 )  # fmt: skip
@@ -49,7 +49,7 @@ def write_report(folder: Path, extent: Extent, other: dict | None = None) -> str
     for name, grid in grids(folder, found).items():
         data = io.BytesIO()
         grid.save(data, "PNG")
-        _write(folder / f"{name}-pictures.png", data.getvalue())
+        _write(folder / f"{name}-images.png", data.getvalue())
     return text or "nothing is finished"
 
 
@@ -80,7 +80,7 @@ def read_content(path: Path) -> dict:
 
 
 def grids(folder: Path, found: dict[str, list[Finished]]) -> dict[str, Image.Image]:
-    """Returns pictures side by side, one picture a row, of the first seed."""
+    """Returns images side by side, one image a row, of the first seed."""
     tokenizers = [one.row for one in found["sizes"] + found["equal-bits"] if one.row.seed == 0]
     predictors = [one.row for one in found["prediction"] if one.row.seed == 0]
     chosen = {
@@ -116,7 +116,7 @@ def _grid(folder: Path, rows: list[tuple[str, Row]]) -> Image.Image:
 
 
 def _strip(folder: Path, name: str) -> Image.Image | None:
-    path = folder / "pictures" / f"{name}.png"
+    path = folder / "images" / f"{name}.png"
     if not path.exists():
         return None
     with Image.open(path) as image:

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from study import gradients, predictors, tokenizers
+from study.images import PIECES, joined
 from study.measures import judge
-from study.pictures import PIECES, joined
 from study.predictors import SuperResolver
 from study.priors import Tokenizer
 from study.setting import Setting
@@ -22,7 +22,7 @@ from study.table import BicubicRow, PredictorRow, Row, TokenizerRow
 from tvqrap.cli import UserError, atomic_write
 from tvqrap.models.assembly import enlarge
 
-SHOWN = 8  # pictures of each row that are kept
+SHOWN = 8  # images of each row that are kept
 ORIGINAL = "original"  # the name of the true ones
 
 
@@ -30,7 +30,7 @@ class Runner:
     """Trains and measures rows.
 
     A row leaves ``rows/NAME.json`` when all of it is finished, its weights in ``weights/`` and some
-    pictures in ``pictures/``. One that was interrupted starts again; a row trains for minutes.
+    images in ``images/``. One that was interrupted starts again; a row trains for minutes.
 
     Args:
         folder: Where everything goes.
@@ -40,7 +40,7 @@ class Runner:
     def __init__(self, folder: Path, setting: Setting) -> None:
         self.folder = folder
         self.setting = setting
-        for part in ("rows", "weights", "pictures"):
+        for part in ("rows", "weights", "images"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         self._claim()
 
@@ -76,8 +76,8 @@ class Runner:
 
     def _tokenizer(self, row: TokenizerRow) -> dict:
         tokenizer, trained = tokenizers.train(row, self.setting)
-        measures, pictures = tokenizers.measure(tokenizer, row, self.setting)
-        self._save(row, tokenizer, pictures)
+        measures, images = tokenizers.measure(tokenizer, row, self.setting)
+        self._save(row, tokenizer, images)
         return trained | measures
 
     def _predictor(self, row: PredictorRow) -> dict:
@@ -85,12 +85,12 @@ class Runner:
         if row.start is not None:
             self._load(row.start, model)
         trained = predictors.train(row, model, self.setting)
-        measures, pictures = predictors.measure(model, self.setting)
-        self._save(row, model, pictures)
+        measures, images = predictors.measure(model, self.setting)
+        self._save(row, model, images)
         return trained | measures
 
     def _bicubic(self, row: BicubicRow) -> dict:
-        held_out = self.setting.pictures.held_out
+        held_out = self.setting.images.held_out
         enlarged = enlarge(held_out.lr)
         save_strip(self._strip(row.name), enlarged)
         return judge(enlarged, held_out.hr)
@@ -107,14 +107,14 @@ class Runner:
         self._load(row, model)
         return model.to(self.setting.device).eval().requires_grad_(requires_grad=False)
 
-    def _save(self, row: Row, module: nn.Module, pictures: Tensor) -> None:
+    def _save(self, row: Row, module: nn.Module, images: Tensor) -> None:
         tensors = {name: value.contiguous() for name, value in module.state_dict().items()}
         with atomic_write(self.folder / "weights" / f"{row.name}.safetensors") as file:
             file.write(safetensors.torch.save(tensors))
-        save_strip(self._strip(row.name), pictures)
+        save_strip(self._strip(row.name), images)
 
     def _strip(self, name: str) -> Path:
-        return self.folder / "pictures" / f"{name}.png"
+        return self.folder / "images" / f"{name}.png"
 
     def _load(self, row: Row, module: nn.Module) -> None:
         path = self.folder / "weights" / f"{row.name}.safetensors"
@@ -131,13 +131,13 @@ class Runner:
         mine = {
             "device": self.setting.device.type,
             "precision": self.setting.precision,
-            "photos": len(self.setting.pictures.photos),
-            "held_out": len(self.setting.pictures.held_out.hr) // PIECES,
+            "photos": len(self.setting.images.photos),
+            "held_out": len(self.setting.images.held_out.hr) // PIECES,
         }
         path = self.folder / "study.json"
         theirs = read_json(path)
         if theirs is None:
-            save_strip(self._strip(ORIGINAL), self.setting.pictures.held_out.hr)
+            save_strip(self._strip(ORIGINAL), self.setting.images.held_out.hr)
             write_json(path, mine)
         elif theirs != mine:
             raise UserError(
@@ -184,9 +184,9 @@ def write_json(path: Path, content: object) -> None:
 
 
 def save_strip(path: Path, pieces: Tensor) -> None:
-    """Writes the first pictures, of which these are the pieces in [0, 1], side by side."""
-    pictures = joined(pieces[: PIECES * SHOWN].float().cpu().clamp(0, 1))
-    strip = torch.cat(list(pictures), dim=2).mul(255).round().byte()
+    """Writes the first images, of which these are the pieces in [0, 1], side by side."""
+    images = joined(pieces[: PIECES * SHOWN].float().cpu().clamp(0, 1))
+    strip = torch.cat(list(images), dim=2).mul(255).round().byte()
     data = io.BytesIO()
     Image.fromarray(strip.permute(1, 2, 0).numpy()).save(data, "PNG")
     with atomic_write(path) as file:

@@ -1,4 +1,4 @@
-"""What all trainings of the study share: pictures, precision, progress."""
+"""What all trainings of the study share: images, precision, progress."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from study.pictures import Pair, Pictures
+from study.images import Images, Pair
 from vqprior.losses import FilterBankLoss, ReconstructionAwareLoss
 
 REPORTS = 12  # points of a curve, at most
-PART = 40  # pictures that are measured at once
+PART = 40  # images that are measured at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Setting:
     """What is the same for all rows.
 
     Attributes:
-        pictures: What to train and to measure on.
+        images: What to train and to measure on.
         precision: Of the networks in training, ``"float32"`` or ``"bfloat16"``.
         jobs: How many rows are done at a time.
         quiet: Show no progress.
     """
 
-    pictures: Pictures
+    images: Images
     precision: str = "float32"
     jobs: int = 1
     quiet: bool = False
@@ -35,7 +35,7 @@ class Setting:
     @property
     def device(self) -> torch.device:
         """Where everything is computed."""
-        return self.pictures.device
+        return self.images.device
 
     def autocast(self) -> AbstractContextManager:
         """The precision of the networks."""
@@ -61,7 +61,7 @@ def optimizer_for(
 def objective(
     device: torch.device, perceptual: float = 0.2, **options: object
 ) -> ReconstructionAwareLoss:
-    """The loss on pictures: L1, and a filter bank in place of learned features."""
+    """The loss on images: L1, and a filter bank in place of learned features."""
     weights = {"perceptual": perceptual, **options.pop("weights", {})}
     return ReconstructionAwareLoss(
         pixel=F.l1_loss, perceptual=FilterBankLoss().to(device), weights=weights, **options

@@ -92,7 +92,7 @@ class Column:
         return text
 
 
-PICTURES = (
+IMAGES = (
     Column("PSNR-Y", "psnr", 2, spread=True),
     Column("SSIM-Y", "ssim", 4),
     Column("GMSD", "gmsd", 4),
@@ -155,7 +155,7 @@ def _codes_of(row: TokenizerRow) -> str:
 
 def _sizes(groups: list[Group]) -> str:
     columns = (
-        *PICTURES,
+        *IMAGES,
         Column("bits/pixel", "bits_per_pixel", 3),
         Column("numbers/pixel", "structure_per_pixel", 4),
         Column("PSNR-Y, 8 bits", "psnr_8_bits", 2),
@@ -177,7 +177,7 @@ def _features(groups: list[Group]) -> str:
 
 
 def _equal_bits(groups: list[Group]) -> str:
-    columns = (*PICTURES, Column("bits/pixel", "bits_per_pixel", 3), *CODES)
+    columns = (*IMAGES, Column("bits/pixel", "bits_per_pixel", 3), *CODES)
     return table(("quantizer", "prior"), lambda row: (row.quantizer, row.prior), columns, groups)
 
 
@@ -190,7 +190,7 @@ def label(row: Row) -> str:
 
 def _prediction(groups: list[Group]) -> str:
     """Predictors, between what needs no codes and what the true ones give."""
-    return table(("training",), lambda row: (label(row),), (*PICTURES, *SURENESS), groups)
+    return table(("training",), lambda row: (label(row),), (*IMAGES, *SURENESS), groups)
 
 
 def _stride(groups: list[Group]) -> str:
@@ -199,7 +199,7 @@ def _stride(groups: list[Group]) -> str:
         where = f"H/{tokenizer.stride}" if tokenizer.prior == "texture" else ""
         return tokenizer.prior, where, row.method
 
-    return table(("prior", "structure", "training"), cells_of, (*PICTURES, *SURENESS), groups)
+    return table(("prior", "structure", "training"), cells_of, (*IMAGES, *SURENESS), groups)
 
 
 def _gradients(groups: list[Group]) -> str:

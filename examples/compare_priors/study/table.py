@@ -57,7 +57,7 @@ class Phase:
 
     Attributes:
         steps: How many.
-        picture: Weight of the loss on the decoded picture.
+        image: Weight of the loss on the decoded image.
         code: Weight of the loss on codes.
         targets: Whether that one is the cross-entropy to the true ``"index"``, or to the codes
             near it by ``"distance"``.
@@ -67,13 +67,13 @@ class Phase:
         temperature: Of the choice.
         learning_rate: Of Adam, falling to 0 along a cosine.
         batch: Crops in a step.
-        perceptual: Weight of the filter-bank loss in the loss on the picture.
+        perceptual: Weight of the filter-bank loss in the loss on the image.
         adversarial: Weight of the adversarial loss in it.
         end_to_end: Whether the tokenizer learns, too, from the same loss and from its own.
     """
 
     steps: int
-    picture: float = 0.0
+    image: float = 0.0
     code: float = 0.0
     targets: str = "index"
     estimator: str = "straight_through"
@@ -99,8 +99,8 @@ def code_level(steps: int, **options: object) -> Phase:
 
 
 def rap(steps: int = SHORT, **options: object) -> Phase:
-    """A phase on decoded pictures; the paper's estimator unless options say otherwise."""
-    return Phase(steps, picture=1.0, **options)
+    """A phase on decoded images; the paper's estimator unless options say otherwise."""
+    return Phase(steps, image=1.0, **options)
 
 
 def after_code_level(*phases: Phase) -> Method:
@@ -232,6 +232,6 @@ def family_of(row: Row) -> str:
     if not isinstance(row, PredictorRow):
         return "tokenizers"
     last = row.phases[-1]
-    if last.picture == 0:
+    if last.image == 0:
         return "codes alone"
-    return "pictures and codes" if last.code > 0 else "pictures alone"
+    return "images and codes" if last.code > 0 else "images alone"

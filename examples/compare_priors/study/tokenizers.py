@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from study.images import PIECES, Pair
 from study.measures import effective_dimension, explained, judge, spectrum, surroundings
 from study.networks import CHANNELS
-from study.pictures import PIECES, Pair
 from study.priors import Described, StructureAlone, Tokenizer
 from study.quantizers import QUANTIZERS
 from study.setting import (
@@ -41,7 +41,7 @@ def train(row: TokenizerRow, setting: Setting) -> tuple[Tokenizer, dict]:
     """
     choice = QUANTIZERS[row.quantizer]
     tokenizer = build(row).to(setting.device)
-    batches = setting.pictures.batches(row.seed, BATCH)
+    batches = setting.images.batches(row.seed, BATCH)
     with torch.no_grad():
         seen = [_prepared(tokenizer, batches[number]) for number in range(-START_BATCHES, 0)]
     choice.start(tokenizer.meeting.codes.quantizer, torch.cat(seen).movedim(1, -1))
@@ -55,7 +55,7 @@ def train(row: TokenizerRow, setting: Setting) -> tuple[Tokenizer, dict]:
         with setting.autocast():
             tokenized = tokenizer(pair.hr, pair.lr)
         out = tokenized.quantizer_output
-        loss, terms = loss_of(tokenized.picture.float(), pair.hr)
+        loss, terms = loss_of(tokenized.image.float(), pair.hr)
         terms = terms | tokenized.terms | out.terms
         optimizer.zero_grad(set_to_none=True)
         (loss + sum(tokenized.terms.values()) + out.loss).backward()
@@ -73,7 +73,7 @@ def train(row: TokenizerRow, setting: Setting) -> tuple[Tokenizer, dict]:
 
 @torch.no_grad()
 def measure(tokenizer: Tokenizer, row: TokenizerRow, setting: Setting) -> tuple[dict, Tensor]:
-    """Measures a tokenizer on pictures that it was not trained on.
+    """Measures a tokenizer on images that it was not trained on.
 
     Returns:
         The measures, and the reconstructions. Of these, what ``judge`` says. ``bits_per_pixel`` of
@@ -81,18 +81,18 @@ def measure(tokenizer: Tokenizer, row: TokenizerRow, setting: Setting) -> tuple[
         they are, to 8 bits. ``parameters`` without the codebooks. How codes are used. And of
         the vectors before quantization their ``spectrum`` and ``effective_dimension``, and the
         shares of their variance that quantization loses (``quantization_error``) and that a linear
-        map of the low-resolution picture explains (``explained``).
+        map of the low-resolution image explains (``explained``).
     """
-    held_out = setting.pictures.held_out
+    held_out = setting.images.held_out
     codes = tokenizer.meeting.codes
     usage = CodebookUsage(codes.codebook_size).to(setting.device)
-    pictures, rounded, vectors = [], [], []
+    images, rounded, vectors = [], [], []
     lost = 0.0
     for pair in parts_of(held_out):
         described = tokenizer.describe(pair.hr, pair.lr)
         out = tokenizer.meeting(described.texture, described.structure)
         usage.update(out.indices)
-        pictures.append(tokenizer.decoder(out.quantized))
+        images.append(tokenizer.decoder(out.quantized))
         rounded.append(_reconstruct_rounded(tokenizer, described))
         prepared = tokenizer.meeting.prepare(described.texture, described.structure)
         lost += float((codes(prepared).quantized - prepared).square().sum())
@@ -104,7 +104,7 @@ def measure(tokenizer: Tokenizer, row: TokenizerRow, setting: Setting) -> tuple[
     alone = isinstance(tokenizer.meeting, StructureAlone)
     table = sum(parameters_of(codebook) for codebook in set(codes.codebooks))
     found = {
-        **judge(torch.cat(pictures), held_out.hr),
+        **judge(torch.cat(images), held_out.hr),
         "bits_per_pixel": 0.0 if alone else tokenizer.bits_per_pixel,
         "parameters": parameters_of(tokenizer) - table,
         **used(usage),
@@ -116,7 +116,7 @@ def measure(tokenizer: Tokenizer, row: TokenizerRow, setting: Setting) -> tuple[
     if tokenizer.structure.regressed and row.prior != "plain":
         found["structure_per_pixel"] = CHANNELS / row.stride**2
         found["psnr_8_bits"] = judge(torch.cat(rounded), held_out.hr)["psnr"]
-    return found, torch.cat(pictures)
+    return found, torch.cat(images)
 
 
 def used(usage: CodebookUsage) -> dict[str, float]:

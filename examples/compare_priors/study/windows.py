@@ -47,9 +47,9 @@ class Windows(Quantizer):
         return self.quantizer.bits_per_token
 
     @property
-    def tokenwise(self) -> bool:
+    def has_index_per_token(self) -> bool:
         """That of the quantizer."""
-        return self.quantizer.tokenwise
+        return self.quantizer.has_index_per_token
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantizes ``x`` ``(b, rows, columns, d)``."""
@@ -63,9 +63,9 @@ class Windows(Quantizer):
         """Returns the map of all windows."""
         return rearrange(self.quantizer.decode(indices), JOIN)
 
-    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+    def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result for indices chosen elsewhere."""
-        return self._joined(self.quantizer.assign(self._cut(x), indices))
+        return self._joined(self.quantizer.quantize_as(self._cut(x), indices))
 
     def _cut(self, x: Tensor) -> Tensor:
         return rearrange(x, CUT, h=self.side, v=self.side)

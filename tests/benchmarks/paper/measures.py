@@ -13,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.benchmarks.paper import training
 from tests.benchmarks.paper.release_form import in_release_form
 from tests.benchmarks.timing import Measured, Settings, alternate, seconds_of, summarize
+from tvqrap.images.layouts import Blended, seen_share
+from tvqrap.images.tiling import upscale_tiled
 from tvqrap.models.assembly import SuperResolver, TextureTokenizer
 from tvqrap.models.paper import PaperConfig
 from tvqrap.models.prepared import Prepared
-from tvqrap.pictures.layouts import Blended, seen_share
-from tvqrap.pictures.tiling import upscale_tiled
 from vqprior.metrics import psnr
 
 QUICK = PaperConfig(width=8, codebook_size=16, predictor_depth=2)
@@ -65,14 +65,14 @@ def prepared(settings: Settings, precision: str, compiled: bool = False) -> Prep
     return Prepared(model, precision=precision, compiled=compiled)
 
 
-def pictures(settings: Settings, side: int, batch: int = 1) -> Tensor:
-    """Low-resolution pictures; what they show makes no difference to the time."""
+def images(settings: Settings, side: int, batch: int = 1) -> Tensor:
+    """Low-resolution images; what they show makes no difference to the time."""
     generator = torch.Generator().manual_seed(side)
     return torch.rand(batch, 3, side, side, generator=generator).to(settings.device)
 
 
 def work(settings: Settings) -> Measured:
-    """Billions of operations for a picture of 64 x 64, convolutions and products alone."""
+    """Billions of operations for an image of 64 x 64, convolutions and products alone."""
     ours, release = (
         operations(model, settings) / 1e9 for model in (model_of(settings), release_of(settings))
     )
@@ -82,7 +82,7 @@ def work(settings: Settings) -> Measured:
 def operations(model: torch.nn.Module, settings: Settings) -> int:
     # By way of products, since the counter does not know the fused attention of the CPU.
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(pictures(settings, 64))
+        model(images(settings, 64))
     return counter.get_total_flops()
 
 
@@ -94,7 +94,7 @@ class Against:
 
     @torch.inference_mode()
     def __call__(self, settings: Settings) -> Measured:
-        lr = pictures(settings, 64)
+        lr = images(settings, 64)
         ours, release = prepared(settings, self.precision), release_of(settings)
         for call in (ours, release):
             call(lr)
@@ -105,7 +105,7 @@ class Against:
 @torch.inference_mode()
 def release_rate(settings: Settings) -> Measured:
     """How near the release's form comes to the rate of a large product, both in each round."""
-    lr, release = pictures(settings, 64), release_of(settings)
+    lr, release = images(settings, 64), release_of(settings)
     side = 256 if settings.quick else PRODUCT_SIDE[settings.device]
     left, right = torch.randn(2, side, side, device=settings.device)
     work_of_both = np.array([operations(release, settings), 2 * side**3])
@@ -118,16 +118,16 @@ def release_rate(settings: Settings) -> Measured:
 
 @torch.inference_mode()
 def rounding(settings: Settings) -> Measured:
-    """What bfloat16 changes: the picture decoded from one choice of codes, as PSNR to float32."""
-    lr = pictures(settings, 64)
+    """What bfloat16 changes: the image decoded from one choice of codes, as PSNR to float32."""
+    lr = images(settings, 64)
     exact, rounded = prepared(settings, "float32"), prepared(settings, "bfloat16")
     prediction = exact.network.predict(lr)
-    picture = exact.network.reconstruct(prediction, lr)
+    image = exact.network.reconstruct(prediction, lr)
     with torch.autocast(settings.device, torch.bfloat16):
         again = rounded.network.predict(lr)
         same_codes = rounded.network.reconstruct(prediction._replace(structure=again.structure), lr)
     same = (prediction.logits.argmax(-1) == again.logits.argmax(-1)).float().mean()
-    value = float(psnr(same_codes.float(), picture).mean())
+    value = float(psnr(same_codes.float(), image).mean())
     return Measured("dB", value, note=f"{100 * float(same):.1f}% of the indices are the same")
 
 
@@ -137,7 +137,7 @@ def tiles(settings: Settings) -> Measured:
     model = prepared(settings, "float32")
     side, alone = (150, 128) if settings.quick else (500, 256)
     layout = Blended(52) if settings.quick else Blended()
-    lr, tile = torch.rand(3, side, side), pictures(settings, alone)
+    lr, tile = torch.rand(3, side, side), images(settings, alone)
     rounds = []
     for _ in range(ROUNDS_OF_TILES):
         whole = seconds_of(lambda: upscale_tiled(model, lr, layout), settings.device)
@@ -151,7 +151,7 @@ def tiles(settings: Settings) -> Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Milliseconds:
-    """Of one call on pictures of 64 x 64."""
+    """Of one call on images of 64 x 64."""
 
     precision: str
     batch: int
@@ -159,7 +159,7 @@ class Milliseconds:
 
     @torch.inference_mode()
     def __call__(self, settings: Settings) -> Measured:
-        lr = pictures(settings, 64, self.batch)
+        lr = images(settings, 64, self.batch)
         model = prepared(settings, self.precision, self.compiled)
         for _ in range(3):
             model(lr)

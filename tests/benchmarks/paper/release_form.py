@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tvqrap.models.official import shift_mask
+from tvqrap.models.official_checkpoint import shift_mask
 from tvqrap.models.paper import Around
 from vqprior.nn import ResidualBlock, SwinLayer, Upsample
 
@@ -29,7 +29,7 @@ def _replaced(module: nn.Module, *, grid: int) -> nn.Module:
         if isinstance(child, Upsample):
             setattr(module, name, Doubling(child))
         elif isinstance(child, ResidualBlock):
-            setattr(module, name, Residual(child))
+            setattr(module, name, ResidualQuantizer(child))
         elif isinstance(child, Around):
             setattr(module, name, Group(child, own_grid))
         else:
@@ -48,7 +48,7 @@ class Doubling(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-class Residual(nn.Module):
+class ResidualQuantizer(nn.Module):
     """A residual block with its activation in two operations."""
 
     def __init__(self, ours: ResidualBlock) -> None:

@@ -36,7 +36,7 @@ def test_the_release_form_computes_the_same(size):
 
 
 def test_the_work_of_both_forms():
-    """In the authors' code 201,246,375,936 operations were counted on a picture of 64 x 64."""
+    """In the authors' code 201,246,375,936 operations were counted on an image of 64 x 64."""
     full = Settings(threads=1)
     assert measures.operations(measures.release_of(full), full) == 201_246_375_936
     assert measures.operations(measures.model_of(full), full) <= 188e9

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 # Absolute. Twice the noise (float32 against float64, and one thread against two), and less than
 # the smallest mistake that was tried: LayerNorm with another epsilon moves these by 2.0e-4,
 # 6.8e-5 and 8e-5.
-PICTURE, STRUCTURE, LOGITS = 1.5e-4, 4e-5, 4e-5
+IMAGE, STRUCTURE, LOGITS = 1.5e-4, 4e-5, 4e-5
 GRADIENT = 1e-4  # of a tensor's largest value, or of its norm
 
 

@@ -9,7 +9,7 @@ import torch
 
 from tests.examples.parity import filling
 from tvqrap.models.assembly import SuperResolver, TextureTokenizer
-from tvqrap.models.official import (
+from tvqrap.models.official_checkpoint import (
     super_resolver_from_official,
     super_resolver_to_official,
     tokenizer_from_official,

@@ -52,7 +52,7 @@ def noise(name, *shape):
 
 
 def image(name, *shape):
-    """An input like a picture in [-1, 1]: cells of 8 x 8 pixels and noise, float32."""
+    """An input like an image in [-1, 1]: cells of 8 x 8 pixels and noise, float32."""
     batch, channels, height, width = shape
     fine = unit(f"x:{name}", math.prod(shape)).reshape(shape)
     cells = (batch, channels, height // 8, width // 8)

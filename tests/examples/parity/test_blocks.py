@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from tests.examples.parity import filling
 from tests.examples.parity.comparing import GRADIENT, assert_near, assert_near_its_size
-from tvqrap.models.official import layer_entries, shift_mask
+from tvqrap.models.official_checkpoint import layer_entries, shift_mask
 from tvqrap.models.paper import attention, convolved_attention, down
 from vqprior.nn import ResidualBlock, Upsample, group_norm
 
@@ -79,16 +79,16 @@ def test_discriminator_in_evaluation(discriminator, stored):
     discriminator.eval()
     with torch.no_grad():
         for name, shape in (("a", (2, 3, 64, 64)), ("big", (1, 3, 128, 96))):
-            picture = torch.from_numpy(filling.image(f"disc/{name}", *shape))
-            assert_near(discriminator(picture), expected[f"eval_{name}"], ROUNDING)
+            image = torch.from_numpy(filling.image(f"disc/{name}", *shape))
+            assert_near(discriminator(image), expected[f"eval_{name}"], ROUNDING)
 
 
 def test_discriminator_in_training(discriminator, stored):
     expected = stored("disc")
     discriminator.train()
     for name in ("a", "b"):
-        picture = torch.from_numpy(filling.image(f"disc/{name}", 2, 3, 64, 64))
-        logits = discriminator(picture)
+        image = torch.from_numpy(filling.image(f"disc/{name}", 2, 3, 64, 64))
+        logits = discriminator(image)
         assert_near(logits.detach(), expected[f"train_{name}"], ROUNDING)
     for number in (3, 6):
         norm = discriminator.layers[number]

@@ -31,7 +31,7 @@ def test_constants_stay_as_built(leaf):
     assert filling.weight(f"any.{leaf}", (2, 2)) is None
 
 
-def test_pictures_stay_in_range():
-    picture = filling.image("any", 1, 3, 64, 64)
-    assert abs(picture).max() == 1
-    assert 0.3 < picture.std() < 0.6
+def test_images_stay_in_range():
+    image = filling.image("any", 1, 3, 64, 64)
+    assert abs(image).max() == 1
+    assert 0.3 < image.std() < 0.6

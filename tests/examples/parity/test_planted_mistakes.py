@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.examples.parity.test_blocks import LAYERS, check_layer, fill
-from tests.examples.parity.test_super_resolver import check_prediction_and_picture
+from tests.examples.parity.test_super_resolver import check_prediction_and_image
 
 
 def forget_the_mask(model):
@@ -55,7 +55,7 @@ MISTAKES = [
 def test_a_mistake_in_one_layer_fails_the_model(plant, model, stored):
     plant(model)
     with pytest.raises(AssertionError, match="Tensor-likes are not"):
-        check_prediction_and_picture(model, 32, stored("sr_32"))
+        check_prediction_and_image(model, 32, stored("sr_32"))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from tests.examples.parity import filling
-from tests.examples.parity.comparing import PICTURE, STRUCTURE, assert_near, assert_near_its_size
+from tests.examples.parity.comparing import IMAGE, STRUCTURE, assert_near, assert_near_its_size
 from tvqrap.models.paper import from_signed, to_signed
 from vqprior.functional import commitment_loss
 
@@ -29,7 +29,7 @@ def test_tokenizer(name, tokenizer, stored):
         fused = tokenizer.quantizer.fuse(expanded, texture)
         out = tokenizer.quantizer(texture, expanded)
         latent = structure.small_encoder(small)
-        picture = to_signed(tokenizer.decoder(out.quantized, hr))
+        image = to_signed(tokenizer.decoder(out.quantized, hr))
         whole = tokenizer(hr, hr)
     assert_near(features, expected["struct"], STRUCTURE)
     assert_near(latent, expected["lr_latent"], STRUCTURE)
@@ -38,13 +38,13 @@ def test_tokenizer(name, tokenizer, stored):
         assert_near_its_size(ours[:, ::8], expected[f"{theirs}__c8"], 1e-5)
     assert_close(out.indices.flatten(), expected["indices"].long(), rtol=0, atol=0)
     assert_near_its_size(out.loss, expected["codebook_loss"], 1e-5)
-    assert_near(picture, expected["output"], PICTURE)
+    assert_near(image, expected["output"], IMAGE)
     # What the pieces give, the whole gives; it goes another way around only for the loss.
-    assert_close(to_signed(whole.picture), picture, rtol=0, atol=0)
+    assert_close(to_signed(whole.image), image, rtol=0, atol=0)
     assert_close(out.terms["commitment"], commitment_loss(out))
 
 
-def test_small_picture_is_an_eighth_in_8_bits(tokenizer):
+def test_small_image_is_an_eighth_in_8_bits(tokenizer):
     """The release reads it from a file; here it is made from the crop."""
     hr = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     small = torch.nn.functional.avg_pool2d(hr, 8)

@@ -19,9 +19,9 @@ from tests.examples.parity.comparing import (
     gradient,
     gradient_norms,
 )
-from tvqrap.models.official import super_resolver_to_official, tokenizer_to_official
+from tvqrap.models.official_checkpoint import super_resolver_to_official, tokenizer_to_official
 from tvqrap.models.paper import from_signed, to_signed
-from vqprior.functional import code_cross_entropy
+from vqprior.functional import index_cross_entropy
 from vqprior.losses import (
     AdversarialLoss,
     HingeGAN,
@@ -36,8 +36,8 @@ THROUGH_THE_DISCRIMINATOR = 1e-2
 
 
 @pytest.fixture
-def pictures():
-    """High- and low-resolution pictures in [-1, 1]."""
+def images():
+    """High- and low-resolution images in [-1, 1]."""
     return {
         name: torch.from_numpy(filling.image(f"step/{name}", 2, 3, side, side))
         for name, side in (("hr", 128), ("lq8", 16), ("lq4", 32))
@@ -45,7 +45,7 @@ def pictures():
 
 
 def adversarial_objective(discriminator, reference):
-    """The paper's loss on pictures, but for its perceptual term."""
+    """The paper's loss on images, but for its perceptual term."""
     adversary = AdversarialLoss(discriminator.train())
     return adversary, ReconstructionAwareLoss(
         pixel=F.mse_loss, adversarial=adversary, reference=reference
@@ -58,9 +58,9 @@ def check_logged(log, **ours):
         assert_close(value.item(), log[name], rtol=GRADIENT, atol=0)
 
 
-def check_discriminator(adversary, picture, target, expected, names, limit):
+def check_discriminator(adversary, image, target, expected, names, limit):
     """Its loss and the norms of its gradients."""
-    loss = adversary.discriminator_loss(picture, target)
+    loss = adversary.discriminator_loss(image, target)
     (0.75 * loss).backward()
     check_logged(expected.log(), l_d=loss)
     gradients = {
@@ -71,20 +71,20 @@ def check_discriminator(adversary, picture, target, expected, names, limit):
     assert_close(ours, expected["d_grad_norms"], rtol=limit, atol=0)
 
 
-def test_stage_1(tokenizer, discriminator, pictures, stored, parameter_names):
+def test_stage_1(tokenizer, discriminator, images, stored, parameter_names):
     expected = stored("train_stage1")
     tokenizer.train()
-    hr = from_signed(pictures["hr"])
+    hr = from_signed(images["hr"])
     reference = tokenizer.decoder.last_layer.weight
     adversary, objective = adversarial_objective(discriminator, reference)
     texture = tokenizer.texture(hr)
     features = tokenizer.structure.features(hr, hr, texture)
     out = tokenizer.quantizer(texture, tokenizer.structure.expand(features))
-    picture = to_signed(tokenizer.decoder(out.quantized, hr))
-    weight = adaptive_weight(F.mse_loss(picture, pictures["hr"]), adversary(picture), reference)
+    image = to_signed(tokenizer.decoder(out.quantized, hr))
+    weight = adaptive_weight(F.mse_loss(image, images["hr"]), adversary(image), reference)
     assert_near_its_size(weight, expected["adaptive_weight_raw"], THROUGH_THE_DISCRIMINATOR)
-    loss, terms = objective(picture, pictures["hr"])
-    small = tokenizer.structure.align(features, pictures["lq8"])
+    loss, terms = objective(image, images["hr"])
+    small = tokenizer.structure.align(features, images["lq8"])
     (loss + out.loss + sum(small.values())).backward()
     check_logged(
         expected.log(), l_g_pix=terms["pixel"], l_codebook=out.loss, l_align=small["alignment"],
@@ -113,21 +113,21 @@ def test_stage_1(tokenizer, discriminator, pictures, stored, parameter_names):
     )
     check_discriminator(
         adversary,
-        picture,
-        pictures["hr"],
+        image,
+        images["hr"],
         expected,
         parameter_names["disc"],
         THROUGH_THE_DISCRIMINATOR,
     )
 
 
-def test_stage_2(model, pictures, stored, parameter_names):
+def test_stage_2(model, images, stored, parameter_names):
     expected = stored("train_stage2")
-    hr, lr = from_signed(pictures["hr"]), from_signed(pictures["lq4"])
+    hr, lr = from_signed(images["hr"]), from_signed(images["lq4"])
     truth = model.tokenizer.describe(hr, lr)
     assert_close(truth.indices.flatten(1), expected["idx_gt"].long(), rtol=0, atol=0)
     prediction = model.train().predict(lr)
-    code = code_cross_entropy(prediction.logits, truth.indices)
+    code = index_cross_entropy(prediction.logits, truth.indices)
     structure = alignment_loss(prediction.features, truth.features)
     (structure + 0.5 * code).backward()
     check_logged(expected.log(), cross_entropy_loss=0.5 * code, l_feat_encoder=structure)
@@ -137,17 +137,17 @@ def test_stage_2(model, pictures, stored, parameter_names):
     assert_close(norms, expected["g_grad_norms"], rtol=GRADIENT, atol=1e-9)
 
 
-def test_stage_3(model, discriminator, pictures, stored, parameter_names):
+def test_stage_3(model, discriminator, images, stored, parameter_names):
     """In float64, where no rounding meets the kinks of the discriminator."""
     expected = stored("train_stage3")
     model, discriminator = model.double(), discriminator.double()
-    hr, lr = pictures["hr"].double(), from_signed(pictures["lq4"].double())
+    hr, lr = images["hr"].double(), from_signed(images["lq4"].double())
     reference = model.predictor.head.head.weight
     adversary, objective = adversarial_objective(discriminator, reference)
-    picture = to_signed(model.train().reconstruct(model.predict(lr), lr))
-    weight = adaptive_weight(F.mse_loss(picture, hr), adversary(picture), reference)
+    image = to_signed(model.train().reconstruct(model.predict(lr), lr))
+    weight = adaptive_weight(F.mse_loss(image, hr), adversary(image), reference)
     assert_near_its_size(weight, expected["adaptive_weight_raw"], GRADIENT)
-    loss, terms = objective(picture, hr)
+    loss, terms = objective(image, hr)
     loss.backward()
     check_logged(expected.log(), l_g_pix=terms["pixel"], l_g_gan=terms["adversarial"])
     head = reference.grad.flatten()
@@ -156,7 +156,7 @@ def test_stage_3(model, discriminator, pictures, stored, parameter_names):
     assert_close(norms, expected["g_grad_norms"], rtol=GRADIENT, atol=1e-9)
     check_discriminator(
         adversary,
-        picture,
+        image,
         hr,
         expected,
         parameter_names["disc"],

@@ -1,1 +1,1 @@
-"""How low-resolution pictures come about."""
+"""How low-resolution images come about."""

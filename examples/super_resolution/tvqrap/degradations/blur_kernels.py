@@ -133,10 +133,10 @@ def draw_final_sinc(rng: np.random.Generator) -> SincKernel:
     return SincKernel(int(rng.choice(SIZES)), float(rng.uniform(math.pi / 3, math.pi)))
 
 
-def blur(picture: Tensor, weights: Tensor) -> Tensor:
-    """Filters every channel of pictures with the same kernel, mirroring them at their borders.
+def blur(image: Tensor, weights: Tensor) -> Tensor:
+    """Filters every channel of images with the same kernel, mirroring them at their borders.
 
-    Where the kernel reaches further than a mirror image does (its radius is the picture's short
+    Where the kernel reaches further than a mirror image does (its radius is the image's short
     side or more), the border pixels are repeated instead.
 
     The kernel is applied by Fourier transforms. On one CPU thread that takes 2 ms where the direct
@@ -144,20 +144,20 @@ def blur(picture: Tensor, weights: Tensor) -> Tensor:
     full float32, where convolutions by default are rounded to TF32.
 
     Args:
-        picture: ``(b, c, h, w)``, float32.
-        weights: ``(k, k)``, k odd; moved to the picture's device.
+        image: ``(b, c, h, w)``, float32.
+        weights: ``(k, k)``, k odd; moved to the image's device.
 
     Returns:
         ``(b, c, h, w)``, what ``conv2d`` with the kernel would give for symmetric kernels, which
         all kernels here are.
     """
     margin = weights.shape[-1] // 2
-    mode = "reflect" if margin < min(picture.shape[-2:]) else "replicate"
-    padded = F.pad(picture, (margin,) * 4, mode=mode)
+    mode = "reflect" if margin < min(image.shape[-2:]) else "replicate"
+    padded = F.pad(image, (margin,) * 4, mode=mode)
     height, width = padded.shape[-2:]
     # Multiples of 16 transform fast. What wraps around stays within the margins.
     size = (height + -height % 16, width + -width % 16)
-    spectrum = torch.fft.rfft2(padded, s=size) * torch.fft.rfft2(weights.to(picture.device), s=size)
+    spectrum = torch.fft.rfft2(padded, s=size) * torch.fft.rfft2(weights.to(image.device), s=size)
     return torch.fft.irfft2(spectrum, s=size)[..., 2 * margin : height, 2 * margin : width]
 
 
@@ -167,9 +167,9 @@ class Blur:
 
     kernel: Kernel
 
-    def __call__(self, picture: Tensor, scene: object = None) -> Tensor:
+    def __call__(self, image: Tensor, scene: object = None) -> Tensor:
         """Maps ``(b, c, h, w)`` to the same shape."""
-        return blur(picture, self.kernel.weights())
+        return blur(image, self.kernel.weights())
 
 
 # A window of 51 pixels; its sigma is what OpenCV gives one: 0.3 (radius - 1) + 0.8.
@@ -177,23 +177,23 @@ UNSHARP = BellKernel("iso", 51, (8.0, 8.0))
 UNSHARP_THRESHOLD = 10 / 255
 
 
-def sharpen(picture: Tensor, weight: float = 0.5) -> Tensor:
+def sharpen(image: Tensor, weight: float = 0.5) -> Tensor:
     """Unsharp masking, that of Real-ESRGAN: adds what a wide blur takes away.
 
     Only where that is more than 10 levels, and fading out around there, so that noise is left.
 
     Args:
-        picture: ``(b, c, h, w)`` in [0, 1], float32.
+        image: ``(b, c, h, w)`` in [0, 1], float32.
         weight: of what is added.
 
     Returns:
         ``(b, c, h, w)`` in [0, 1].
     """
     weights = UNSHARP.weights()
-    residual = picture - blur(picture, weights)
+    residual = image - blur(image, weights)
     where = blur((residual.abs() > UNSHARP_THRESHOLD).float(), weights)
-    sharp = (picture + weight * residual).clamp(0, 1)
-    return picture + where * (sharp - picture)
+    sharp = (image + weight * residual).clamp(0, 1)
+    return image + where * (sharp - image)
 
 
 def _positions(size: int) -> tuple[Tensor, Tensor]:

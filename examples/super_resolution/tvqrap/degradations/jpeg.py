@@ -1,4 +1,4 @@
-"""What JPEG compression loses, computed in torch on the device where the picture is.
+"""What JPEG compression loses, computed in torch on the device where the image is.
 
 The standard is ITU-T T.81; the scaling of its tables by a quality, the coarser color channels and
 their smooth enlargement are those of libjpeg, the encoder and decoder of most photos.
@@ -34,14 +34,14 @@ BLOCK = 8
 UNIT = 2 * BLOCK  # pixels along a side that one block of each color channel covers
 
 
-def jpeg(picture: Tensor, quality: float) -> Tensor:
-    """Compresses and decompresses pictures: 4:2:0, quantized coefficients, no entropy coding.
+def jpeg(image: Tensor, quality: float) -> Tensor:
+    """Compresses and decompresses images: 4:2:0, quantized coefficients, no entropy coding.
 
     What the matrix products are computed in follows ``torch.backends.cuda.matmul.allow_tf32``,
     which is off unless somebody turns it on.
 
     Args:
-        picture: ``(b, 3, h, w)`` RGB in [0, 1], float32, of any size.
+        image: ``(b, 3, h, w)`` RGB in [0, 1], float32, of any size.
         quality: 1 to 100 as in libjpeg, fractions allowed.
 
     Returns:
@@ -52,8 +52,8 @@ def jpeg(picture: Tensor, quality: float) -> Tensor:
     """
     if not 1 <= quality <= 100:
         raise ValueError(f"quality must be in [1, 100], got {quality}")
-    height, width = picture.shape[-2:]
-    padded = F.pad(picture, (0, -width % UNIT, 0, -height % UNIT), mode="replicate")
+    height, width = image.shape[-2:]
+    padded = F.pad(image, (0, -width % UNIT, 0, -height % UNIT), mode="replicate")
     luma, chroma = _to_luma_and_chroma(padded * 255)
     luma = _requantize(luma, scaled_steps(LUMA_STEPS, quality))
     chroma = _requantize(F.avg_pool2d(chroma, 2), scaled_steps(CHROMA_STEPS, quality))
@@ -69,9 +69,9 @@ class Jpeg:
 
     quality: float
 
-    def __call__(self, picture: Tensor, scene: object = None) -> Tensor:
+    def __call__(self, image: Tensor, scene: object = None) -> Tensor:
         """Maps ``(b, 3, h, w)``, which a resize may have taken out of [0, 1], to the same shape."""
-        return jpeg(picture.clamp(0, 1), self.quality)
+        return jpeg(image.clamp(0, 1), self.quality)
 
 
 def _to_luma_and_chroma(rgb: Tensor) -> tuple[Tensor, Tensor]:

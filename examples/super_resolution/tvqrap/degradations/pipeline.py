@@ -1,4 +1,4 @@
-"""How a low-resolution picture is made from a high-resolution crop: clean, or as photos are spoilt.
+"""How a low-resolution image is made from a high-resolution crop: clean, or as photos are spoilt.
 
 Both ways are called alike, with a batch of crops and one seed for each. Everything that is random
 about a sample depends on its own seed: not on the rest of the batch, not on its place in it, and
@@ -31,10 +31,10 @@ WHITE = 255  # the highest of the 8-bit levels
 
 
 class Degradation(Protocol):
-    """Makes low-resolution pictures."""
+    """Makes low-resolution images."""
 
     def __call__(self, hr: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Maps crops to the low-resolution pictures of their seeds.
+        """Maps crops to the low-resolution images of their seeds.
 
         Computes in float32 whatever autocast says, and without gradients.
 
@@ -66,13 +66,13 @@ class Bicubic:
 
 
 class Scene(NamedTuple):
-    """What a step may need besides the picture."""
+    """What a step may need besides the image."""
 
     size: tuple[int, int]  # of the crop
     generator: torch.Generator  # where noise comes from, on the CPU
 
 
-# Something that happens to a picture (1, 3, h, w), all its parameters drawn.
+# Something that happens to an image (1, 3, h, w), all its parameters drawn.
 Step = Callable[[Tensor, Scene], Tensor]
 
 
@@ -83,14 +83,14 @@ class Resize:
     fraction: float  # of the sides of the crop
     mode: str  # one of ``MODES``
 
-    def __call__(self, picture: Tensor, scene: Scene) -> Tensor:
+    def __call__(self, image: Tensor, scene: Scene) -> Tensor:
         """Returns at least one pixel."""
         size = _fraction(scene.size, self.fraction)
-        if size == picture.shape[-2:]:
-            return picture
+        if size == image.shape[-2:]:
+            return image
         # Real-ESRGAN passes a factor in the first order: where it gives a broken number of pixels,
         # that shifts what is not at the top left. A size maps the whole to the whole.
-        return F.interpolate(picture, size, mode=self.mode)
+        return F.interpolate(image, size, mode=self.mode)
 
 
 @dataclass(frozen=True)
@@ -100,36 +100,36 @@ class GaussianNoise:
     sigma: float  # in 8-bit levels
     gray: bool  # all channels get the same
 
-    def __call__(self, picture: Tensor, scene: Scene) -> Tensor:
-        """Returns the noisy picture in [0, 1]."""
-        shape = (1, 1 if self.gray else 3, *picture.shape[-2:])
-        noise = torch.randn(shape, generator=scene.generator).to(picture.device)
-        return (picture + noise * (self.sigma / WHITE)).clamp(0, 1)
+    def __call__(self, image: Tensor, scene: Scene) -> Tensor:
+        """Returns the noisy image in [0, 1]."""
+        shape = (1, 1 if self.gray else 3, *image.shape[-2:])
+        noise = torch.randn(shape, generator=scene.generator).to(image.device)
+        return (image + noise * (self.sigma / WHITE)).clamp(0, 1)
 
 
 @dataclass(frozen=True)
 class PoissonNoise:
     """Noise of counting: brighter is noisier.
 
-    White counts as many events as the picture has 8-bit levels, rounded up to a power of two.
+    White counts as many events as the image has 8-bit levels, rounded up to a power of two.
     """
 
     scale: float  # what the noise is multiplied by
-    gray: bool  # all channels get that of the gray picture
+    gray: bool  # all channels get that of the gray image
 
-    def __call__(self, picture: Tensor, scene: Scene) -> Tensor:
-        """Returns the noisy picture in [0, 1]."""
-        seen = picture
+    def __call__(self, image: Tensor, scene: Scene) -> Tensor:
+        """Returns the noisy image in [0, 1]."""
+        seen = image
         if self.gray:
-            red, green, blue = picture.split(1, dim=1)
+            red, green, blue = image.split(1, dim=1)
             seen = 0.299 * red + 0.587 * green + 0.114 * blue
         levels = (seen.clamp(0, 1) * WHITE).round().long()
         events = 2 ** math.ceil(math.log2(len(levels.unique())))
-        # Not torch.poisson: it takes more or fewer random numbers as the picture has it, so one
+        # Not torch.poisson: it takes more or fewer random numbers as the image has it, so one
         # level that a GPU rounds differently would change the noise of all pixels after it.
-        uniform = torch.rand(levels.shape, generator=scene.generator).to(picture.device)
+        uniform = torch.rand(levels.shape, generator=scene.generator).to(image.device)
         noise = _poisson(levels, uniform, events) / events - levels / WHITE
-        return (picture + noise * self.scale).clamp(0, 1)
+        return (image + noise * self.scale).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -255,12 +255,12 @@ class SecondOrder:
             return torch.cat([self._degrade(*sample) for sample in samples])
 
     def _degrade(self, hr: Tensor, plan: Plan) -> Tensor:
-        picture = sharpen(hr, self.sharpening)
+        image = sharpen(hr, self.sharpening)
         height, width = hr.shape[-2:]
         scene = Scene((height, width), torch.Generator().manual_seed(plan.noise_seed))
         for step in (*plan.first, *plan.second, *plan.final):
-            picture = step(picture, scene)
-        return _to_levels(picture)
+            image = step(image, scene)
+        return _to_levels(image)
 
 
 DEGRADATIONS = {"bicubic": Bicubic, "second-order": SecondOrder}
@@ -280,8 +280,8 @@ def _fraction(size: Sequence[int], fraction: float) -> tuple[int, int]:
     return height, width
 
 
-def _to_levels(picture: Tensor) -> Tensor:
-    return (picture.clamp(0, 1) * WHITE).round() / WHITE
+def _to_levels(image: Tensor) -> Tensor:
+    return (image.clamp(0, 1) * WHITE).round() / WHITE
 
 
 def _poisson(levels: Tensor, uniform: Tensor, events: int) -> Tensor:

@@ -1,13 +1,13 @@
 """TVQ&RAP, assembled from vqprior blocks: a texture tokenizer and a super-resolver over it.
 
-The tokenizer (stage 1) describes a picture by a continuous *structure* and by codes for the
+The tokenizer (stage 1) describes an image by a continuous *structure* and by codes for the
 *texture* that the structure does not explain. The super-resolver (stages 2 and 3) has only the
-low-resolution picture: it gets the structure from it, predicts the codes, and decodes both.
+low-resolution image: it gets the structure from it, predicts the codes, and decodes both.
 
 What networks these are made of is up to an ``Architecture``: convolutional.py has a small one,
 paper.py the authors'.
 
-Pictures are RGB in [0, 1]. Sizes in comments: H x W is the high-resolution picture, the
+Images are RGB in [0, 1]. Sizes in comments: H x W is the high-resolution image, the
 low-resolution one is H/4 x W/4, codes live on the grid H/g x W/g with g = 8 or 4.
 
 Method: Li et al., "Texture Vector-Quantization and Reconstruction Aware Prediction for Generative
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqprior import ChannelFirst, QuantizerOutput, TextureQuantizer, VectorQuantizer
+from vqprior import ChannelsFirst, QuantizerOutput, TextureQuantizer, VectorQuantizer
 from vqprior.functional import select_codes
 
 SCALE = 4  # high-resolution pixels for each low-resolution pixel, along a side
@@ -34,7 +34,7 @@ class Architecture(Protocol):
         codebook_size: Number of codes.
         grid: High-resolution pixels for each code, along a side.
         fold: Low-resolution pixels for each code, along a side.
-        multiple: A side of a low-resolution picture is padded to a multiple of this.
+        multiple: A side of a low-resolution image is padded to a multiple of this.
         overlap: Low-resolution pixels at the border of a tile that are not used.
         blend: Low-resolution pixels on either side of a border over which tiles are mixed.
         default_tile: Side of a tile in low-resolution pixels.
@@ -50,7 +50,7 @@ class Architecture(Protocol):
 
     def make_structure(self) -> nn.Module:
         """Has ``features(hr, lr, texture)``, ``expand(features)``, ``losses(features, hr)``, and
-        ``regressed``: whether features have to be predicted, or are the low-resolution picture.
+        ``regressed``: whether features have to be predicted, or are the low-resolution image.
         """
 
     def make_texture(self) -> nn.Module:
@@ -63,7 +63,7 @@ class Architecture(Protocol):
         """Of vectors of ``d`` features."""
 
     def make_decoder(self) -> nn.Module:
-        """``(structure + codes, lr)`` to a picture; has a ``last_layer``."""
+        """``(structure + codes, lr)`` to an image; has a ``last_layer``."""
 
     def make_predictor(self) -> nn.Module:
         """Has ``trunk(lr)`` and, for regressed structure, ``regressor(trunk)`` to its features;
@@ -81,20 +81,20 @@ def enlarge(lr: Tensor) -> Tensor:
 class Tokenized(NamedTuple):
     """What the tokenizer returns in training."""
 
-    picture: Tensor
+    image: Tensor
     quantizer_output: QuantizerOutput
     terms: dict[str, Tensor]
 
 
 class Description(NamedTuple):
-    """What a predictor has to get from the low-resolution picture."""
+    """What a predictor has to get from the low-resolution image."""
 
     features: Tensor  # of the structure
     indices: Tensor  # (b, H/g, W/g)
 
 
 class TextureTokenizer(nn.Module):
-    """Stage 1: a picture as structure and texture codes, and back."""
+    """Stage 1: an image as structure and texture codes, and back."""
 
     def __init__(self, config: Architecture) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class TextureTokenizer(nn.Module):
         self.structure = config.make_structure()
         self.texture = config.make_texture()
         self.quantizer = TextureQuantizer(
-            ChannelFirst(config.make_quantizer()), fuse=config.make_fusion()
+            ChannelsFirst(config.make_quantizer()), fuse=config.make_fusion()
         )
         self.decoder = config.make_decoder()
 
@@ -111,8 +111,8 @@ class TextureTokenizer(nn.Module):
         texture = self.texture(hr)
         features = self.structure.features(hr, lr, texture)
         out = self.quantizer(texture, self.structure.expand(features), mask)
-        picture = self.decoder(out.quantized, lr)
-        return Tokenized(picture, out, self.structure.losses(features, hr))
+        image = self.decoder(out.quantized, lr)
+        return Tokenized(image, out, self.structure.losses(features, hr))
 
     @torch.no_grad()
     def describe(self, hr: Tensor, lr: Tensor) -> Description:
@@ -125,22 +125,22 @@ class TextureTokenizer(nn.Module):
     @property
     def codes(self) -> Tensor:
         """The codebook ``(k, d)``."""
-        return self.quantizer.codebooks[0].vectors()
+        return self.quantizer.codebooks[0].codes()
 
 
 class Prediction(NamedTuple):
     """What the super-resolver knows before it decides on codes."""
 
-    features: Tensor  # of the structure: the low-resolution picture itself, or what was regressed
+    features: Tensor  # of the structure: the low-resolution image itself, or what was regressed
     structure: Tensor  # (b, d, H/g, W/g)
     logits: Tensor  # (b, H/g, W/g, k)
 
 
 class SuperResolver(nn.Module):
-    """A frozen tokenizer and a predictor of its codes: 4 times larger pictures.
+    """A frozen tokenizer and a predictor of its codes: 4 times larger images.
 
     Without a predictor (``predictor=None``, as after stage 1) the texture is left out and the
-    structure is decoded alone; that needs a structure from the low-resolution picture.
+    structure is decoded alone; that needs a structure from the low-resolution image.
 
     Attributes:
         texture: How much of the predicted texture is added to the structure, from 0 to 1. A guess
@@ -173,7 +173,7 @@ class SuperResolver(nn.Module):
 
     @property
     def multiple(self) -> int:
-        """A side of a low-resolution picture is padded to a multiple of this."""
+        """A side of a low-resolution image is padded to a multiple of this."""
         return self.config.multiple
 
     @property
@@ -209,7 +209,7 @@ class SuperResolver(nn.Module):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Decodes predicted codes so that a loss on the picture trains the predictor."""
+        """Decodes predicted codes so that a loss on the image trains the predictor."""
         texture, _ = select_codes(
             prediction.logits,
             self.tokenizer.codes.detach(),
@@ -221,14 +221,14 @@ class SuperResolver(nn.Module):
         return self.tokenizer.decoder(features, lr)
 
     def forward(self, lr: Tensor) -> Tensor:
-        """Enlarges pictures ``(b, 3, h, w)`` of any size to ``(b, 3, 4h, 4w)``; not clamped."""
+        """Enlarges images ``(b, 3, h, w)`` of any size to ``(b, 3, 4h, 4w)``; not clamped."""
         height, width = lr.shape[-2:]
         lr = reflect(lr, self.multiple)
         if self.predictor is None:
-            picture = self.tokenizer.decoder(self.tokenizer.structure.expand(lr), lr)
+            image = self.tokenizer.decoder(self.tokenizer.structure.expand(lr), lr)
         else:
-            picture = self.reconstruct(self.predict(lr), lr)
-        return picture[..., : SCALE * height, : SCALE * width]
+            image = self.reconstruct(self.predict(lr), lr)
+        return image[..., : SCALE * height, : SCALE * width]
 
     @torch.no_grad()
     def indices(self, lr: Tensor) -> Tensor:
@@ -241,15 +241,15 @@ class SuperResolver(nn.Module):
         return logits.argmax(dim=-1)[:, :rows, :columns]
 
 
-def reflect(picture: Tensor, multiple: int) -> Tensor:
+def reflect(image: Tensor, multiple: int) -> Tensor:
     """Mirrors ``(..., h, w)`` at the bottom and on the right, up to multiples of ``multiple``.
 
-    The last row is not repeated; a picture smaller than what it lacks is mirrored several times.
+    The last row is not repeated; an image smaller than what it lacks is mirrored several times.
     """
     for dim in (-2, -1):
-        side = picture.shape[dim]
+        side = image.shape[dim]
         if missing := -side % multiple:
             order = np.pad(np.arange(side), (0, missing), mode="reflect")
-            order = torch.from_numpy(order).to(picture.device)
-            picture = picture.index_select(dim, order)
-    return picture
+            order = torch.from_numpy(order).to(image.device)
+            image = image.index_select(dim, order)
+    return image

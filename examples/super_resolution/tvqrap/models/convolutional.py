@@ -1,7 +1,7 @@
 """The networks of the presets ``tiny`` and ``small``: residual blocks, nothing else.
 
 They have no normalization over space: what a pixel becomes depends on its surroundings alone, not
-on the size of the picture, so tiles join without seams.
+on the size of the image, so tiles join without seams.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ class ConvolutionalConfig:
 
     Attributes:
         structure: Where the structure comes from: ``"lowres"``, computed from the low-resolution
-            picture, or ``"regressed"``, the paper's: encoded at H/32 from the high-resolution
-            picture and regressed when that is not there.
+            image, or ``"regressed"``, the paper's: encoded at H/32 from the high-resolution
+            image and regressed when that is not there.
         grid: High-resolution pixels for each code, along a side: 8 (the paper's) or 4.
         width: Channels at H/4.
         codebook_size: Number of codes.
@@ -62,7 +62,7 @@ class ConvolutionalConfig:
 
     @property
     def multiple(self) -> int:
-        """A side of a low-resolution picture is padded to a multiple of this."""
+        """A side of a low-resolution image is padded to a multiple of this."""
         return self.fold if self.structure == "lowres" else 32 // SCALE
 
     @property
@@ -116,7 +116,7 @@ def blocks(channels: int, count: int) -> nn.Sequential:
 
 
 class LowResolutionStructure(nn.Module):
-    """Structure that the receiver computes itself: nothing of the low-resolution picture is lost,
+    """Structure that the receiver computes itself: nothing of the low-resolution image is lost,
     and training and inference see the same thing.
     """
 
@@ -131,7 +131,7 @@ class LowResolutionStructure(nn.Module):
         )
 
     def features(self, hr: Tensor, lr: Tensor, texture: Tensor) -> Tensor:
-        """The low-resolution picture itself; the rest is not used."""
+        """The low-resolution image itself; the rest is not used."""
         return lr
 
     def expand(self, features: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ class Fusion(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Structure plus texture to a picture."""
+    """Structure plus texture to an image."""
 
     def __init__(self, config: ConvolutionalConfig) -> None:
         super().__init__()
@@ -234,21 +234,21 @@ class Decoder(nn.Module):
 
     @property
     def last_layer(self) -> nn.Conv2d:
-        """The convolution that everything in a picture passes."""
+        """The convolution that everything in an image passes."""
         return self.network[-2]
 
     def forward(self, features: Tensor, lr: Tensor) -> Tensor:
-        """Returns the picture ``(b, 3, H, W)``.
+        """Returns the image ``(b, 3, H, W)``.
 
-        With structure from the low-resolution picture the network predicts what bicubic
+        With structure from the low-resolution image the network predicts what bicubic
         enlargement misses; the paper's structure has to carry everything.
         """
-        picture = self.network(features)
-        return picture + enlarge(lr) if self.adds_to_lr else picture
+        image = self.network(features)
+        return image + enlarge(lr) if self.adds_to_lr else image
 
 
 class ConvolutionalPredictor(nn.Module):
-    """What belongs at each place, given the low-resolution picture."""
+    """What belongs at each place, given the low-resolution image."""
 
     def __init__(self, config: ConvolutionalConfig) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """The networks of the preset ``paper``: the architecture that the authors of TVQ&RAP released.
 
-Structure lives at H/32, texture and codes at H/8. The networks see pictures in [-1, 1]; what is
+Structure lives at H/32, texture and codes at H/8. The networks see images in [-1, 1]; what is
 outside of them sees [0, 1], as everywhere here. Modules are numbered as in the release, so that
-official.py has little to translate.
+convert_checkpoint.py has little to translate.
 
 Reference: Li et al., ICLR 2026, arXiv 2509.23774, and the code at
 https://github.com/CVL-UESTC/TVQ-RAP. Two of its habits are kept because checkpoints rely on them:
@@ -127,30 +127,30 @@ def convolved_attention(channels: int, depth: int, groups: int = 1) -> nn.Sequen
     )
 
 
-def to_signed(picture: Tensor) -> Tensor:
+def to_signed(image: Tensor) -> Tensor:
     """From [0, 1] to the [-1, 1] of the networks."""
-    return 2 * picture - 1
+    return 2 * image - 1
 
 
-def from_signed(picture: Tensor) -> Tensor:
+def from_signed(image: Tensor) -> Tensor:
     """From the [-1, 1] of the networks to [0, 1]."""
-    return (picture + 1) / 2
+    return (image + 1) / 2
 
 
 class OnSigned(nn.Module):
-    """A network that takes a picture."""
+    """A network that takes an image."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
         self.network = nn.Sequential(*layers)
 
-    def forward(self, picture: Tensor) -> Tensor:
-        """Returns features of a picture in [0, 1]."""
-        return self.network(to_signed(picture))
+    def forward(self, image: Tensor) -> Tensor:
+        """Returns features of an image in [0, 1]."""
+        return self.network(to_signed(image))
 
 
 def texture_encoder(w: int) -> OnSigned:
-    """The texture of a picture: H -> H/8. The structure is computed from it, too."""
+    """The texture of an image: H -> H/8. The structure is computed from it, too."""
     return OnSigned(
         conv(3, w), Res(w), Res(w),
         down(w), Res(2 * w), Res(2 * w),
@@ -160,7 +160,7 @@ def texture_encoder(w: int) -> OnSigned:
 
 
 class PaperStructure(nn.Module):
-    """Structure at H/32, kept free of texture by alignment to the latent of a small picture."""
+    """Structure at H/32, kept free of texture by alignment to the latent of a small image."""
 
     regressed = True
 
@@ -202,7 +202,7 @@ class PaperStructure(nn.Module):
         return self.align(features, to_signed((small * 255).round() / 255))
 
     def align(self, features: Tensor, small: Tensor) -> dict[str, Tensor]:
-        """The same for a small picture ``(b, 3, H/8, W/8)`` in [-1, 1]."""
+        """The same for a small image ``(b, 3, H/8, W/8)`` in [-1, 1]."""
         latent = self.small_encoder(small)
         return {
             "alignment": alignment_loss(features, latent),
@@ -225,7 +225,7 @@ class PaperFusion(nn.Module):
 
 
 class PaperDecoder(nn.Module):
-    """Structure plus texture to a picture."""
+    """Structure plus texture to an image."""
 
     def __init__(self, w: int) -> None:
         super().__init__()
@@ -239,16 +239,16 @@ class PaperDecoder(nn.Module):
 
     @property
     def last_layer(self) -> nn.Conv2d:
-        """The convolution that everything in a picture passes."""
+        """The convolution that everything in an image passes."""
         return self.network[-1]
 
     def forward(self, features: Tensor, lr: Tensor) -> Tensor:
-        """Returns the picture ``(b, 3, H, W)``. ``lr`` is not used."""
+        """Returns the image ``(b, 3, H, W)``. ``lr`` is not used."""
         return from_signed(self.network(features))
 
 
 class PaperPredictor(nn.Module):
-    """Structure and codes of a picture, from its low-resolution version."""
+    """Structure and codes of an image, from its low-resolution version."""
 
     def __init__(self, config: PaperConfig) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ PRESETS: dict[str, Architecture] = {
         predictor_blocks=12,
         head_blocks=3,
     ),
-    # The authors' model: days on several GPUs, or their weights (official.py).
+    # The authors' model: days on several GPUs, or their weights (convert_checkpoint.py).
     "paper": PaperConfig(),
 }
 ARCHITECTURES = {"convolutional": ConvolutionalConfig, "paper": PaperConfig}

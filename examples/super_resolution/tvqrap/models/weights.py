@@ -1,5 +1,6 @@
 """Model files: safetensors with the configuration in the header, so nothing executes on reading."""
 
+import re
 from pathlib import Path
 
 import safetensors
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from tvqrap.cli import UserError, atomic_write
 from tvqrap.models.assembly import Architecture, SuperResolver, TextureTokenizer
-from tvqrap.models.official import load_official
+from tvqrap.models.official_checkpoint import load_official
 from tvqrap.models.presets import config_from_json, config_to_json
 
 DEFAULT_WEIGHTS = Path(__file__).parents[2] / "weights" / "small.safetensors"
@@ -133,8 +134,13 @@ def _read(path: Path) -> tuple[Architecture, dict[str, Tensor], float]:
         raise UserError(
             f"{path}: the configuration in the header is not understood ({error})"
         ) from None
-    tensors = {name: value.float() for name, value in load_file(str(path)).items()}
+    tensors = {_named(name): value.float() for name, value in load_file(str(path)).items()}
     return config, tensors, texture
+
+
+def _named(name: str) -> str:
+    """Files of vqprior 0.1 call the parameter of a codebook ``codes``."""
+    return re.sub(r"\bcodebook\.codes$", "codebook.weight", name)
 
 
 def _fill(path: Path, module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:

@@ -131,7 +131,7 @@ class Data:
     Attributes:
         training: Crops of the photos to train on.
         validation: Crops of the photos to report on.
-        degrade: Makes low-resolution pictures; None for the clean ones that crops come with.
+        degrade: Makes low-resolution images; None for the clean ones that crops come with.
     """
 
     training: Crops
@@ -139,7 +139,7 @@ class Data:
     degrade: Degradation | None = None
 
     def degraded(self, batch: Batch) -> Batch:
-        """Returns the batch with the low-resolution pictures that the stage should see."""
+        """Returns the batch with the low-resolution images that the stage should see."""
         if self.degrade is None:
             return batch
         lr = self.degrade(batch.hr, batch.seeds)

@@ -113,7 +113,7 @@ def _add_recipe(group: argparse._ArgumentGroup) -> None:
     add("--adversarial", type=weight, metavar="X",
         help="weight of the adversarial loss (0; paper 0.75)")  # fmt: skip
     add("--degradation", choices=sorted(DEGRADATIONS),
-        help="how low-resolution pictures are made (bicubic; predictor and rap of paper "
+        help="how low-resolution images are made (bicubic; predictor and rap of paper "
         "second-order)")  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tvqrap.cli import UserError
-from tvqrap.pictures.images import FORMATS, READ_SUFFIXES, preview, read_image
+from tvqrap.images.files import FORMATS, READ_SUFFIXES, preview, read_image
 
 CACHE_BYTES = 512 * 2**20  # of decoded photos that a process keeps
 
@@ -87,7 +87,7 @@ def find_photos(source: Path) -> list[Path]:
     if source.is_dir():
         found = sorted(path for path in source.rglob("*") if _is_photo(path, source))
         if not found:
-            raise UserError(f"{source}: no pictures in this folder or in those inside it")
+            raise UserError(f"{source}: no images in this folder or in those inside it")
         return found
     if not source.exists():
         raise UserError(f"{source}: no such folder or list of photos")
@@ -105,10 +105,10 @@ def find_photos(source: Path) -> list[Path]:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Returns the two sides of a picture, without decoding it.
+    """Returns the two sides of an image, without decoding it.
 
     Raises:
-        UserError: If the file is no picture that can be read.
+        UserError: If the file is no image that can be read.
     """
     try:
         with warnings.catch_warnings():

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 STAGES = ("tokenizer", "predictor", "rap")
 
 
-def signed_mse(picture: Tensor, target: Tensor) -> Tensor:
-    """The mean squared error of pictures in [0, 1], as if they were in [-1, 1]."""
-    return 4 * F.mse_loss(picture, target)
+def signed_mse(image: Tensor, target: Tensor) -> Tensor:
+    """The mean squared error of images in [0, 1], as if they were in [-1, 1]."""
+    return 4 * F.mse_loss(image, target)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +30,15 @@ class Recipe:
         averaging: Decay of the moving average of the weights, which is what is saved.
         batch: Samples in a step, of all processes together.
         crop: Side of a sample in high-resolution pixels.
-        pixel: The loss on pixels of pictures in [0, 1].
+        pixel: The loss on pixels of images in [0, 1].
         perceptual: Weight of the filter-bank loss.
         adversarial: Weight of the adversarial loss.
-        signed: Whether the discriminator sees pictures in [-1, 1] instead of [0, 1].
-        degradation: How low-resolution pictures are made, a name in degradations.py.
+        signed: Whether the discriminator sees images in [-1, 1] instead of [0, 1].
+        degradation: How low-resolution images are made, a name in degradations.py.
         augmentation: How crops are made, a name in data.py.
         codebook: How codes learn: by ``"rules"``, from a start by k-means, or by ``"gradient"``,
             from a uniform start.
-        code_weight: Of the code-level loss, beside the loss on the picture.
+        code_weight: Of the code-level loss, beside the loss on the image.
         code_dropout: Share of samples that are decoded without codes, where the structure does not
             have to be regressed.
     """

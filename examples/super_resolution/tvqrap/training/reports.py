@@ -14,7 +14,7 @@ from tvqrap.training.ranks import Ranks
 from tvqrap.training.update import Outcome
 from vqprior.metrics import CodebookUsage, psnr, rgb_to_luma
 
-SHOWN = 8  # pictures in a sample
+SHOWN = 8  # images in a sample
 Row = dict[str, float]
 
 
@@ -81,9 +81,9 @@ class Tally:
         self.usage.reset()
 
 
-def mean_psnr(picture: Tensor, hr: Tensor) -> float:
+def mean_psnr(image: Tensor, hr: Tensor) -> float:
     """Mean PSNR of the luma in dB."""
-    return float(psnr(rgb_to_luma(picture.clamp(0, 1)), rgb_to_luma(hr)).mean())
+    return float(psnr(rgb_to_luma(image.clamp(0, 1)), rgb_to_luma(hr)).mean())
 
 
 def write_csv(path: Path, rows: list[Row]) -> None:
@@ -97,10 +97,10 @@ def write_csv(path: Path, rows: list[Row]) -> None:
         file.write(text.getvalue().encode())
 
 
-def save_samples(path: Path, lr: Tensor, picture: Tensor, hr: Tensor) -> None:
+def save_samples(path: Path, lr: Tensor, image: Tensor, hr: Tensor) -> None:
     """Draws bicubic enlargement, result and truth side by side, one sample a row."""
     path.parent.mkdir(exist_ok=True)
-    rows = torch.cat([enlarge(lr), picture, hr], dim=3)[:SHOWN]
+    rows = torch.cat([enlarge(lr), image, hr], dim=3)[:SHOWN]
     pixels = (torch.cat(list(rows), dim=1).clamp(0, 1) * 255).round().byte()
     with atomic_write(path) as file:
         Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(file, "PNG")

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from tvqrap.models.assembly import Prediction, SuperResolver, TextureTokenizer
-from vqprior import CodebookEMA, CodebookRevival, QuantizerOutput, initialize_
-from vqprior.functional import code_cross_entropy
+from vqprior import CodebookEMA, CodebookRevival, QuantizerOutput, initialize_codebooks_
+from vqprior.functional import index_cross_entropy
 from vqprior.losses import ReconstructionAwareLoss, alignment_loss
 
-# The loss on pictures is made for the parameter at which an adversarial gradient is balanced.
+# The loss on images is made for the parameter at which an adversarial gradient is balanced.
 MakeObjective = Callable[[nn.Parameter], ReconstructionAwareLoss]
 
 
@@ -42,7 +42,7 @@ class Step:
     loss: Tensor
     terms: dict[str, Tensor]
     indices: Tensor  # for the meter of codebook usage
-    picture: Tensor | None = None  # for a discriminator
+    image: Tensor | None = None  # for a discriminator
     quantizer_output: QuantizerOutput | None = None  # for rules
 
 
@@ -69,20 +69,20 @@ class Stage(nn.Module):
         raise NotImplementedError
 
     def validate(self, trained: nn.Module, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns pictures, the indices they used, and the true ones."""
+        """Returns images, the indices they used, and the true ones."""
         raise NotImplementedError
 
 
 class TokenizerStage(Stage):
-    """Stage 1: reconstruct pictures from structure and codes.
+    """Stage 1: reconstruct images from structure and codes.
 
-    With structure from the low-resolution picture, some samples are decoded without codes
+    With structure from the low-resolution image, some samples are decoded without codes
     (``code_dropout``): the structure then learns to say all it can by itself, and what is left to
     the codes is a conditional residual.
 
     Args:
         tokenizer: What to train.
-        make_objective: Makes the loss on the picture.
+        make_objective: Makes the loss on the image.
         codebook: Whether codes learn by ``"rules"`` or by ``"gradient"``.
         code_dropout: Share of samples without codes.
 
@@ -117,7 +117,7 @@ class TokenizerStage(Stage):
         features = self.trained.structure.features(hr, lr, texture)
         structure = self.trained.structure.expand(features)
         generator = torch.Generator().manual_seed(0)
-        initialize_(self.trained.quantizer, texture, structure, generator=generator)
+        initialize_codebooks_(self.trained.quantizer, texture, structure, generator=generator)
 
     def forward(self, hr: Tensor, lr: Tensor, chance: Chance) -> Step:
         """Reconstructs a batch."""
@@ -131,10 +131,10 @@ class TokenizerStage(Stage):
         # so weighted, the mean over processes is that of the joint batch.
         share = own.float().mean() / kept.float().mean().clamp_min(1 / len(kept))
         quantizer_terms = {name: share * term for name, term in out.terms.items()}
-        loss, terms = self.objective(tokenized.picture, hr)
+        loss, terms = self.objective(tokenized.image, hr)
         terms = terms | tokenized.terms | quantizer_terms
         loss = loss + sum(quantizer_terms.values()) + sum(tokenized.terms.values())
-        return Step(loss, terms, out.indices, tokenized.picture, out)
+        return Step(loss, terms, out.indices, tokenized.image, out)
 
     def model(self, trained: nn.Module) -> TextureTokenizer:
         """Returns what is saved."""
@@ -144,7 +144,7 @@ class TokenizerStage(Stage):
     def validate(self, trained: nn.Module, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns reconstructions, the indices they used, and the true ones."""
         indices = trained.describe(hr, lr).indices
-        return trained(hr, lr).picture, indices, indices
+        return trained(hr, lr).image, indices, indices
 
 
 class PredictorStage(Stage):
@@ -171,9 +171,9 @@ class PredictorStage(Stage):
         return Step(sum(terms.values()), terms, indices)
 
     def code_losses(self, prediction: Prediction, hr: Tensor, lr: Tensor) -> dict[str, Tensor]:
-        """Compares a prediction with what the tokenizer sees in the high-resolution picture."""
+        """Compares a prediction with what the tokenizer sees in the high-resolution image."""
         truth = self.tokenizer.describe(hr, lr)
-        terms = {"code": code_cross_entropy(prediction.logits, truth.indices)}
+        terms = {"code": index_cross_entropy(prediction.logits, truth.indices)}
         if self.tokenizer.structure.regressed:
             # The paper weighs 1 : 0.5; only the ratio matters to Adam.
             terms["structure"] = 2 * alignment_loss(prediction.features, truth.features)
@@ -185,18 +185,18 @@ class PredictorStage(Stage):
 
     @torch.no_grad()
     def validate(self, trained: nn.Module, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns predicted pictures, the predicted indices, and the true ones."""
+        """Returns predicted images, the predicted indices, and the true ones."""
         model = self.model(trained)
         return model(lr), model.indices(lr), self.tokenizer.describe(hr, lr).indices
 
 
 class RapStage(PredictorStage):
-    """Stage 3: reconstruction-aware prediction, the loss is on the picture.
+    """Stage 3: reconstruction-aware prediction, the loss is on the image.
 
     Args:
         tokenizer: The frozen prior.
         predictor: The predictor of stage 2.
-        make_objective: Makes the loss on the picture.
+        make_objective: Makes the loss on the image.
         estimator: How the gradient passes the choice of codes.
         temperature: Softens (above 1) the distribution in that gradient.
         code_weight: Weight of the code-level loss that is kept beside; the paper has 0.
@@ -222,18 +222,18 @@ class RapStage(PredictorStage):
         self.code_weight = code_weight
 
     def forward(self, hr: Tensor, lr: Tensor, chance: Chance) -> Step:
-        """Predicts codes, decodes them, compares pictures."""
+        """Predicts codes, decodes them, compares images."""
         model = SuperResolver(self.tokenizer, self.trained)
         prediction = model.predict(lr)
-        picture = model.reconstruct(
+        image = model.reconstruct(
             prediction, lr, estimator=self.estimator, temperature=self.temperature,
             generator=chance.generator,
         )  # fmt: skip
-        loss, terms = self.objective(picture, hr)
+        loss, terms = self.objective(image, hr)
         if self.code_weight > 0:
             kept = {
                 name: self.code_weight * term
                 for name, term in self.code_losses(prediction, hr, lr).items()
             }
             loss, terms = loss + sum(kept.values()), terms | kept
-        return Step(loss, terms, prediction.logits.argmax(dim=-1), picture)
+        return Step(loss, terms, prediction.logits.argmax(dim=-1), image)

@@ -40,7 +40,7 @@ class Settings:
         workers: Processes that read photos, for each process that trains.
         precision: Of the networks in training, ``"float32"`` or ``"bfloat16"``.
         report_every: Steps between two rows of the log.
-        sample_every: Steps between two pictures.
+        sample_every: Steps between two images.
         checkpoint_every: Steps between two checkpoints; a multiple of ``report_every``.
     """
 
@@ -222,8 +222,8 @@ class Trainer:
         if not self.ranks.is_first:
             return
         row = {"step": self.done, "seconds": round(self.seconds, 1), **means}
-        picture, indices, true_indices = self._validate()
-        row["val_psnr"] = mean_psnr(picture, self.validation.hr)
+        image, indices, true_indices = self._validate()
+        row["val_psnr"] = mean_psnr(image, self.validation.hr)
         row["val_accuracy"] = float((indices == true_indices).float().mean())
         self.rows.append(row)
         write_csv(self.settings.out / "log.csv", self.rows)
@@ -245,9 +245,9 @@ class Trainer:
         return 10 * sum(p.numel() * p.element_size() for p in tensors)
 
     def _save_samples(self) -> None:
-        picture, _, _ = self._validate()
+        image, _, _ = self._validate()
         path = self.settings.out / "samples" / f"{self.done:07d}.png"
-        save_samples(path, self.validation.lr, picture, self.validation.hr)
+        save_samples(path, self.validation.lr, image, self.validation.hr)
 
     def _save_checkpoint(self) -> None:
         progress = {

@@ -23,7 +23,7 @@ from vqprior.nn import PatchDiscriminator
 
 
 class Critic:
-    """A discriminator and how it learns; it sees pictures in [0, 1], or ``signed`` in [-1, 1].
+    """A discriminator and how it learns; it sees images in [0, 1], or ``signed`` in [-1, 1].
 
     Its normalization averages over what one process sees at once, so with an adversarial loss the
     number of processes is not quite without influence.
@@ -38,19 +38,19 @@ class Critic:
             self.discriminator.parameters(), lr=recipe.learning_rate, betas=recipe.critic_betas
         )
 
-    def generator_loss(self, picture: Tensor) -> Tensor:
-        """What a picture loses for being recognized, with a gradient to it alone.
+    def generator_loss(self, image: Tensor) -> Tensor:
+        """What an image loses for being recognized, with a gradient to it alone.
 
         A plain function for the objective, which therefore has no discriminator in it.
         """
-        return self.loss(self._seen(picture))
+        return self.loss(self._seen(image))
 
-    def discriminator_loss(self, picture: Tensor, hr: Tensor) -> Tensor:
-        """What the discriminator loses for not recognizing a picture."""
-        return self.loss.discriminator_loss(self._seen(picture.float()), self._seen(hr))
+    def discriminator_loss(self, image: Tensor, hr: Tensor) -> Tensor:
+        """What the discriminator loses for not recognizing an image."""
+        return self.loss.discriminator_loss(self._seen(image.float()), self._seen(hr))
 
-    def _seen(self, picture: Tensor) -> Tensor:
-        return to_signed(picture) if self.signed else picture
+    def _seen(self, image: Tensor) -> Tensor:
+        return to_signed(image) if self.signed else image
 
 
 @dataclasses.dataclass
@@ -63,7 +63,7 @@ class Outcome:
         gradient_norm: Of the joint gradient, the same on all processes.
         is_finite: Whether the gradient, and the loss of this process, are.
         quantizer_output: Of all parts together, for rules.
-        pictures: What the discriminator may see, and what it should look like, for each part.
+        images: What the discriminator may see, and what it should look like, for each part.
     """
 
     terms: dict[str, Tensor]
@@ -71,7 +71,7 @@ class Outcome:
     gradient_norm: float
     is_finite: bool
     quantizer_output: QuantizerOutput | None
-    pictures: list[tuple[Tensor, Tensor]]
+    images: list[tuple[Tensor, Tensor]]
 
 
 class Update:
@@ -114,14 +114,14 @@ class Update:
         """Computes the gradient of a joint batch.
 
         Args:
-            batches: The parts of this process, low-resolution pictures as the stage should see
+            batches: The parts of this process, low-resolution images as the stage should see
                 them; as many as there are ``chances`` are taken.
             chances: What is random about each part.
         """
         self.stage.trained.train()
         self.optimizer.zero_grad(set_to_none=True)
         steps: list[Step] = []
-        pictures = []
+        images = []
         for chance in chances:
             batch = next(batches)
             with self._synchronized(self.parallel, len(steps)):
@@ -129,7 +129,7 @@ class Update:
                     step = self.parallel(batch.hr, batch.lr, chance)
                 (step.loss / len(chances)).backward()
             if self.critic is not None:
-                pictures.append((step.picture.detach(), batch.hr))
+                images.append((step.image.detach(), batch.hr))
             steps.append(self._without_graph(step))
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters])
         terms = {
@@ -142,7 +142,7 @@ class Update:
             gradient_norm=float(norm),
             is_finite=bool(norm.isfinite() & terms["loss"].isfinite()),
             quantizer_output=joined([step.quantizer_output for step in steps]),
-            pictures=pictures,
+            images=images,
         )
 
     def apply(self, outcome: Outcome) -> bool:
@@ -175,11 +175,11 @@ class Update:
     def _teach(self, critic: Critic, outcome: Outcome) -> bool:
         critic.optimizer.zero_grad(set_to_none=True)
         losses = []
-        for picture, hr in outcome.pictures:
+        for image, hr in outcome.images:
             with self._synchronized(critic.parallel, len(losses)):
                 with self._autocast():
-                    loss = critic.discriminator_loss(picture, hr)
-                (loss / len(outcome.pictures)).backward()
+                    loss = critic.discriminator_loss(image, hr)
+                (loss / len(outcome.images)).backward()
             losses.append(loss.detach())
         outcome.terms["discriminator"] = torch.stack(losses).mean()
         gradients = [p.grad for p in critic.discriminator.parameters()]

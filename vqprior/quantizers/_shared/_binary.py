@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from vqprior._checks import check_at_least, check_index_range, check_positive
-from vqprior._implied import ImpliedCodes
 from vqprior._interfaces import QuantizerOutput
-from vqprior._tokens import check_indices, result
 from vqprior.functional import (
     bit_entropy_loss,
     join_indices,
@@ -16,11 +14,14 @@ from vqprior.functional import (
     split_indices,
     straight_through,
 )
+from vqprior.quantizers._shared._codebook_free import CodebookFree
+from vqprior.quantizers._shared._inputs import check_indices
+from vqprior.quantizers._shared._outputs import make_output
 
 _MAX_BITS = 62  # so that every index is an int64
 
 
-class BinaryQuantizer(ImpliedCodes):
+class BinaryQuantizer(CodebookFree):
     """Keeps the sign of each feature; subclasses say of what, and how long a code is."""
 
     def __init__(
@@ -38,7 +39,7 @@ class BinaryQuantizer(ImpliedCodes):
         if num_bits > _MAX_BITS:
             raise ValueError(
                 f"`num_bits` must be at most {_MAX_BITS}, got {num_bits}. For more, put several in "
-                "`Grouped`."
+                "`GroupedQuantizer`."
             )
         check_at_least("commitment_weight", commitment_weight, 0.0)
         check_at_least("sample_entropy_weight", sample_entropy_weight, 0.0)
@@ -94,27 +95,27 @@ class BinaryQuantizer(ImpliedCodes):
         signs = torch.where(bits < 0, 0, 2 * bits - 1)
         return signs.to(torch.float32) * self.scale
 
-    def _indices(self, prepared: Tensor, counted: Tensor) -> Tensor:
+    def _indices(self, prepared: Tensor, valid: Tensor) -> Tensor:
         bits = (prepared > 0).long()
-        return torch.where(counted, join_indices(bits, (2,) * self.num_bits), -1)
+        return torch.where(valid, join_indices(bits, (2,) * self.num_bits), -1)
 
     def _result(
-        self, x: Tensor, prepared: Tensor, counted: Tensor, indices: Tensor
+        self, x: Tensor, prepared: Tensor, valid: Tensor, indices: Tensor
     ) -> QuantizerOutput:
         codes = self.decode(indices)
         quantized = straight_through(prepared.to(x.dtype), codes.to(x.dtype))
         terms = {}
         if self.commitment_weight > 0:
-            distance = masked_mean_square(prepared - codes, counted)
+            distance = masked_mean_square(prepared - codes, valid)
             terms["commitment"] = self.commitment_weight * distance
         if self.sample_entropy_weight > 0 or self.batch_entropy_weight > 0:
             terms["entropy"] = bit_entropy_loss(
                 # The log-odds of a bit if a code's logit is minus its squared distance.
                 4 * self.scale / self.temperature * prepared,
-                mask=counted,
+                mask=valid,
                 sample_weight=self.sample_entropy_weight,
                 batch_weight=self.batch_entropy_weight,
                 group_size=self.group_size,
                 across_ranks=self.training,
             )
-        return result(torch.where(counted.unsqueeze(-1), quantized, 0.0), indices, terms)
+        return make_output(torch.where(valid.unsqueeze(-1), quantized, 0.0), indices, terms)

@@ -6,12 +6,13 @@ from torch import Tensor
 
 from vqprior._checks import check_mask
 from vqprior._interfaces import Quantizer, QuantizerOutput
-from vqprior._tokens import check_features_last, with_quantized
-from vqprior._wrapper import Transparent
+from vqprior.quantizers._shared._inputs import check_features_last
+from vqprior.quantizers._shared._outputs import replace_quantized
+from vqprior.quantizers._shared._wrapper import ForwardingWrapper
 
 
 @final
-class ChannelFirst(Transparent):
+class ChannelsFirst(ForwardingWrapper):
     """Applies a quantizer to feature maps ``(b, d, *spatial)``, a token at each position.
 
     Selections, which rules and losses read, keep their features last.
@@ -33,8 +34,8 @@ class ChannelFirst(Transparent):
 
     Examples:
         >>> import torch
-        >>> from vqprior import ChannelFirst, VectorQuantizer
-        >>> vq = ChannelFirst(VectorQuantizer(dim=64, codebook_size=512))
+        >>> from vqprior import ChannelsFirst, VectorQuantizer
+        >>> vq = ChannelsFirst(VectorQuantizer(dim=64, codebook_size=512))
         >>> out = vq(torch.randn(2, 64, 8, 8))
         >>> out.quantized.shape, out.indices.shape
         (torch.Size([2, 64, 8, 8]), torch.Size([2, 8, 8]))
@@ -56,7 +57,7 @@ class ChannelFirst(Transparent):
             ValueError: If dimension 1 of ``x`` is not ``dim``.
         """
         out = self.quantizer(self._features_last(x, mask), mask)
-        return with_quantized(out, out.quantized.movedim(-1, 1))
+        return replace_quantized(out, out.quantized.movedim(-1, 1))
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the indices ``(b, *spatial)`` or ``(b, *spatial, q)``."""
@@ -76,14 +77,14 @@ class ChannelFirst(Transparent):
             )
         return codes.movedim(-1, 1)
 
-    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+    def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result for indices chosen elsewhere.
 
         Raises:
             ValueError: If dimension 1 of ``x`` is not ``dim``.
         """
-        out = self.quantizer.assign(self._features_last(x, None), indices)
-        return with_quantized(out, out.quantized.movedim(-1, 1))
+        out = self.quantizer.quantize_as(self._features_last(x, None), indices)
+        return replace_quantized(out, out.quantized.movedim(-1, 1))
 
     def logits(
         self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
@@ -97,14 +98,14 @@ class ChannelFirst(Transparent):
         x = self._features_last(x, None)
         return self.quantizer.logits(x, temperature=temperature, indices=indices)
 
-    def nearest(self, x: Tensor, num_nearest: int) -> Tensor:
+    def nearest_indices(self, x: Tensor, num_nearest: int) -> Tensor:
         """Returns the indices of the nearest codes ``(b, *spatial, m)``, nearest first.
 
         Raises:
             TypeError: If the quantizer has not exactly one explicit codebook.
             ValueError: If dimension 1 of ``x`` is not ``dim``.
         """
-        return self.quantizer.nearest(self._features_last(x, None), num_nearest)
+        return self.quantizer.nearest_indices(self._features_last(x, None), num_nearest)
 
     def _features_last(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if x.ndim < 2 or x.shape[1] != self.dim:

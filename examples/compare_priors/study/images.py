@@ -1,4 +1,4 @@
-"""The pictures of the study: crops to train on, and fixed ones to measure on."""
+"""The images of the study: crops to train on, and fixed ones to measure on."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -13,18 +13,18 @@ from tvqrap.training.photos import PhotoFiles
 
 CROP = 64  # side of a crop to train on, and of a piece to measure on
 CUTS = 2
-PIECES = CUTS**2  # of a held-out picture
-VIEW = CUTS * CROP  # side of a held-out picture
+PIECES = CUTS**2  # of a held-out image
+VIEW = CUTS * CROP  # side of a held-out image
 
 
 class Pair(NamedTuple):
-    """Pictures in two sizes, RGB in [0, 1]."""
+    """Images in two sizes, RGB in [0, 1]."""
 
     hr: Tensor  # (b, 3, H, W)
     lr: Tensor  # (b, 3, H/4, W/4)
 
 
-class Pictures:
+class Images:
     """Random crops of some photos, and the middles of others.
 
     Models are measured on pieces as large as the crops that they are trained on. A structure that
@@ -35,7 +35,7 @@ class Pictures:
         photos: Folder of photos to train on.
         val: Folder of photos to measure on.
         most: Number of them at most.
-        device: Where pictures go.
+        device: Where images go.
 
     Attributes:
         held_out: ``PIECES`` of each, one after the other.
@@ -91,8 +91,8 @@ def joined(pieces: Tensor) -> Tensor:
     )
 
 
-def _pieces(pictures: np.ndarray) -> Tensor:
-    found = torch.from_numpy(pictures).float() / 255
+def _pieces(images: np.ndarray) -> Tensor:
+    found = torch.from_numpy(images).float() / 255
     found = rearrange(
         found, "b (rows h) (columns w) c -> (b rows columns) c h w", rows=CUTS, columns=CUTS
     )

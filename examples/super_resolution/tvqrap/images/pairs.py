@@ -1,4 +1,4 @@
-"""Scenes in two sizes: read as pairs of files, or made from large pictures."""
+"""Scenes in two sizes: read as pairs of files, or made from large images."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from tvqrap.cli import UserError
+from tvqrap.images.files import collect_inputs, from_pillow, preview, read_image
 from tvqrap.models.assembly import SCALE
-from tvqrap.pictures.images import collect_inputs, from_pillow, preview, read_image
 
-SMALLEST_SIDE = 32  # of a large picture
+SMALLEST_SIDE = 32  # of a large image
 BICUBIC = Image.Resampling.BICUBIC
 
 
@@ -28,10 +28,10 @@ def pair_loaders(folder: Path) -> list[Callable[[], Pair]]:
     """Finds the pairs ``HR/NAME`` and ``LR/NAME``; each is read when its loader is called.
 
     Raises:
-        UserError: a subfolder is missing or empty, or a picture has no partner.
+        UserError: a subfolder is missing or empty, or an image has no partner.
     """
     large, small = (
-        {path.name: path for path in _pictures_in(folder / side)} for side in ("HR", "LR")
+        {path.name: path for path in _images_in(folder / side)} for side in ("HR", "LR")
     )
     alone = [f"HR/{name}" for name in large.keys() - small.keys()]
     alone += [f"LR/{name}" for name in small.keys() - large.keys()]
@@ -41,19 +41,19 @@ def pair_loaders(folder: Path) -> list[Callable[[], Pair]]:
 
 
 def photo_loaders(folder: Path) -> list[Callable[[], Pair]]:
-    """Finds large pictures, whose small version is made when their loader is called.
+    """Finds large images, whose small version is made when their loader is called.
 
     Raises:
-        UserError: the folder is missing or has no pictures.
+        UserError: the folder is missing or has no images.
     """
-    return [partial(make_pair, path) for path in _pictures_in(folder)]
+    return [partial(make_pair, path) for path in _images_in(folder)]
 
 
 def read_pair(hr_path: Path, lr_path: Path) -> Pair:
     """Reads a scene from two files.
 
     Raises:
-        UserError: a file cannot be read, or the large picture is not 4 times the small one.
+        UserError: a file cannot be read, or the large image is not 4 times the small one.
     """
     hr, lr = (preview(read_image(path)) for path in (hr_path, lr_path))
     if hr.size != (lr.width * SCALE, lr.height * SCALE):
@@ -65,7 +65,7 @@ def read_pair(hr_path: Path, lr_path: Path) -> Pair:
 
 
 def make_pair(path: Path) -> Pair:
-    """Reads a large picture, cuts it to multiples of 4, and makes the small one from it.
+    """Reads a large image, cuts it to multiples of 4, and makes the small one from it.
 
     Raises:
         UserError: the file cannot be read or is too small to measure anything.
@@ -76,7 +76,7 @@ def make_pair(path: Path) -> Pair:
     return _checked(path, hr, hr.resize((max(width, 1), max(height, 1)), BICUBIC))
 
 
-def _pictures_in(folder: Path) -> list[Path]:
+def _images_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     return collect_inputs([str(folder)])

@@ -1,4 +1,4 @@
-"""Where the tiles of a picture lie, and how much each counts where several give a pixel.
+"""Where the tiles of an image lie, and how much each counts where several give a pixel.
 
 Rows and columns are laid out alike and independently: along each axis a layout makes a list of
 ``Placement``, and the tiles are all pairs of one from each list. A pixel of the result is the mean
@@ -37,8 +37,8 @@ class Geometry(Protocol):
         """Input pixels at the border of a tile that are seen but not used.
 
         A model of which nothing beyond ``overlap`` influences a pixel says at least ``multiple``;
-        its tiles begin at multiples of ``multiple``, as cells of the whole picture do, and give
-        what the whole picture gives. One that says less can never be exact, and its tiles begin
+        its tiles begin at multiples of ``multiple``, as cells of the whole image do, and give
+        what the whole image gives. One that says less can never be exact, and its tiles begin
         anywhere.
         """
         ...
@@ -71,7 +71,7 @@ class Placement:
 
 
 class Layout(Protocol):
-    """A way to cut pictures into tiles."""
+    """A way to cut images into tiles."""
 
     def placements(self, side: int, model: Geometry) -> list[Placement]:
         """Lays out tiles along a side of ``side`` input pixels, from its start to its end."""
@@ -83,12 +83,12 @@ class Blended:
     """Tiles that see more than is used of them, and give way to each other linearly.
 
     What is used of a tile ends ``model.overlap`` input pixels before what it sees, if that is not
-    the border of the picture, and over ``model.blend`` pixels on either side of the border between
+    the border of the image, and over ``model.blend`` pixels on either side of the border between
     two tiles the weight of one falls from 1 to 0 as the other's rises. So whatever little
     difference the overlap has left can nowhere make an edge.
 
     The tiles are as few as possible, and all see equally much (one shape for batches, and for
-    compilers): at the border of the picture they see the farther to the other side.
+    compilers): at the border of the image they see the farther to the other side.
 
     Attributes:
         tile: Input pixels along a side that a tile adds to those before it; what it sees besides
@@ -127,11 +127,11 @@ class Blended:
 class Averaged:
     """The layout of the paper's authors: whole tiles at a fixed stride, with equal weights.
 
-    A tile that would pass the end of the picture is moved back to end there; so the last two may
+    A tile that would pass the end of the image is moved back to end there; so the last two may
     have much in common. Where tiles overlap, the mean is taken.
 
     Attributes:
-        tile: Input pixels along the side of a tile; a shorter picture is one tile.
+        tile: Input pixels along the side of a tile; a shorter image is one tile.
         stride: Input pixels from one tile to the next.
     """
 
@@ -160,7 +160,7 @@ class Averaged:
 
 
 def seen_share(layout: Layout, model: Geometry, height: int, width: int) -> float:
-    """Input pixels that the network computes on, with its padding, for each of the picture's."""
+    """Input pixels that the network computes on, with its padding, for each of the image's."""
     seen = 1
     for side in (height, width):
         tiles = layout.placements(side, model)

@@ -1,7 +1,7 @@
 """Turns checkpoints that the authors of TVQ&RAP published into weights of ours, and back.
 
-    python official.py tvqrap_sr_stage3_model.pth paper.safetensors
-    python official.py runs/mine/rap.safetensors back.pth
+    python convert_checkpoint.py tvqrap_sr_stage3_model.pth paper.safetensors
+    python convert_checkpoint.py runs/mine/rap.safetensors back.pth
 
 The first makes weights for upscale.py, evaluate.py and train.py (which take the .pth as well); the
 second turns weights of the preset ``paper`` into a checkpoint that the authors' code loads. The
@@ -17,7 +17,7 @@ import torch
 
 from tvqrap.cli import UserError, atomic_write, ensure_writable_folder, run
 from tvqrap.models.assembly import SuperResolver
-from tvqrap.models.official import (
+from tvqrap.models.official_checkpoint import (
     model_from_official,
     read_official,
     super_resolver_from_official,

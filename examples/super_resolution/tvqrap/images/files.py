@@ -1,4 +1,4 @@
-"""Pictures in and out: any file that Pillow reads becomes a ``Photo``, and is written in kind.
+"""Images in and out: any file that Pillow reads becomes a ``Photo``, and is written in kind.
 
 A ``Photo`` holds what the network needs (three color channels) beside what the file had and the
 network ignores (alpha, gray, 16 bits, color profile, EXIF), so that a result can have it again.
@@ -39,7 +39,7 @@ SAVE_OPTIONS = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"quality": 95, "method": 4},
 }
-# Tags that describe the stored pixels, and are wrong for a picture of another size.
+# Tags that describe the stored pixels, and are wrong for an image of another size.
 PIXEL_TAGS = (0x0100, 0x0101, 0x0112)  # width, height, orientation
 PIXEL_TAGS_OF_CAMERA = (0xA002, 0xA003)  # width, height again
 LONGEST_EXIF = 65000  # what one JPEG segment holds
@@ -47,10 +47,10 @@ LONGEST_EXIF = 65000  # what one JPEG segment holds
 
 @dataclass(frozen=True)
 class Photo:
-    """A picture, and what is needed to write another one of its kind.
+    """An image, and what is needed to write another one of its kind.
 
     Attributes:
-        rgb: ``(3, h, w)``, floats in [0, 1] or ``uint8`` or ``uint16`` levels; for gray pictures
+        rgb: ``(3, h, w)``, floats in [0, 1] or ``uint8`` or ``uint16`` levels; for gray images
             all channels mean the same.
         alpha: ``(1, h, w)``, floats in [0, 1] or levels, or ``None``; the colors are not
             multiplied by it.
@@ -76,7 +76,7 @@ class Photo:
 
 
 def read_image(path: Path, *, check_size: Callable[[int, int], None] | None = None) -> Photo:
-    """Reads any picture: upright, as floats in [0, 1], the first frame if there are more.
+    """Reads any image: upright, as floats in [0, 1], the first frame if there are more.
 
     Args:
         path: the file.
@@ -84,7 +84,7 @@ def read_image(path: Path, *, check_size: Callable[[int, int], None] | None = No
             raise ``UserError``, to which the file's name is added.
 
     Raises:
-        UserError: the file is missing, empty, no picture, damaged, or too large to be one; the
+        UserError: the file is missing, empty, no image, damaged, or too large to be one; the
             message is one line and names the file.
     """
     try:
@@ -109,7 +109,7 @@ def write_image(path: Path, photo: Photo) -> None:
     Alpha goes onto white in JPEG; 16 bits are kept in PNG and rounded to 8 elsewhere.
 
     Raises:
-        UserError: the suffix is another one, the format cannot hold a picture of this size, or
+        UserError: the suffix is another one, the format cannot hold an image of this size, or
             the file cannot be written.
     """
     kind = check_output_size(path, *photo.size)
@@ -126,7 +126,7 @@ def write_image(path: Path, photo: Photo) -> None:
 
 
 def check_output_size(path: Path, width: int, height: int) -> str:
-    """Returns the format that ``path`` asks for, if a picture of this size fits into it.
+    """Returns the format that ``path`` asks for, if an image of this size fits into it.
 
     Raises:
         UserError: the suffix is none that we write, or the format's sides are too short.
@@ -134,27 +134,27 @@ def check_output_size(path: Path, width: int, height: int) -> str:
     kind = WRITE_FORMATS.get(path.suffix.lower())
     if kind is None:
         known = ", ".join(WRITE_FORMATS)
-        raise UsageError(f"{path}: the name of a picture to write must end in one of {known}")
+        raise UsageError(f"{path}: the name of an image to write must end in one of {known}")
     if max(width, height) > LONGEST_SIDE[kind]:
         raise UserError(
-            f"{path}: a {kind} picture has at most {LONGEST_SIDE[kind]} pixels a side, this one "
+            f"{path}: a {kind} image has at most {LONGEST_SIDE[kind]} pixels a side, this one "
             f"is {width}x{height}; PNG can hold it"
         )
     return kind
 
 
 def collect_inputs(arguments: Iterable[str]) -> list[Path]:
-    """Finds the pictures that files, folders and glob patterns stand for.
+    """Finds the images that files, folders and glob patterns stand for.
 
     A file stands for itself, whatever its name, even if it is missing (reading it will say so); a
-    folder for the pictures directly in it; a pattern that the shell has left alone for the
-    pictures it matches (``**`` for folders at all levels). Hidden files are passed over.
+    folder for the images directly in it; a pattern that the shell has left alone for the
+    images it matches (``**`` for folders at all levels). Hidden files are passed over.
 
     Returns:
         Paths in the order of the arguments, sorted within each, every file once.
 
     Raises:
-        UserError: a folder or a pattern has no pictures.
+        UserError: a folder or a pattern has no images.
     """
     found: dict[Path, Path] = {}
     for argument in arguments:
@@ -170,7 +170,7 @@ def to_pillow(values: Tensor) -> Image.Image:
 
 
 def from_pillow(image: Image.Image) -> Tensor:
-    """An 8-bit picture as ``uint8`` levels ``(channels, h, w)``."""
+    """An 8-bit image as ``uint8`` levels ``(channels, h, w)``."""
     array = np.array(image)
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
 
@@ -190,21 +190,21 @@ def to_float(values: Tensor) -> Tensor:
 
 
 def preview(photo: Photo) -> Image.Image:
-    """The picture as it looks on white paper: 8-bit RGB, without alpha."""
+    """The image as it looks on white paper: 8-bit RGB, without alpha."""
     return _pillow_to_save(photo, "JPEG").convert("RGB")
 
 
 def _expand(argument: str) -> list[Path]:
     path = Path(argument).expanduser()
     if path.is_dir():
-        return _pictures(path.iterdir()) or _nothing(f"{path}: no pictures directly in this folder")
+        return _images(path.iterdir()) or _nothing(f"{path}: no images directly in this folder")
     if path.exists() or not glob.has_magic(argument):
         return [path]
     matches = glob.glob(str(path), recursive=True)  # noqa: PTH207  (Path.glob: no absolute ones)
-    return _pictures(map(Path, matches)) or _nothing(f"{argument}: no picture matches")
+    return _images(map(Path, matches)) or _nothing(f"{argument}: no image matches")
 
 
-def _pictures(paths: Iterable[Path]) -> list[Path]:
+def _images(paths: Iterable[Path]) -> list[Path]:
     return sorted(
         path
         for path in paths
@@ -228,7 +228,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         if path.stat().st_size == 0:
             return "is empty"
     if isinstance(error, UnidentifiedImageError):
-        return f"is not a picture that can be read ({', '.join(sorted(FORMATS))})"
+        return f"is not an image that can be read ({', '.join(sorted(FORMATS))})"
     return f"is damaged: {describe(error)}"
 
 
@@ -244,7 +244,7 @@ def _notes(image: Image.Image) -> tuple[str, ...]:
 
 
 def _to_photo(image: Image.Image) -> Photo:
-    with suppress(Exception):  # damaged EXIF does not say how to turn the picture
+    with suppress(Exception):  # damaged EXIF does not say how to turn the image
         image = ImageOps.exif_transpose(image)
     icc, exif = image.info.get("icc_profile"), _exif(image)
     if image.mode == "CMYK":
@@ -288,7 +288,7 @@ def _exif(image: Image.Image) -> bytes | None:
     """The EXIF block, without what will not be true of the result."""
     if "exif" not in image.info:
         return None
-    with suppress(Exception):  # damaged metadata is no reason to refuse a picture
+    with suppress(Exception):  # damaged metadata is no reason to refuse an image
         exif = image.getexif()
         for tag in PIXEL_TAGS:
             exif.pop(tag, None)

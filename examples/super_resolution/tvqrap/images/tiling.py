@@ -1,4 +1,4 @@
-"""Enlarging a picture tile by tile, in bounded memory.
+"""Enlarging an image tile by tile, in bounded memory.
 
 Where the tiles lie and how they are weighted is up to a layout, see layouts.py. Here the network
 is run on them, a few at a time, and what it gives is summed up row of tiles by row of tiles;
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from tvqrap.cli import UserError, is_out_of_memory
-from tvqrap.pictures.images import quantize
-from tvqrap.pictures.layouts import Blended, Geometry, Layout, Placement, Span
+from tvqrap.images.files import quantize
+from tvqrap.images.layouts import Blended, Geometry, Layout, Placement, Span
 
 DEFAULT_LAYOUT = Blended()
 PIECE = 2**20  # pixels that are made integers at a time; a few copies of so many do not matter
@@ -38,7 +38,7 @@ def upscale_tiled(
     dtype: torch.dtype = torch.uint8,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Enlarges one picture of any size; the whole result exists only as integers.
+    """Enlarges one image of any size; the whole result exists only as integers.
 
     Args:
         model: in evaluation mode; tiles are moved to its device.
@@ -58,7 +58,7 @@ def upscale_tiled(
     scale = model.scale
     rows, columns = (layout.placements(side, model) for side in (height, width))
     tick = _counter(len(rows) * len(columns), progress)
-    # Channels last in memory, as picture files want it, and as the network likes to give it.
+    # Channels last in memory, as image files want it, and as the network likes to give it.
     levels = torch.empty(height * scale, width * scale, 3, dtype=dtype)
     strip = torch.zeros(max(len(row.weights) for row in rows), width * scale, 3)
     for row, following in zip_longest(rows, rows[1:]):

@@ -6,7 +6,8 @@ from typing import cast
 from torch import Tensor, nn
 
 from vqprior._interfaces import Codebook, Quantizer
-from vqprior._tokens import check_tokenwise, columns, stack_columns
+from vqprior.quantizers._shared._columns import columns, stack_columns
+from vqprior.quantizers._shared._inputs import check_index_per_token
 
 
 class Stages(nn.Module):
@@ -27,7 +28,7 @@ class Stages(nn.Module):
         unique: list[Quantizer] = []
         self._order: list[int] = []
         for number, quantizer in enumerate(quantizers):
-            check_tokenwise(f"quantizers[{number}]", quantizer)
+            check_index_per_token(f"quantizers[{number}]", quantizer)
             known = [place for place, one in enumerate(unique) if one is quantizer]
             if not known:
                 unique.append(quantizer)
@@ -59,9 +60,9 @@ class Stages(nn.Module):
         return tuple(codebook for stage in self for codebook in stage.codebooks)
 
     @property
-    def learns_from_result(self) -> bool:
+    def _learns_from_result(self) -> bool:
         """Whether any does."""
-        return any(stage.learns_from_result for stage in self)
+        return any(stage._learns_from_result for stage in self)
 
     def split(self, indices: Tensor) -> list[Tensor]:
         """Splits indices ``(..., q)`` into those of each."""

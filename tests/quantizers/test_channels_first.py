@@ -1,16 +1,16 @@
-"""`ChannelFirst` is a change of layout and nothing else."""
+"""`ChannelsFirst` is a change of layout and nothing else."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from vqprior import ChannelFirst, VectorQuantizer
+from vqprior import ChannelsFirst, VectorQuantizer
 
 
 @pytest.mark.parametrize("spatial", [(), (7,), (5, 3), (2, 3, 4), (0, 3)])
 def test_equals_moving_the_features_by_hand(spatial):
     inner = VectorQuantizer(4, 16)
-    quantizer = ChannelFirst(inner)
+    quantizer = ChannelsFirst(inner)
     x, mask = torch.randn(2, 4, *spatial), torch.rand(2, *spatial) > 0.3
     out, expected = quantizer(x, mask), inner(x.movedim(1, -1), mask)
     assert_close(out.quantized, expected.quantized.movedim(-1, 1), rtol=0, atol=0)
@@ -22,8 +22,8 @@ def test_equals_moving_the_features_by_hand(spatial):
 
 
 def test_it_adds_no_state_of_its_own():
-    quantizer = ChannelFirst(VectorQuantizer(4, 16))
-    assert list(quantizer.state_dict()) == ["quantizer.codebook.codes"]
+    quantizer = ChannelsFirst(VectorQuantizer(4, 16))
+    assert list(quantizer.state_dict()) == ["quantizer.codebook.weight"]
     assert (quantizer.dim, quantizer.codebook_size, quantizer.num_codebooks) == (4, 16, 1)
     assert quantizer.bits_per_token == 4.0
 
@@ -35,12 +35,12 @@ def test_features_elsewhere_name_the_way_out(shape):
         r"features in the last dimension, call the wrapped quantizer\.$"
     )
     with pytest.raises(ValueError, match=message):
-        ChannelFirst(VectorQuantizer(4, 16))(torch.randn(shape))
+        ChannelsFirst(VectorQuantizer(4, 16))(torch.randn(shape))
 
 
 def test_a_mask_with_a_channel_dimension():
     with pytest.raises(ValueError, match=r"^`mask` must have shape \(2, 8\), got \(2, 1, 8\)\.$"):
-        ChannelFirst(VectorQuantizer(4, 16))(torch.randn(2, 4, 8), torch.ones(2, 1, 8) > 0)
+        ChannelsFirst(VectorQuantizer(4, 16))(torch.randn(2, 4, 8), torch.ones(2, 1, 8) > 0)
 
 
 def test_an_index_without_a_batch():
@@ -49,4 +49,4 @@ def test_an_index_without_a_batch():
         r"quantizer\.$"
     )
     with pytest.raises(ValueError, match=message):
-        ChannelFirst(VectorQuantizer(4, 16)).decode(torch.tensor(3))
+        ChannelsFirst(VectorQuantizer(4, 16)).decode(torch.tensor(3))

@@ -1,4 +1,4 @@
-"""PSNR, SSIM and GMSD of single pictures, against their formulas written as loops."""
+"""PSNR, SSIM and GMSD of single images, against their formulas written as loops."""
 
 import math
 
@@ -40,13 +40,13 @@ def ssim_by_hand(x, y, peak):
 def gmsd_by_hand(x, y, peak):
     """Xue et al. 2014 on one channel, in [0, 255] with T = 170 as in the authors' code."""
 
-    def magnitude(picture):
-        picture = picture * 255 / peak
-        height, width = picture.shape[0] // 2, picture.shape[1] // 2
+    def magnitude(image):
+        image = image * 255 / peak
+        height, width = image.shape[0] // 2, image.shape[1] // 2
         half = np.zeros((height + 2, width + 2))
         for i in range(height):
             for j in range(width):
-                half[i + 1, j + 1] = picture[2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean()
+                half[i + 1, j + 1] = image[2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean()
         result = np.zeros((height, width))
         for i in range(height):
             for j in range(width):
@@ -89,7 +89,7 @@ def test_ssim_is_its_formula(size, peak):
     assert_close(ssim(x, y, data_range=peak), torch.tensor(expected, dtype=torch.float32))
 
 
-def test_ssim_of_constant_pictures_is_the_luminance_term():
+def test_ssim_of_constant_images_is_the_luminance_term():
     x, y = torch.full((1, 1, 12, 12), 0.4), torch.full((1, 1, 12, 12), 0.6)
     expected = (2 * 0.4 * 0.6 + 1e-4) / (0.16 + 0.36 + 1e-4)
     assert_close(ssim(x, y), torch.tensor([expected]))
@@ -97,7 +97,7 @@ def test_ssim_of_constant_pictures_is_the_luminance_term():
 
 
 def test_ssim_survives_a_bright_offset():
-    """In float32, E[x^2] - E[x]^2 of a picture near 1e4 would be all rounding."""
+    """In float32, E[x^2] - E[x]^2 of an image near 1e4 would be all rounding."""
     x, y = pair(1, 1, 16, 16)
     offset = 1e4
     ours = ssim((x + offset).double(), (y + offset).double())
@@ -139,8 +139,8 @@ def test_luma_is_bt601_in_studio_swing():
         (0, 0, 1): 40.966,
     }
     for color, expected in colors.items():
-        picture = torch.tensor(color, dtype=torch.float64).view(1, 3, 1, 1)
-        luma = 255 * rgb_to_luma(picture)
+        image = torch.tensor(color, dtype=torch.float64).view(1, 3, 1, 1)
+        luma = 255 * rgb_to_luma(image)
         assert_close(luma, torch.full((1, 1, 1, 1), expected, dtype=torch.float64))
 
 
@@ -151,7 +151,7 @@ def test_luma_keeps_wide_dtypes_and_widens_narrow_ones(dtype):
 
 
 @pytest.mark.parametrize("metric", [psnr, ssim, gmsd])
-def test_pictures_are_judged_one_by_one(metric):
+def test_images_are_judged_one_by_one(metric):
     x, y = pair(3, 3, 16, 20)
     together = metric(x, y)
     assert together.shape == (3,)
@@ -186,7 +186,7 @@ def test_rejects(metric):
         metric(x, x.long())
 
 
-def test_rejects_small_pictures_and_other_channels():
+def test_rejects_small_images_and_other_channels():
     form = r"`reconstruction` must have shape \(b, c, h, w\) with h and w at least"
     small = torch.rand(1, 3, 16, 10)
     with pytest.raises(ValueError, match=form + r" 11, got \(1, 3, 16, 10\)\."):
@@ -199,5 +199,5 @@ def test_rejects_small_pictures_and_other_channels():
     )
     with pytest.raises(ValueError, match=message):
         gmsd(two, two)
-    with pytest.raises(ValueError, match=r"`picture` must have shape \(b, 3, h, w\) .* \(1, 2, 16"):
+    with pytest.raises(ValueError, match=r"`image` must have shape \(b, 3, h, w\) .* \(1, 2, 16"):
         rgb_to_luma(two)

@@ -17,7 +17,7 @@ def _of_unit_length(codes: Tensor) -> Tensor:
 
 
 @final
-class Table(Codebook):
+class EmbeddingCodebook(Codebook):
     """A codebook whose codes are the rows of one parameter.
 
     It learns by gradient with the user's optimizer, or by a rule such as ``CodebookEMA``.
@@ -33,7 +33,7 @@ class Table(Codebook):
         ValueError: If ``num_codes`` or ``dim`` is below 1.
 
     Shape:
-        - ``vectors()``: ``(k, d)``
+        - ``codes()``: ``(k, d)``
 
     References:
         van den Oord, Vinyals and Kavukcuoglu, *Neural Discrete Representation Learning*,
@@ -41,10 +41,10 @@ class Table(Codebook):
 
     Examples:
         >>> import torch
-        >>> from vqprior import Table
-        >>> Table(512, 64).vectors().shape
+        >>> from vqprior import EmbeddingCodebook
+        >>> EmbeddingCodebook(512, 64).codes().shape
         torch.Size([512, 64])
-        >>> Table.from_vectors(torch.tensor([[0.0, 1.0], [2.0, 3.0]])).vectors()
+        >>> EmbeddingCodebook.from_codes(torch.tensor([[0.0, 1.0], [2.0, 3.0]])).codes()
         Parameter containing:
         tensor([[0., 1.],
                 [2., 3.]], requires_grad=True)
@@ -60,46 +60,46 @@ class Table(Codebook):
         super().__init__()
         check_at_least("num_codes", num_codes, 1)
         check_at_least("dim", dim, 1)
-        self.codes = nn.Parameter(torch.empty(num_codes, dim))
+        self.weight = nn.Parameter(torch.empty(num_codes, dim))
         with torch.no_grad():
-            init(self.codes)
+            init(self.weight)
 
     @classmethod
-    def from_vectors(cls, vectors: Tensor) -> Self:
-        """Makes a table whose codes are a copy of ``vectors`` ``(k, d)``, in their dtype."""
-        check_codes("vectors", vectors)
-        table = cls(*vectors.shape, init=lambda codes: codes)  # draws nothing
-        table.codes = nn.Parameter(vectors.detach().clone())
-        return table
+    def from_codes(cls, codes: Tensor) -> Self:
+        """Makes a codebook of a copy of ``codes`` ``(k, d)``, in their dtype."""
+        check_codes("codes", codes)
+        codebook = cls(*codes.shape, init=lambda weight: weight)  # draws nothing
+        codebook.weight = nn.Parameter(codes.detach().clone())
+        return codebook
 
     @property
     def num_codes(self) -> int:
         """Number of codes ``k``."""
-        return self.codes.shape[0]
+        return self.weight.shape[0]
 
     @property
     def dim(self) -> int:
         """Number of features ``d`` of one code."""
-        return self.codes.shape[1]
+        return self.weight.shape[1]
 
     def extra_repr(self) -> str:
         """Shows the size in ``repr``."""
         return f"{self.num_codes}, {self.dim}"
 
-    def vectors(self) -> Tensor:
+    def codes(self) -> Tensor:
         """Returns the parameter itself, ``(k, d)``."""
-        return self.codes
+        return self.weight
 
     @torch.no_grad()
-    def assign_(self, vectors: Tensor, where: Tensor) -> None:
-        """Overwrites the rows ``where`` (``(k,)``, bool) is True by those of ``vectors``.
+    def set_codes_(self, codes: Tensor, where: Tensor) -> None:
+        """Overwrites with ``codes`` ``(k, d)`` where ``where`` ``(k,)`` is True.
 
         Raises:
             TypeError: If the parameter is sharded over ranks.
             ValueError: On a wrong shape.
         """
         _distributed.check_whole(self)
-        check_shape("vectors", vectors, self.codes.shape)
-        check_shape("where", where, self.codes.shape[:1])
-        new = vectors.to(self.codes.dtype)
-        self.codes.copy_(torch.where(where.unsqueeze(1), new, self.codes))
+        check_shape("codes", codes, self.weight.shape)
+        check_shape("where", where, self.weight.shape[:1])
+        new = codes.to(self.weight.dtype)
+        self.weight.copy_(torch.where(where.unsqueeze(1), new, self.weight))

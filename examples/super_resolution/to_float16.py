@@ -1,6 +1,6 @@
 """Stores weights in half precision, in half the space.
 
-    python halve.py runs/mine/rap.safetensors small.safetensors
+    python to_float16.py runs/mine/rap.safetensors small.safetensors
 
 All scripts here read them and compute with them as ever. What the rounding costs, evaluate.py
 tells. With --texture X the new file says how much of the predicted texture is added where

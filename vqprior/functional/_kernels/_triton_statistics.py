@@ -66,12 +66,12 @@ def _add(  # noqa: PLR0913
     feature = tl.program_id(1) * features + tl.arange(0, features)
     index = tl.load(indices + row * stride_index, mask=row < n, other=-1)
     # An index that names no code must not write to memory that belongs to something else.
-    counted = (index >= 0) & (index < k)
+    valid = (index >= 0) & (index < k)
     target = totals + index * (d + 1)
-    mask = counted[:, None] & (feature < d)[None, :]
+    mask = valid[:, None] & (feature < d)[None, :]
     places = x + row[:, None] * stride_n + feature[None, :].to(tl.int64) * stride_d
     value = tl.load(places, mask=mask, other=0.0).to(tl.float32)
     tl.atomic_add(target[:, None] + feature[None, :], value, mask=mask, sem="relaxed")
     if tl.program_id(1) == 0:
         one = tl.full((rows,), 1.0, tl.float32)
-        tl.atomic_add(target + d, one, mask=counted, sem="relaxed")
+        tl.atomic_add(target + d, one, mask=valid, sem="relaxed")

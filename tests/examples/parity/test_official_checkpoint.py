@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import official
-from official import convert
+import convert_checkpoint
+from convert_checkpoint import convert
 from tvqrap.cli import UserError
-from tvqrap.models import official as library
+from tvqrap.models import convert_checkpoint as library
 from tvqrap.models.assembly import SuperResolver, TextureTokenizer
-from tvqrap.models.official import (
+from tvqrap.models.official_checkpoint import (
     read_official,
     super_resolver_from_official,
     super_resolver_to_official,
@@ -187,13 +187,13 @@ class TestCommand:
     def test_there_and_back(self, state, tmp_path, capsys):
         source, ours, back = (tmp_path / name for name in ("a.pth", "b.safetensors", "c.pth"))
         save(source, state)
-        official.main([str(source), str(ours)])
+        convert_checkpoint.main([str(source), str(ours)])
         printed = capsys.readouterr().out
         assert "  generator.blocks_2.0.norm1.weight\n" in printed
         assert "  generator.blocks_3.0" not in printed
         assert f"all of {len(state)} tensors" in printed
         assert load_super_resolver(ours).config == LITTLE
-        official.main([str(ours), str(back)])
+        convert_checkpoint.main([str(ours), str(back)])
         assert_close(read_official(back), state, rtol=0, atol=0)
         assert torch.load(back, weights_only=True).keys() == {"params", "params_ema"}
 
@@ -221,7 +221,7 @@ class TestCommand:
 
 
 def test_command_line_says_what_went_wrong_in_one_line(tmp_path):
-    script = Path(official.__file__)
+    script = Path(convert_checkpoint.__file__)
     (tmp_path / "bad.pth").write_bytes(b"junk")
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "bad.pth"), str(tmp_path / "x.safetensors")],

@@ -1,4 +1,4 @@
-"""Which pictures become which files: every source its own, and nothing lost."""
+"""Which images become which files: every source its own, and nothing lost."""
 
 import os
 from collections import Counter
@@ -14,7 +14,7 @@ Identity = tuple[int, int]
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to enlarge, and where the results go."""
+    """One image to enlarge, and where the results go."""
 
     source: Path
     result: Path
@@ -61,7 +61,7 @@ def check_job(job: Job, inputs: set[Identity | None], *, overwrite: bool) -> Non
 
     Args:
         job: what is about to be done.
-        inputs: the identities of all pictures that are read.
+        inputs: the identities of all images that are read.
         overwrite: whether files that are no inputs may be replaced.
 
     Raises:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
-from vqprior._tokens import admit, admit_assigned, leave_out
+from vqprior.quantizers._shared._columns import mask_indices
+from vqprior.quantizers._shared._inputs import validate_assignment, validate_input
 
 
-class ImpliedCodes(Quantizer):
+class CodebookFree(Quantizer):
     """Prepares the features, reads an index off them, and puts the result together."""
 
     @abc.abstractmethod
@@ -17,12 +18,12 @@ class ImpliedCodes(Quantizer):
         """What is rounded, in float32 or wider."""
 
     @abc.abstractmethod
-    def _indices(self, prepared: Tensor, counted: Tensor) -> Tensor:
+    def _indices(self, prepared: Tensor, valid: Tensor) -> Tensor:
         """The indices ``(...)`` of what was prepared, -1 where it does not count."""
 
     @abc.abstractmethod
     def _result(
-        self, x: Tensor, prepared: Tensor, counted: Tensor, indices: Tensor
+        self, x: Tensor, prepared: Tensor, valid: Tensor, indices: Tensor
     ) -> QuantizerOutput:
         """The result for these indices."""
 
@@ -38,17 +39,17 @@ class ImpliedCodes(Quantizer):
             TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
             ValueError: On a wrong shape.
         """
-        x, counted = admit(x, mask, self.dim)
+        x, valid = validate_input(x, mask, self.dim)
         prepared = self._prepared(x)
-        return self._result(x, prepared, counted, self._indices(prepared, counted))
+        return self._result(x, prepared, valid, self._indices(prepared, valid))
 
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the index of each vector: ``(..., d) -> (...)``."""
-        x, counted = admit(x, mask, self.dim)
-        return self._indices(self._prepared(x), counted)
+        x, valid = validate_input(x, mask, self.dim)
+        return self._indices(self._prepared(x), valid)
 
-    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+    def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result for indices ``(...)`` chosen elsewhere."""
-        x, counted = admit_assigned(x, indices, self.dim, self.codebook_sizes)
-        return self._result(x, self._prepared(x), counted, leave_out(indices, counted, 1))
+        x, valid = validate_assignment(x, indices, self.dim, self.codebook_sizes)
+        return self._result(x, self._prepared(x), valid, mask_indices(indices, valid, 1))

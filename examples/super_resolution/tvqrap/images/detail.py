@@ -1,4 +1,4 @@
-"""How much a picture holds that a picture of a quarter the size cannot."""
+"""How much an image holds that an image of a quarter the size cannot."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from tvqrap.models.assembly import SCALE
 
 
 def detail_energy(luma: Tensor) -> Tensor:
-    """The energy of ``(..., h, w)`` at frequencies that a picture of a quarter the size lacks."""
+    """The energy of ``(..., h, w)`` at frequencies that an image of a quarter the size lacks."""
     height, width = luma.shape[-2:]
     device = luma.device
     down, across = (torch.hann_window(side, device=device) for side in (height, width))

@@ -1,4 +1,4 @@
-"""Pictures beside each other, for people to compare."""
+"""Images beside each other, for people to compare."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,9 +6,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
 
-from tvqrap.pictures.images import Photo, from_pillow, preview
+from tvqrap.images.files import Photo, from_pillow, preview
 
-PANEL = 640  # longest side of a picture in a comparison
+PANEL = 640  # longest side of an image in a comparison
 ZOOM = 3  # enlargement of the detail in a comparison
 BICUBIC = Image.Resampling.BICUBIC
 NEAREST = Image.Resampling.NEAREST  # shows every pixel as a square, and adds nothing
@@ -17,11 +17,11 @@ NEAREST = Image.Resampling.NEAREST  # shows every pixel as a square, and adds no
 def contact_sheet(
     rows: Sequence[Sequence[tuple[str, Image.Image]]], *, gap: int = 10, font_size: int = 18
 ) -> Image.Image:
-    """Lays pictures out in rows, on white, each under its caption.
+    """Lays images out in rows, on white, each under its caption.
 
     Args:
-        rows: pairs of caption and picture; captions too long for their picture are cut.
-        gap: white pixels around every picture.
+        rows: pairs of caption and image; captions too long for their image are cut.
+        gap: white pixels around every image.
         font_size: height of the captions in pixels.
     """
     font = ImageFont.load_default(font_size)
@@ -54,24 +54,24 @@ def comparison(photo: Photo, result: Photo) -> Image.Image:
     """A sheet with bicubic on the left and ``result`` on the right: all of it, and a detail."""
     small, large = preview(photo), preview(result)
     scale = large.width // small.width
-    pictures = {"bicubic": enlarge(small, scale), "model": large}
+    images = {"bicubic": enlarge(small, scale), "model": large}
     sides = find_detail(small, PANEL // ZOOM // scale)
     left, top, right, bottom = (side * scale for side in sides)
     box = (left, top, right, bottom)
     if max(large.size) <= PANEL // 2:  # a detail of so little would show the same again
-        whole = [(name, _enlarged(picture)) for name, picture in pictures.items()]
+        whole = [(name, _enlarged(image)) for name, image in images.items()]
         return contact_sheet([whole])
-    whole = [(name, _shrunk(picture, box)) for name, picture in pictures.items()]
+    whole = [(name, _shrunk(image, box)) for name, image in images.items()]
     detail = [
-        (f"{name}, {ZOOM}x", enlarge(p.crop(box), ZOOM, NEAREST)) for name, p in pictures.items()
+        (f"{name}, {ZOOM}x", enlarge(p.crop(box), ZOOM, NEAREST)) for name, p in images.items()
     ]
     return contact_sheet([whole, detail])
 
 
-def find_detail(picture: Image.Image, side: int) -> tuple[int, int, int, int]:
+def find_detail(image: Image.Image, side: int) -> tuple[int, int, int, int]:
     """The square (or what fits) with the most contrast: left, top, right, bottom."""
-    width, height = min(side, picture.width), min(side, picture.height)
-    gray = from_pillow(picture.convert("L")).float()
+    width, height = min(side, image.width), min(side, image.height)
+    gray = from_pillow(image.convert("L")).float()
     contrast = torch.zeros_like(gray)
     contrast[:, 1:, 1:] = gray.diff(dim=1)[..., 1:].abs() + gray.diff(dim=2)[:, 1:].abs()
     step = max(min(width, height) // 4, 1)
@@ -80,20 +80,20 @@ def find_detail(picture: Image.Image, side: int) -> tuple[int, int, int, int]:
     return left * step, top * step, left * step + width, top * step + height
 
 
-def enlarge(picture: Image.Image, factor: int, filter_: Image.Resampling = BICUBIC) -> Image.Image:
-    """A picture ``factor`` times as large, without a model."""
-    return picture.resize((picture.width * factor, picture.height * factor), filter_)
+def enlarge(image: Image.Image, factor: int, filter_: Image.Resampling = BICUBIC) -> Image.Image:
+    """An image ``factor`` times as large, without a model."""
+    return image.resize((image.width * factor, image.height * factor), filter_)
 
 
-def _enlarged(picture: Image.Image) -> Image.Image:
-    return enlarge(picture, max(PANEL // 2 // max(picture.size), 1), NEAREST)
+def _enlarged(image: Image.Image) -> Image.Image:
+    return enlarge(image, max(PANEL // 2 // max(image.size), 1), NEAREST)
 
 
-def _shrunk(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+def _shrunk(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
     """Made to fit its panel, with the place of the detail marked."""
-    small = picture.copy()
+    small = image.copy()
     small.thumbnail((PANEL, PANEL), Image.Resampling.LANCZOS)
-    factor = small.width / picture.width
+    factor = small.width / image.width
     left, top, right, bottom = (round(side * factor) for side in box)
     draw = ImageDraw.Draw(small)
     draw.rectangle((left - 2, top - 2, right + 2, bottom + 2), outline="black", width=3)

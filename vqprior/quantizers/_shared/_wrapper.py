@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-from vqprior._interfaces import Codebook, CodeSpace, Quantizer, QuantizerOutput
-from vqprior._tokens import check_quantizer
+from vqprior._interfaces import Codebook, Quantizer, QuantizerBase, QuantizerOutput
+from vqprior.quantizers._shared._inputs import check_quantizer
 
 
-class Wrapper(CodeSpace):
+class Wrapper(QuantizerBase):
     """What all wrappers share: sizes and codebooks are those of the wrapped quantizer."""
 
     def __init__(self, quantizer: Quantizer) -> None:
@@ -30,9 +30,9 @@ class Wrapper(CodeSpace):
         return self.quantizer.bits_per_token
 
     @property
-    def tokenwise(self) -> bool:
+    def has_index_per_token(self) -> bool:
         """That of the wrapped quantizer."""
-        return self.quantizer.tokenwise
+        return self.quantizer.has_index_per_token
 
     @property
     def features_last(self) -> bool:
@@ -45,13 +45,13 @@ class Wrapper(CodeSpace):
         return self.quantizer.codebooks
 
 
-class Transparent(Wrapper, Quantizer):
+class ForwardingWrapper(Wrapper, Quantizer):
     """A wrapper that passes every call on; subclasses override what they change."""
 
     @property
-    def learns_from_result(self) -> bool:
+    def _learns_from_result(self) -> bool:
         """That of the wrapped quantizer."""
-        return self.quantizer.learns_from_result
+        return self.quantizer._learns_from_result
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantizes ``x``."""
@@ -65,9 +65,9 @@ class Transparent(Wrapper, Quantizer):
         """Returns the codes named by ``indices``."""
         return self.quantizer.decode(indices)
 
-    def assign(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+    def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result for indices chosen elsewhere."""
-        return self.quantizer.assign(x, indices)
+        return self.quantizer.quantize_as(x, indices)
 
     def logits(
         self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
@@ -75,6 +75,6 @@ class Transparent(Wrapper, Quantizer):
         """Returns how well each code fits."""
         return self.quantizer.logits(x, temperature=temperature, indices=indices)
 
-    def nearest(self, x: Tensor, num_nearest: int) -> Tensor:
+    def nearest_indices(self, x: Tensor, num_nearest: int) -> Tensor:
         """Returns the indices of the nearest codes, nearest first."""
-        return self.quantizer.nearest(x, num_nearest)
+        return self.quantizer.nearest_indices(x, num_nearest)

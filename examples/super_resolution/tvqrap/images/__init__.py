@@ -1,0 +1,1 @@
+"""Images in and out, in pairs, in tiles, and side by side."""

@@ -1,1 +1,0 @@
-"""Pictures in and out, in pairs, in tiles, and side by side."""

@@ -1,0 +1,1 @@
+"""What only quantizers share: checked inputs, results, columns of indices, wrappers."""
