@@ -12,7 +12,7 @@ from torch.testing import assert_close
 import convert_checkpoint
 from convert_checkpoint import convert
 from tvqrap.cli import UserError
-from tvqrap.models import convert_checkpoint as library
+from tvqrap.models import official_checkpoint as library
 from tvqrap.models.assembly import SuperResolver, TextureTokenizer
 from tvqrap.models.official_checkpoint import (
     read_official,
