@@ -127,7 +127,18 @@ class IndexEstimator(abc.ABC):
 
 
 class QuantizerBase(nn.Module, abc.ABC):
-    """What a quantizer can express: the part of its interface that rules and meters need."""
+    """What a quantizer can express: the part of its interface that rules and meters need.
+
+    Attributes:
+        has_index_per_token: Whether each token has indices of its own: ``(...)`` or ``(..., q)``.
+        features_last: Whether the features of a token are the last dimension, the layout of
+            nesting.
+    """
+
+    has_index_per_token: bool = True
+    features_last: bool = True
+    # Positions that have indices, for each token: more than 1 where a map has several scales.
+    _positions_per_token: float = 1.0
 
     @property
     @abc.abstractmethod
@@ -157,24 +168,15 @@ class QuantizerBase(nn.Module, abc.ABC):
     @property
     def bits_per_token(self) -> float:
         """Bits that the indices of one token cost without entropy coding."""
-        return sum(math.log2(size) for size in self.codebook_sizes)
-
-    @property
-    def has_index_per_token(self) -> bool:
-        """Whether each token has indices of its own: ``(...)`` or ``(..., q)``."""
-        return True
-
-    @property
-    def features_last(self) -> bool:
-        """Whether the features of a token are the last dimension, the layout of nesting."""
-        return True
+        bits = sum(math.log2(size) for size in self.codebook_sizes)
+        return bits * self._positions_per_token
 
 
 class Quantizer(QuantizerBase):
     """Maps each vector of ``d`` features to one of finitely many codes.
 
-    Concrete classes are final: to change how one behaves, wrap it. Every one obeys these laws,
-    which ``tests/contracts`` checks for each quantizer, wrapper and option.
+    Concrete classes are final: to change how one behaves, wrap it. Every one obeys these laws;
+    ``vqprior.testing.check_quantizer`` checks them for any quantizer.
 
     1. ``decode(out.indices)`` equals ``out.quantized`` in value, bit for bit for lookups.
     2. Calls are pure: no parameter or buffer changes in any call, in training mode either; in
@@ -193,15 +195,6 @@ class Quantizer(QuantizerBase):
     9. Wrong input raises ``ValueError`` or ``TypeError`` in the form "`argument` must
        <requirement>, got <value>. <The way out.>"
     """
-
-    @property
-    def _learns_from_result(self) -> bool:
-        """Whether a parameter gets a gradient from ``quantized``, as those of a module do."""
-        return any(parameter.requires_grad for parameter in self.parameters())
-
-    def _search_space(self) -> tuple[Tensor, str] | None:
-        """Returns the codes ``(k, d)`` and the metric if all it does is to choose the nearest."""
-        return None
 
     @abc.abstractmethod
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
@@ -244,6 +237,15 @@ class Quantizer(QuantizerBase):
         Raises ``TypeError`` unless the quantizer has exactly one explicit codebook.
         """
         raise no_codebook_error(self, "nearest_indices")
+
+    @property
+    def _learns_from_result(self) -> bool:
+        """Whether a parameter may get a gradient from ``quantized``, as those of a module do."""
+        return True
+
+    def _search_space(self) -> tuple[Tensor, str] | None:
+        """Returns the codes ``(k, d)`` and the metric if all it does is to choose the nearest."""
+        return None
 
     if TYPE_CHECKING:  # nn.Module.__call__ returns Any; callers deserve the real type.
 

@@ -8,11 +8,11 @@ from vqprior._checks import check_mask
 from vqprior._interfaces import Quantizer, QuantizerOutput
 from vqprior.quantizers._shared._inputs import check_features_last
 from vqprior.quantizers._shared._outputs import replace_quantized
-from vqprior.quantizers._shared._wrapper import ForwardingWrapper
+from vqprior.quantizers._shared._wrapper import QuantizerWrapper
 
 
 @final
-class ChannelsFirst(ForwardingWrapper):
+class ChannelsFirst(QuantizerWrapper):
     """Applies a quantizer to feature maps ``(b, d, *spatial)``, a token at each position.
 
     Selections, which rules and losses read, keep their features last.
@@ -29,9 +29,6 @@ class ChannelsFirst(ForwardingWrapper):
         - output: ``quantized`` ``(b, d, *spatial)``, ``indices`` ``(b, *spatial)`` or
           ``(b, *spatial, q)``
 
-    References:
-        None: a change of layout.
-
     Examples:
         >>> import torch
         >>> from vqprior import ChannelsFirst, VectorQuantizer
@@ -44,11 +41,7 @@ class ChannelsFirst(ForwardingWrapper):
     def __init__(self, quantizer: Quantizer) -> None:
         super().__init__(quantizer)
         check_features_last("quantizer", quantizer)
-
-    @property
-    def features_last(self) -> bool:
-        """False: they are dimension 1."""
-        return False
+        self.features_last = False
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantizes ``x`` ``(b, d, *spatial)``; ``mask`` ``(b, *spatial)`` is True for real tokens.

@@ -109,7 +109,7 @@ class FSQ(CodebookFree):
         codes = self._values(digits.to(torch.float32))
         return torch.where((indices >= 0).unsqueeze(-1), codes, 0.0)
 
-    def _prepared(self, x: Tensor) -> Tensor:
+    def _prepare(self, x: Tensor) -> Tensor:
         """Features as fractional digits: rounding them gives 0 to ``levels - 1``."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         levels = self.levels.to(wide.dtype)
@@ -129,16 +129,16 @@ class FSQ(CodebookFree):
         half = torch.floor(levels / 2)
         return (digits - half) / half
 
-    def _indices(self, prepared: Tensor, valid: Tensor) -> Tensor:
+    def _index(self, prepared: Tensor) -> Tensor:
         # Above a thousand levels, the little more is more than half a level.
         # Ties go to the lower level: `round` would send them to the even one.
         nearest = (prepared - 0.5).ceil().long()
         digits = torch.minimum(nearest.clamp_min(0), self.levels - 1)
-        return torch.where(valid, join_indices(digits, self._levels), -1)
+        return join_indices(digits, self._levels)
 
-    def _result(
-        self, x: Tensor, prepared: Tensor, valid: Tensor, indices: Tensor
+    def _output(
+        self, prepared: Tensor, indices: Tensor, valid: Tensor, dtype: torch.dtype
     ) -> QuantizerOutput:
-        codes = self.decode(indices).to(x.dtype)
-        quantized = straight_through(self._values(prepared).to(x.dtype), codes)
+        codes = self.decode(indices).to(dtype)
+        quantized = straight_through(self._values(prepared).to(dtype), codes)
         return make_output(torch.where(valid.unsqueeze(-1), quantized, 0.0), indices, {})

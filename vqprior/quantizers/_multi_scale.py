@@ -102,6 +102,8 @@ class MultiScaleQuantizer(Quantizer):
             )
         self.quantizer = quantizer
         self._layout = ScaleLayout(self.scales, quantizer.num_codebooks)
+        self.has_index_per_token = False  # the indices of a map are those of all scales
+        self._positions_per_token = sum(self._layout.counts) / self._layout.counts[-1]
         self.refine = refine
         self.commitment_weight = commitment_weight
         self.codebook_weight = codebook_weight
@@ -115,16 +117,6 @@ class MultiScaleQuantizer(Quantizer):
     def codebook_sizes(self) -> tuple[int, ...]:
         """Those of the quantizer: indices of all scales name the same codes."""
         return self.quantizer.codebook_sizes
-
-    @property
-    def bits_per_token(self) -> float:
-        """Bits of all scales, for each position of the map."""
-        return self.quantizer.bits_per_token * sum(self._layout.counts) / self._layout.counts[-1]
-
-    @property
-    def has_index_per_token(self) -> bool:
-        """False: the indices of a map are those of all scales."""
-        return False
 
     @property
     def _learns_from_result(self) -> bool:

@@ -135,7 +135,8 @@ class VectorQuantizer(Quantizer):
     @property
     def _learns_from_result(self) -> bool:
         """Whether the estimator reaches the codebook."""
-        return isinstance(self.estimator, IndexEstimator) and super()._learns_from_result
+        learns = any(parameter.requires_grad for parameter in self.codebook.parameters())
+        return learns and isinstance(self.estimator, IndexEstimator)
 
     def _search_space(self) -> tuple[Tensor, str] | None:
         """Returns the codes and the metric, unless the estimator has a way of its own to choose."""

@@ -21,11 +21,11 @@ from vqprior.quantizers._shared._inputs import (
     validate_input,
 )
 from vqprior.quantizers._shared._outputs import replace_quantized
-from vqprior.quantizers._shared._wrapper import Wrapper
+from vqprior.quantizers._shared._wrapper import QuantizerWrapper
 
 
 @final
-class ProjectedQuantizer(Wrapper, Quantizer):
+class ProjectedQuantizer(QuantizerWrapper):
     """Quantizes in a projection of the features: ``up(quantizer(down(x)))``.
 
     Searching few dimensions keeps more codes in use. The gradient of ``quantized`` passes
@@ -80,12 +80,6 @@ class ProjectedQuantizer(Wrapper, Quantizer):
     def dim(self) -> int:
         """Number of features ``d`` before the projection."""
         return self._dim
-
-    @property
-    def _learns_from_result(self) -> bool:
-        """Whether ``down``, ``up`` or the quantizer does."""
-        modules = (*self.down.parameters(), *self.up.parameters())
-        return any(p.requires_grad for p in modules) or self.quantizer._learns_from_result
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantizes ``x`` ``(..., d)``; ``mask`` ``(...)`` is True for real tokens.

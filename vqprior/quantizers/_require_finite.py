@@ -8,11 +8,11 @@ from torch import Tensor
 from vqprior._checks import check_floating, check_last_dim, check_mask
 from vqprior._interfaces import Quantizer, QuantizerOutput
 from vqprior.quantizers._shared._inputs import check_features_last
-from vqprior.quantizers._shared._wrapper import ForwardingWrapper
+from vqprior.quantizers._shared._wrapper import QuantizerWrapper
 
 
 @final
-class RequireFinite(ForwardingWrapper):
+class RequireFinite(QuantizerWrapper):
     """Raises at a token with a NaN or an infinity, which quantizers by themselves leave out.
 
     For finding out where such a token comes from. Reads one number back to the host in each
@@ -28,9 +28,6 @@ class RequireFinite(ForwardingWrapper):
 
     Shape:
         - input, output: those of ``quantizer``
-
-    References:
-        None: a check.
 
     Examples:
         >>> import torch

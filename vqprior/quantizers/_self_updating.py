@@ -5,11 +5,11 @@ from typing import cast, final
 from torch import Tensor, nn
 
 from vqprior._interfaces import Quantizer, QuantizerOutput, UpdateRule
-from vqprior.quantizers._shared._wrapper import ForwardingWrapper
+from vqprior.quantizers._shared._wrapper import QuantizerWrapper
 
 
 @final
-class SelfUpdating(ForwardingWrapper):
+class SelfUpdating(QuantizerWrapper):
     """Steps rules at the end of each forward in training mode, as batch norm does.
 
     For training loops that cannot be edited. Everywhere else an explicit ``rule.step(out)``
@@ -26,9 +26,6 @@ class SelfUpdating(ForwardingWrapper):
 
     Shape:
         - input, output: those of ``quantizer``
-
-    References:
-        None: a convenience.
 
     Examples:
         >>> import torch

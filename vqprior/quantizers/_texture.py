@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from vqprior._checks import check_floating, check_shape
-from vqprior._interfaces import Quantizer, QuantizerOutput
+from vqprior._interfaces import Codebook, Quantizer, QuantizerBase, QuantizerOutput
+from vqprior.quantizers._shared._inputs import check_quantizer
 from vqprior.quantizers._shared._outputs import replace_quantized
-from vqprior.quantizers._shared._wrapper import Wrapper
 
 
 class Fuse(Protocol):
@@ -23,8 +23,8 @@ def _residual(structure: Tensor, texture: Tensor) -> Tensor:
 
 
 @final
-class TextureQuantizer(Wrapper):
-    """Codes only what a known structure does not explain of a texture.
+class TextureQuantizer(QuantizerBase):
+    """Quantizes the residual of ``texture`` given ``structure``.
 
     ``quantized = structure + quantizer(fuse(structure, texture)).quantized``: the codebook
     models a conditional residual. The structure is a side signal that the decoding end has or
@@ -58,8 +58,28 @@ class TextureQuantizer(Wrapper):
     """
 
     def __init__(self, quantizer: Quantizer, *, fuse: Fuse | None = None) -> None:
-        super().__init__(quantizer)
+        super().__init__()
+        check_quantizer("quantizer", quantizer)
+        self.quantizer = quantizer
         self.fuse: Fuse | nn.Module = _residual if fuse is None else fuse
+        self.has_index_per_token = quantizer.has_index_per_token
+        self.features_last = quantizer.features_last
+        self._positions_per_token = quantizer._positions_per_token
+
+    @property
+    def dim(self) -> int:
+        """That of the wrapped quantizer."""
+        return self.quantizer.dim
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Those of the wrapped quantizer."""
+        return self.quantizer.codebook_sizes
+
+    @property
+    def codebooks(self) -> tuple[Codebook, ...]:
+        """Those of the wrapped quantizer."""
+        return self.quantizer.codebooks
 
     def forward(
         self, texture: Tensor, structure: Tensor, mask: Tensor | None = None

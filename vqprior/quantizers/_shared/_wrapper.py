@@ -1,18 +1,49 @@
-"""What all wrappers of one quantizer share."""
+"""A wrapper of one quantizer, which passes everything on."""
 
 from torch import Tensor
 
-from vqprior._interfaces import Codebook, Quantizer, QuantizerBase, QuantizerOutput
+from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
 from vqprior.quantizers._shared._inputs import check_quantizer
 
 
-class Wrapper(QuantizerBase):
-    """What all wrappers share: sizes and codebooks are those of the wrapped quantizer."""
+class QuantizerWrapper(Quantizer):
+    """A quantizer around another one, to which it passes every call.
+
+    Derive from it to change one thing about any quantizer: a subclass defines the methods it
+    changes, and the rest, sizes and codebooks among them, is that of ``self.quantizer``. A wrapper
+    that changes vectors changes them in ``forward``, ``encode``, ``decode``, ``quantize_as``,
+    ``logits`` and ``nearest_indices`` alike.
+
+    Args:
+        quantizer: The quantizer inside.
+
+    Raises:
+        TypeError: If ``quantizer`` is not a quantizer.
+
+    Shape:
+        - input, output: those of ``quantizer``
+
+    Examples:
+        >>> import torch
+        >>> from vqprior import QuantizerWrapper, VectorQuantizer
+        >>> class Counting(QuantizerWrapper):
+        ...     calls = 0
+        ...
+        ...     def forward(self, x, mask=None):
+        ...         self.calls += 1
+        ...         return self.quantizer(x, mask)
+        >>> vq = Counting(VectorQuantizer(dim=4, codebook_size=16))
+        >>> vq(torch.randn(10, 4)).indices.shape, vq.calls, vq.bits_per_token
+        (torch.Size([10]), 1, 4.0)
+    """
 
     def __init__(self, quantizer: Quantizer) -> None:
         super().__init__()
         check_quantizer("quantizer", quantizer)
         self.quantizer = quantizer
+        self.has_index_per_token = quantizer.has_index_per_token
+        self.features_last = quantizer.features_last
+        self._positions_per_token = quantizer._positions_per_token
 
     @property
     def dim(self) -> int:
@@ -25,33 +56,9 @@ class Wrapper(QuantizerBase):
         return self.quantizer.codebook_sizes
 
     @property
-    def bits_per_token(self) -> float:
-        """That of the wrapped quantizer."""
-        return self.quantizer.bits_per_token
-
-    @property
-    def has_index_per_token(self) -> bool:
-        """That of the wrapped quantizer."""
-        return self.quantizer.has_index_per_token
-
-    @property
-    def features_last(self) -> bool:
-        """That of the wrapped quantizer."""
-        return self.quantizer.features_last
-
-    @property
     def codebooks(self) -> tuple[Codebook, ...]:
         """Those of the wrapped quantizer."""
         return self.quantizer.codebooks
-
-
-class ForwardingWrapper(Wrapper, Quantizer):
-    """A wrapper that passes every call on; subclasses override what they change."""
-
-    @property
-    def _learns_from_result(self) -> bool:
-        """That of the wrapped quantizer."""
-        return self.quantizer._learns_from_result
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantizes ``x``."""
@@ -78,3 +85,10 @@ class ForwardingWrapper(Wrapper, Quantizer):
     def nearest_indices(self, x: Tensor, num_nearest: int) -> Tensor:
         """Returns the indices of the nearest codes, nearest first."""
         return self.quantizer.nearest_indices(x, num_nearest)
+
+    @property
+    def _learns_from_result(self) -> bool:
+        """That of the wrapped quantizer, and of what the wrapper itself has."""
+        parts = (part for name, part in self.named_children() if name != "quantizer")
+        own = (*self.parameters(recurse=False), *(p for part in parts for p in part.parameters()))
+        return any(p.requires_grad for p in own) or self.quantizer._learns_from_result
