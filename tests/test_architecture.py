@@ -1,11 +1,15 @@
 """The rules of the house, executed. Edit LAYERS in the same change as ``docs/design.md``."""
 
 import ast
+import importlib
+import inspect
 import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -35,13 +39,14 @@ LAYERS = {
     "predictors": {"_checks", "_interfaces", "functional", "nn"},
     # Wrappers and rules know interfaces only; a quantizer may name its default codebook.
     "quantizers": {"_checks", "_precision", "_interfaces", "functional", "codebooks._embedding"},
+    "testing": {"_checks", "_interfaces"},
     # Readers of checkpoints return whole quantizers.
     "interop": {"_checks", "_interfaces", "functional", "nn", "codebooks", "quantizers"},
 }
 # Folders whose files may not import each other, but what they share in `_shared`.
 INDEPENDENT = {"codebooks", "predictors", "quantizers"}
 # Folders that are public namespaces; the rest are shelves, public as ``vqprior.<Name>``.
-NAMESPACES = {"functional", "interop", "losses", "metrics", "nn"}
+NAMESPACES = {"functional", "interop", "losses", "metrics", "nn", "testing"}
 EXTERNAL = {"torch", "einops", "numpy", "typing_extensions"}
 # What need not be installed, and the start of the name of every module that may import it.
 OPTIONAL = {"triton": "_triton"}
@@ -132,6 +137,42 @@ def test_a_folder_is_a_namespace_or_a_shelf(folder):
         assert kinds == {ast.ImportFrom, ast.Assign}, "imports and __all__, no logic"
     else:
         assert not kinds, "a shelf exports nothing: its nouns are public as vqprior.<Name>"
+
+
+def says_one_thing(function):
+    """Whether the body only raises, or returns a constant: a default, nothing to be overridden."""
+    source = textwrap.dedent(inspect.getsource(getattr(function, "fget", function)))
+    _, *body = ast.parse(source).body[0].body  # the docstring comes first
+    return all(
+        isinstance(node, ast.Raise)
+        or (isinstance(node, ast.Return) and isinstance(node.value, ast.Constant))
+        for node in body
+    )
+
+
+def test_nothing_overrides_a_method_that_does_something():
+    """Wrappers aside, which pass every call on and define what they change."""
+    modules = [
+        importlib.import_module(".".join(path.relative_to(ROOT.parent).with_suffix("").parts))
+        for path in MODULES
+        if "_triton_" not in path.name
+    ]
+    classes = {
+        thing
+        for module in modules
+        for thing in vars(module).values()
+        if inspect.isclass(thing) and thing.__module__ == module.__name__
+    }
+    for cls in classes:
+        for base in cls.__mro__[1:]:
+            if not base.__module__.startswith("vqprior") or base is vqprior.QuantizerWrapper:
+                continue
+            for name in vars(cls).keys() & vars(base).keys():
+                theirs = vars(base)[name]
+                if name.startswith("__") or not isinstance(theirs, (FunctionType, property)):
+                    continue
+                abstract = getattr(theirs, "__isabstractmethod__", False)
+                assert abstract or says_one_thing(theirs), f"{cls.__name__}.{name}"
 
 
 @every_module

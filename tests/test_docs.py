@@ -2,7 +2,9 @@
 
 import doctest
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -33,10 +35,12 @@ def test_docstring_examples(name):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
 def test_page_examples(page: Path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # an example may write files
-    text, names = page.read_text(), {"__name__": "__main__"}  # a page tells one story
+    module = ModuleType("__main__")  # where `pickle` looks for what a page defines
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    text, names = page.read_text(), vars(module)  # a page tells one story
     for block in FENCE.finditer(text):
         line = text.count("\n", 0, block.start(1))
-        if ">>>" in block[1]:
+        if block[1].startswith(">>>"):
             test = doctest.DocTestParser().get_doctest(block[1], names, page.name, str(page), line)
             run(test)
             names.update(test.globs)

@@ -776,24 +776,6 @@ FAULTS = {
         "quantizers/test_require_finite.py",
         "masked",
     ),
-    "reuse-ignores-gradients": Fault(
-        "nn/_reuse.py",
-        "not torch.is_grad_enabled()\n        and ",
-        "",
-        "nn/test_reuse.py",
-    ),
-    "reuse-ignores-hooks": Fault(
-        "nn/_reuse.py",
-        "not any(m._forward_hooks or ",
-        "not any(",
-        "nn/test_reuse.py",
-    ),
-    "reuse-takes-any-maker": Fault(
-        "nn/_reuse.py",
-        "type(maker) in _MAKES_ANEW",
-        "maker is not None",
-        "nn/test_reuse.py",
-    ),
 }
 
 

@@ -30,6 +30,7 @@ CONCRETE = {
     for name, thing in DEFINITIONS.items()
     if not inspect.isabstract(thing) and not getattr(thing, "_is_protocol", False)
 }
+MADE_TO_DERIVE_FROM = {"vqprior.QuantizerWrapper"}
 INTERFACES = (vqprior.QuantizerBase, vqprior.Codebook, vqprior.UpdateRule)
 every_definition = pytest.mark.parametrize("name", DEFINITIONS)
 every_concrete = pytest.mark.parametrize("name", CONCRETE)
@@ -129,5 +130,5 @@ def test_signatures_stay_small(name):
 def test_concrete_modules_are_final(name):
     """To change how one behaves, wrap it."""
     thing = DEFINITIONS[name]
-    if inspect.isclass(thing) and issubclass(thing, INTERFACES):
+    if inspect.isclass(thing) and issubclass(thing, INTERFACES) and name not in MADE_TO_DERIVE_FROM:
         assert getattr(thing, "__final__", False)

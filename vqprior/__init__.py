@@ -2,9 +2,10 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from vqprior import functional, interop, losses, metrics, nn
+from vqprior import functional, interop, losses, metrics, nn, testing
 from vqprior._interfaces import (
     Codebook,
+    GradientEstimator,
     IndexEstimator,
     Quantizer,
     QuantizerBase,
@@ -31,6 +32,13 @@ from vqprior.quantizers._random_projection import RandomProjectionQuantizer
 from vqprior.quantizers._require_finite import RequireFinite
 from vqprior.quantizers._residual import ResidualQuantizer
 from vqprior.quantizers._self_updating import SelfUpdating
+from vqprior.quantizers._shared._inputs import (
+    valid_tokens,
+    validate_assignment,
+    validate_indices,
+)
+from vqprior.quantizers._shared._outputs import make_output
+from vqprior.quantizers._shared._wrapper import QuantizerWrapper
 from vqprior.quantizers._texture import TextureQuantizer
 
 __all__ = [
@@ -42,6 +50,7 @@ __all__ = [
     "CodebookEMA",
     "CodebookRevival",
     "EmbeddingCodebook",
+    "GradientEstimator",
     "GroupedQuantizer",
     "IndexEstimator",
     "IndexPredictor",
@@ -51,6 +60,7 @@ __all__ = [
     "Quantizer",
     "QuantizerBase",
     "QuantizerOutput",
+    "QuantizerWrapper",
     "RandomProjectionQuantizer",
     "RequireFinite",
     "ResidualQuantizer",
@@ -64,8 +74,13 @@ __all__ = [
     "initialize_codebooks_",
     "interop",
     "losses",
+    "make_output",
     "metrics",
     "nn",
+    "testing",
+    "valid_tokens",
+    "validate_assignment",
+    "validate_indices",
 ]
 
 try:

@@ -127,18 +127,11 @@ class IndexEstimator(abc.ABC):
 
 
 class QuantizerBase(nn.Module, abc.ABC):
-    """What a quantizer can express: the part of its interface that rules and meters need.
+    """What a quantizer can express: the part of its interface that rules and meters need."""
 
-    Attributes:
-        has_index_per_token: Whether each token has indices of its own: ``(...)`` or ``(..., q)``.
-        features_last: Whether the features of a token are the last dimension, the layout of
-            nesting.
-    """
-
-    has_index_per_token: bool = True
-    features_last: bool = True
-    # Positions that have indices, for each token: more than 1 where a map has several scales.
-    _positions_per_token: float = 1.0
+    has_index_per_token: bool = True  # (...) or (..., q)
+    features_last: bool = True  # the layout of nesting
+    _positions_per_token: float = 1.0  # that have indices: more where a map has several scales
 
     @property
     @abc.abstractmethod

@@ -1,13 +1,10 @@
 """Gradient magnitude similarity deviation."""
 
-from typing import final
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from vqprior._checks import check_positive
-from vqprior.metrics._accumulator import ImageMean
 from vqprior.metrics._images import weighted_sum, wide_pair
 
 # From section III of the paper, where images are in [0, 255].
@@ -75,46 +72,3 @@ def _gradient_magnitude(image: Tensor) -> Tensor:
     filters = torch.stack([step.expand(3, 3), step.expand(3, 3).T]).unsqueeze(1)
     gradient = F.conv2d(F.avg_pool2d(luma, 2), filters, padding=1)  # autocast spares float64
     return gradient.square().sum(dim=1, keepdim=True).sqrt()
-
-
-@final
-class GMSD(ImageMean):
-    """Mean of the gradient magnitude similarity deviations of single images; lower is better.
-
-    ``update(reconstruction, target)`` counts a batch, ``compute()`` gives the mean over all
-    images of all ranks, ``reset()`` starts again. Sums are float64.
-
-    Args:
-        data_range: Difference between white and black, greater than 0.
-
-    Raises:
-        ValueError: If ``data_range`` is not greater than 0.
-
-    Shape:
-        - ``reconstruction``, ``target``: ``(b, 3, h, w)`` or ``(b, 1, h, w)``
-
-    References:
-        Xue, Zhang, Mou and Bovik, *Gradient Magnitude Similarity Deviation: A Highly Efficient
-        Perceptual Image Quality Index*, IEEE TIP 2014. <https://arxiv.org/abs/1308.3052>
-
-    Examples:
-        >>> import torch
-        >>> from vqprior.metrics import GMSD
-        >>> metric, image = GMSD(), torch.rand(2, 3, 32, 32)
-        >>> metric.update(image, image)
-        >>> metric.compute()
-        0.0
-    """
-
-    def __init__(self, *, data_range: float = 1.0) -> None:
-        super().__init__()
-        check_positive("data_range", data_range)
-        self.data_range = data_range
-
-    def extra_repr(self) -> str:
-        """Shows the range in ``repr``."""
-        return f"data_range={self.data_range}"
-
-    def _scores(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """Returns the deviation of each image."""
-        return gmsd(reconstruction, target, data_range=self.data_range)

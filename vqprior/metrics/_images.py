@@ -1,19 +1,9 @@
 """What papers on upscaling measure of an image: its luma, without its border."""
 
-import abc
-
 import torch
 from torch import Tensor
 
-from vqprior._checks import (
-    check_at_least,
-    check_choice,
-    check_feature_map,
-    check_floating,
-    check_positive,
-    check_shape,
-)
-from vqprior.metrics._accumulator import ImageMean
+from vqprior._checks import check_feature_map, check_floating, check_shape
 
 _COEFFICIENTS = (65.481, 128.553, 24.966)
 _OFFSET = 16.0
@@ -66,38 +56,3 @@ def wide_pair(reconstruction: Tensor, target: Tensor, *, min_size: int) -> tuple
     check_floating("target", target)
     check_shape("target", target, reconstruction.shape)
     return reconstruction.double(), target.double()
-
-
-class InnerMean(ImageMean):
-    """The mean of a score of the inner part of images, in color or of their luma."""
-
-    def __init__(self, *, color: str = "rgb", data_range: float = 1.0, border: int = 0) -> None:
-        super().__init__()
-        check_choice("color", color, ("rgb", "y"))
-        check_positive("data_range", data_range)
-        check_at_least("border", border, 0)
-        self.color = color
-        self.data_range = data_range
-        self.border = border
-
-    def extra_repr(self) -> str:
-        """Shows the constructor's arguments in ``repr``."""
-        return f"color={self.color!r}, data_range={self.data_range}, border={self.border}"
-
-    def _scores(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """Scores what is left of the images."""
-        return self._inner_scores(self._inner(reconstruction), self._inner(target))
-
-    @abc.abstractmethod
-    def _inner_scores(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """Returns the score of each image, ``(b,)``, without border, in the right color."""
-
-    def _inner(self, image: Tensor) -> Tensor:
-        """Cuts the border off, and takes the luma if asked."""
-        channels = 3 if self.color == "y" else None
-        check_feature_map("reconstruction", image, channels, min_size=2 * self.border + 1)
-        height, width = image.shape[2:]
-        inner = image[:, :, self.border : height - self.border, self.border : width - self.border]
-        if self.color == "rgb":
-            return inner
-        return rgb_to_luma(inner / self.data_range) * self.data_range

@@ -1,11 +1,9 @@
 """Peak signal-to-noise ratio."""
 
-from typing import final
-
 from torch import Tensor
 
 from vqprior._checks import check_positive
-from vqprior.metrics._images import InnerMean, wide_pair
+from vqprior.metrics._images import wide_pair
 
 
 def psnr(reconstruction: Tensor, target: Tensor, *, data_range: float = 1.0) -> Tensor:
@@ -45,39 +43,3 @@ def psnr(reconstruction: Tensor, target: Tensor, *, data_range: float = 1.0) -> 
     ours, theirs = wide_pair(reconstruction, target, min_size=1)
     difference = (ours - theirs) / data_range
     return (-10 * difference.square().mean(dim=(1, 2, 3)).log10()).float()
-
-
-@final
-class PSNR(InnerMean):
-    """Mean of the peak signal-to-noise ratios of single images, in dB.
-
-    ``update(reconstruction, target)`` counts a batch, ``compute()`` gives the mean over all
-    images of all ranks, infinite if one pair is equal, ``reset()`` starts again. Sums are
-    float64.
-
-    Args:
-        color: ``"rgb"`` compares the channels as they are, of any number; ``"y"`` compares the
-            luma (``rgb_to_luma``) of three.
-        data_range: Difference between white and black, greater than 0.
-        border: Number of pixels that are cut off each side first, at least 0. Papers on upscaling
-            cut as many as the scale factor.
-
-    Raises:
-        ValueError: If an argument is outside its range.
-
-    Shape:
-        - ``reconstruction``, ``target``: ``(b, c, h, w)``
-
-    Examples:
-        >>> import torch
-        >>> from vqprior.metrics import PSNR
-        >>> metric = PSNR()
-        >>> metric.update(torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), 0.1))
-        >>> metric.update(torch.zeros(1, 3, 9, 9), torch.full((1, 3, 9, 9), 0.01))
-        >>> round(metric.compute(), 4)
-        30.0
-    """
-
-    def _inner_scores(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """Returns the ratio of each image."""
-        return psnr(reconstruction, target, data_range=self.data_range)

@@ -1,13 +1,11 @@
 """Structural similarity."""
 
-from typing import final
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from vqprior._checks import check_positive
-from vqprior.metrics._images import InnerMean, wide_pair
+from vqprior.metrics._images import wide_pair
 
 # All from section III.C of the paper.
 _WINDOW = 11
@@ -74,42 +72,3 @@ def _blur(planes: Tensor) -> Tensor:
     flat = planes.flatten(0, -3).unsqueeze(1)
     blurred = F.conv2d(F.conv2d(flat, window), window.mT)  # float64 is exempt from autocast
     return blurred.reshape(*planes.shape[:-2], *blurred.shape[-2:])
-
-
-@final
-class SSIM(InnerMean):
-    """Mean of the structural similarities of single images.
-
-    ``update(reconstruction, target)`` counts a batch, ``compute()`` gives the mean over all
-    images of all ranks, ``reset()`` starts again. Sums are float64.
-
-    Args:
-        color: ``"rgb"`` compares the channels as they are, of any number; ``"y"`` compares the
-            luma (``rgb_to_luma``) of three.
-        data_range: Difference between white and black, greater than 0.
-        border: Number of pixels that are cut off each side first, at least 0. Papers on upscaling
-            cut as many as the scale factor.
-
-    Raises:
-        ValueError: If an argument is outside its range.
-
-    Shape:
-        - ``reconstruction``, ``target``: ``(b, c, h, w)``, with 11 x 11 pixels left after the
-          cut
-
-    References:
-        Wang, Bovik, Sheikh and Simoncelli, *Image Quality Assessment: From Error Visibility to
-        Structural Similarity*, IEEE TIP 2004. <https://doi.org/10.1109/TIP.2003.819861>
-
-    Examples:
-        >>> import torch
-        >>> from vqprior.metrics import SSIM
-        >>> metric, image = SSIM(color="y", border=4), torch.rand(2, 3, 32, 32)
-        >>> metric.update(image, image)
-        >>> round(metric.compute(), 4)
-        1.0
-    """
-
-    def _inner_scores(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """Returns the similarity of each image."""
-        return ssim(reconstruction, target, data_range=self.data_range)

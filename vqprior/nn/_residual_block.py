@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from vqprior._checks import check_at_least, check_feature_map
 from vqprior.nn._normalization import group_norm
-from vqprior.nn._reuse import add, may_overwrite
 
 
 @final
@@ -75,12 +74,9 @@ class ResidualBlock(nn.Module):
             ValueError: If ``x`` is not of shape ``(b, in_channels, h, w)``.
         """
         check_feature_map("x", x, self.in_channels)
-        hidden: Tensor = self.conv1(_activate(x, self.norm1))
-        hidden = self.conv2(_activate(hidden, self.norm2))
+        hidden: Tensor = self.conv1(F.silu(self.norm1(x)))
+        hidden = self.conv2(F.silu(self.norm2(hidden)))
         # The first operand decides the memory format of a sum. With ChannelNorm `hidden` is
         # channels-last, and keeping that spares the next block a copy.
-        return add(hidden, self.skip(x), self.conv2)
-
-
-def _activate(x: Tensor, norm: nn.Module) -> Tensor:
-    return F.silu(norm(x), inplace=may_overwrite(norm))
+        summed: Tensor = hidden + self.skip(x)
+        return summed

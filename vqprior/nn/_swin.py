@@ -13,7 +13,6 @@ from vqprior._checks import (
     check_interval,
     check_positive,
 )
-from vqprior.nn._reuse import add
 from vqprior.nn._windows import arrange_windows, name_offsets
 
 # Standard deviation of the relative position biases at the start; from the authors' code.
@@ -121,9 +120,10 @@ class SwinLayer(nn.Module):
         # The only change of layout: everything after works on features that lie together, and
         # so does the next layer, since this is what channels-last means.
         tokens = x.permute(0, 2, 3, 1).contiguous()
-        tokens = add(self.proj(self._attend(self.norm1(tokens))), tokens, self.proj)
-        tokens = add(self.mlp(self.norm2(tokens)), tokens, self.mlp[-1], self.mlp)
-        return tokens.permute(0, 3, 1, 2)
+        attended: Tensor = self.proj(self._attend(self.norm1(tokens)))
+        tokens = tokens + attended
+        transformed: Tensor = self.mlp(self.norm2(tokens))
+        return (tokens + transformed).permute(0, 3, 1, 2)
 
     def _attend(self, tokens: Tensor) -> Tensor:
         """Attention among the tokens of each window, ``(b, h, w, c)``."""

@@ -7,11 +7,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from vqprior._checks import check_at_least, check_index_range
+from vqprior._checks import check_at_least
 from vqprior._interfaces import QuantizerOutput
 from vqprior.functional import join_indices, split_indices, straight_through
 from vqprior.quantizers._shared._codebook_free import CodebookFree
-from vqprior.quantizers._shared._inputs import check_indices
+from vqprior.quantizers._shared._inputs import validate_indices
 from vqprior.quantizers._shared._outputs import make_output
 
 
@@ -103,8 +103,7 @@ class FSQ(CodebookFree):
             TypeError: If ``indices`` is not an integer tensor.
             ValueError: If an index on the CPU names no code.
         """
-        check_indices(indices, 1)
-        check_index_range("indices", indices, self.codebook_size)
+        validate_indices(indices, self.codebook_sizes)
         digits = split_indices(indices.long(), self._levels)
         codes = self._values(digits.to(torch.float32))
         return torch.where((indices >= 0).unsqueeze(-1), codes, 0.0)

@@ -11,8 +11,6 @@ from vqprior._checks import (
     check_callable,
     check_choice,
     check_floating,
-    check_index_range,
-    check_integer,
     check_last_dim,
     check_positive,
 )
@@ -28,7 +26,12 @@ from vqprior.codebooks._embedding import EmbeddingCodebook
 from vqprior.functional import nearest_indices, straight_through
 from vqprior.functional._losses import commitment_and_codebook_mse
 from vqprior.functional._scores import score_codes
-from vqprior.quantizers._shared._inputs import valid_tokens, validate_assignment, validate_input
+from vqprior.quantizers._shared._inputs import (
+    valid_tokens,
+    validate_assignment,
+    validate_indices,
+    validate_input,
+)
 from vqprior.quantizers._shared._outputs import make_output
 
 
@@ -177,8 +180,7 @@ class VectorQuantizer(Quantizer):
             TypeError: If ``indices`` is not an integer tensor.
             ValueError: If an index on the CPU names no code.
         """
-        check_integer("indices", indices)
-        check_index_range("indices", indices, self.codebook_size)
+        validate_indices(indices, self.codebook_sizes)
         codes = F.embedding(indices.long().clamp_min(0), self.codebook.codes())
         return torch.where((indices >= 0).unsqueeze(-1), codes, 0.0)
 

@@ -6,11 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vqprior._checks import check_at_least, check_index_range
+from vqprior._checks import check_at_least
 from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
 from vqprior._precision import KeepsDtypes
 from vqprior.functional import nearest_indices, straight_through
-from vqprior.quantizers._shared._inputs import check_indices, validate_assignment, validate_input
+from vqprior.quantizers._shared._inputs import (
+    validate_assignment,
+    validate_indices,
+    validate_input,
+)
 from vqprior.quantizers._shared._outputs import make_output
 
 
@@ -117,8 +121,7 @@ class RandomProjectionQuantizer(KeepsDtypes, Quantizer):
             TypeError: If ``indices`` is not an integer tensor.
             ValueError: If an index on the CPU names no code.
         """
-        check_indices(indices, 1)
-        check_index_range("indices", indices, self.codebook_size)
+        validate_indices(indices, self.codebook_sizes)
         codes = F.embedding(indices.long().clamp_min(0), self.codes)
         with torch.autocast(codes.device.type, enabled=False):
             vectors = codes @ self.back

@@ -38,6 +38,9 @@ class TextureQuantizer(QuantizerBase):
         fuse: What is quantized, from both; by default ``texture - structure``. The paper uses
             a network over both.
 
+    Raises:
+        TypeError: If ``quantizer`` is not a quantizer of one tensor.
+
     Shape:
         - ``texture``, ``structure``, ``quantized``: as the input of ``quantizer``
         - ``indices``: those of ``quantizer``

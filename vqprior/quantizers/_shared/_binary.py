@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vqprior._checks import check_at_least, check_index_range, check_positive
+from vqprior._checks import check_at_least, check_positive
 from vqprior._interfaces import QuantizerOutput
 from vqprior.functional import (
     bit_entropy_loss,
@@ -14,7 +14,7 @@ from vqprior.functional import (
     split_indices,
     straight_through,
 )
-from vqprior.quantizers._shared._inputs import check_indices
+from vqprior.quantizers._shared._inputs import validate_indices
 from vqprior.quantizers._shared._outputs import make_output
 
 _MAX_BITS = 62  # so that every index is an int64
@@ -70,8 +70,7 @@ def signs_to_index(x: Tensor) -> Tensor:
 
 def index_to_signs(indices: Tensor, num_bits: int) -> Tensor:
     """The inverse, in float32: plus and minus 1, and zeros for -1."""
-    check_indices(indices, 1)
-    check_index_range("indices", indices, 2**num_bits)
+    validate_indices(indices, (2**num_bits,))
     bits = split_indices(indices.long(), (2,) * num_bits)
     return torch.where(bits < 0, 0, 2 * bits - 1).to(torch.float32)
 

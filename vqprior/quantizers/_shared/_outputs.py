@@ -14,7 +14,31 @@ def make_output(
     terms: dict[str, Tensor],
     selections: Iterable[Selection] = (),
 ) -> QuantizerOutput:
-    """Puts a result together; the loss is the sum of the terms."""
+    """Puts the result of a quantizer together; the loss is the sum of the terms.
+
+    For quantizers of your own: ``forward`` and ``quantize_as`` end with it.
+
+    Args:
+        quantized: The codes, in the dtype of the input, with the gradient of the estimator and
+            zeros where a token is not valid.
+        indices: ``int64``, -1 where a token is not valid.
+        terms: Weighted scalars by name; only those that can act.
+        selections: One for each of the quantizer's ``codebooks``, in the same order.
+
+    Returns:
+        The result, with terms and loss in float32.
+
+    Shape:
+        - ``quantized``: ``(..., d)``
+        - ``indices``: ``(...)`` or ``(..., q)``
+
+    Examples:
+        >>> import torch
+        >>> from vqprior import make_output
+        >>> terms = {"commitment": torch.tensor(0.5), "entropy": torch.tensor(-0.25)}
+        >>> make_output(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), terms).loss
+        tensor(0.2500)
+    """
     terms = {name: term.float() for name, term in terms.items()}
     zero = torch.zeros((), dtype=torch.float32, device=quantized.device)
     return QuantizerOutput(
