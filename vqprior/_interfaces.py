@@ -179,7 +179,7 @@ class Quantizer(QuantizerBase):
        or meters, whatever they hold. An all-true mask equals no mask; with no token at all
        the loss is 0 and gradients are finite.
     5. Search and statistics are computed in float32 or wider under autocast, ``.half()`` and
-       large offsets; ties go to the lowest index; index arithmetic is int64.
+       large offsets; equal scores go to the lowest index; index arithmetic is int64.
     6. Nothing of size ``n`` x ``k`` beyond a bounded block is stored, and nothing depends on a
        tensor's value on the host: ``torch.compile(fullgraph=True)`` and ``torch.export`` work.
     7. ``R`` ranks that call ``rule.step(out)`` behave as one process with the joint batch.

@@ -20,13 +20,8 @@ else:
 
 from tests.contracts.observers import NoHostSync
 from vqprior import CodebookEMA, VectorQuantizer
-from vqprior.functional import (
-    _triton,
-    _triton_search,
-    _triton_statistics,
-    code_sums_and_counts,
-    nearest_indices,
-)
+from vqprior.functional import code_sums_and_counts, nearest_indices
+from vqprior.functional._kernels import _triton, _triton_search, _triton_statistics
 from vqprior.functional._kernels._triton_search import nearest, plan_search
 from vqprior.functional._kernels._triton_statistics import add_statistics_
 
@@ -107,9 +102,14 @@ def test_shares_of_codes_do_not_change_the_result(monkeypatch, programs, size):
 @pytest.mark.parametrize("programs", [1, 2, 256])
 @pytest.mark.parametrize("copies", [(0, 299), (63, 64), (5, 69, 133), (250, 299)], ids=str)
 def test_the_first_of_equal_codes_wins_wherever_they_are(monkeypatch, programs, copies):
+    """On a GPU every column of a product is computed alike, so that any equal codes tie. Some
+    libraries of CPUs, which the interpreter multiplies with, round columns differently: there the
+    numbers are exact."""
     monkeypatch.setattr(_triton_search, "_PROGRAMS", programs)
     x, keys = torch.randn(1, 20, 70), torch.zeros(1, 300, 70)
-    keys[:, list(copies)] = x.mean(dim=1)
+    if DEVICE.type == "cpu":
+        x = integers(1, 20, 70)
+    keys[:, list(copies)] = x[:, 0]
     bias = torch.full((1, 300), 1e4)
     bias[:, list(copies)] = 0
     found = search(x, keys, bias, torch.zeros(1, 70), torch.ones(1))

@@ -16,7 +16,9 @@ def nearest_indices(
 ) -> Tensor:
     """Finds the code closest to each vector.
 
-    Ties go to the lowest index. Scores are computed in float32 or wider, whatever the dtype of
+    Equal scores go to the lowest index. Equal codes have equal scores where the product computes
+    every column alike, as the kernels for CUDA devices and MKL do; elsewhere where it is exact, and
+    otherwise one of them is chosen. Scores are computed in float32 or wider, whatever the dtype of
     the inputs and inside ``torch.autocast`` too, after a shift and a power-of-two scaling that
     keep an offset or a scale common to ``x`` and ``codes`` from costing accuracy. No gradient
     flows. Memory beyond the result is bounded: a block of scores, never all ``n`` x ``k``.
