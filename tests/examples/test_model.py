@@ -34,7 +34,7 @@ def make(config):
 
 @configs
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 8), (17, 9)])
-def test_enlarges_images_of_any_size(config, size):
+def test_upscales_images_of_any_size(config, size):
     model, lr = make(config), torch.rand(2, 3, *size)
     with torch.no_grad():
         image = model(lr)
@@ -87,10 +87,10 @@ def test_a_share_of_the_texture_can_be_added():
         structure = model.predict(lr).structure
         codes = model.tokenizer.codes[model.indices(lr)].movedim(-1, 1)
         for share in (0.0, 0.25, 1.0):
-            model.texture = share
+            model.texture_strength = share
             expected = model.tokenizer.decoder(structure + share * codes, lr)
             assert_close(model(lr), expected)
-        model.texture = 0.0
+        model.texture_strength = 0.0
         assert_close(model(lr), SuperResolver(model.tokenizer, None)(lr))
 
 

@@ -51,14 +51,14 @@ def test_halved_weights_are_read_as_float32(model, tmp_path, capsys):
 def test_weights_say_how_much_texture_is_added(model, tmp_path, capsys):
     path, target = tmp_path / "model.safetensors", tmp_path / "half.safetensors"
     save_model(path, model, {})
-    assert load_super_resolver(path).texture == 1
+    assert load_super_resolver(path).texture_strength == 1
     to_float16.main([str(path), str(target), "--texture", "0.25"])
-    assert load_super_resolver(target).texture == 0.25
+    assert load_super_resolver(target).texture_strength == 0.25
     # Files had no such note at first.
     header = read_notes(path)
     del header["texture"]
     save_file(load_file(path), path, metadata=header)
-    assert load_super_resolver(path).texture == 1
+    assert load_super_resolver(path).texture_strength == 1
     save_model(path, model.tokenizer, {})
     with pytest.raises(UserError, match="holds a tokenizer alone, which predicts no texture"):
         to_float16.main([str(path), str(target), "--texture", "0.25"])
@@ -115,7 +115,7 @@ def test_tensors_that_do_not_fit(model, tmp_path):
         load_super_resolver(path)
 
 
-def test_regressed_tokenizer_alone_cannot_enlarge(tmp_path):
+def test_regressed_tokenizer_alone_cannot_upscale(tmp_path):
     path = tmp_path / "tokenizer.safetensors"
     save_model(path, TextureTokenizer(CONFIGS["regressed"]), {})
     with pytest.raises(UserError, match="holds a tokenizer alone"):

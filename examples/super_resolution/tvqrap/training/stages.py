@@ -21,7 +21,7 @@ from vqprior.losses import ReconstructionAwareLoss, alignment_loss
 MakeObjective = Callable[[nn.Parameter], ReconstructionAwareLoss]
 
 
-class Chance(NamedTuple):
+class StepRandomness(NamedTuple):
     """What is random in a step, beside the samples.
 
     Attributes:
@@ -60,7 +60,7 @@ class Stage(nn.Module):
         super().__init__()
         self.rules = nn.ModuleList()
 
-    def forward(self, hr: Tensor, lr: Tensor, chance: Chance) -> Step:
+    def forward(self, hr: Tensor, lr: Tensor, randomness: StepRandomness) -> Step:
         """Computes the loss of ``(b, 3, H, W)`` and ``(b, 3, H/4, W/4)`` in [0, 1]."""
         raise NotImplementedError
 
@@ -119,12 +119,12 @@ class TokenizerStage(Stage):
         generator = torch.Generator().manual_seed(0)
         initialize_codebooks_(self.trained.quantizer, texture, structure, generator=generator)
 
-    def forward(self, hr: Tensor, lr: Tensor, chance: Chance) -> Step:
+    def forward(self, hr: Tensor, lr: Tensor, randomness: StepRandomness) -> Step:
         """Reconstructs a batch."""
         grid = self.config.grid
         size = (len(hr), hr.shape[-2] // grid, hr.shape[-1] // grid)
-        kept = chance.joint >= self.code_dropout
-        own = kept[chance.own.start : chance.own.stop]
+        kept = randomness.joint >= self.code_dropout
+        own = kept[randomness.own.start : randomness.own.stop]
         tokenized = self.trained(hr, lr, own[:, None, None].expand(size))
         out = tokenized.quantizer_output
         # The quantizer averages over samples with codes, of which other processes may have more:
@@ -163,7 +163,7 @@ class PredictorStage(Stage):
         self.tokenizer = tokenizer.requires_grad_(requires_grad=False).eval()
         self.trained = tokenizer.config.make_predictor() if predictor is None else predictor
 
-    def forward(self, hr: Tensor, lr: Tensor, chance: Chance) -> Step:
+    def forward(self, hr: Tensor, lr: Tensor, randomness: StepRandomness) -> Step:
         """Predicts the codes of a batch."""
         prediction = SuperResolver(self.tokenizer, self.trained).predict(lr)
         terms = self.code_losses(prediction, hr, lr)
@@ -221,13 +221,13 @@ class RapStage(PredictorStage):
         self.temperature = temperature
         self.code_weight = code_weight
 
-    def forward(self, hr: Tensor, lr: Tensor, chance: Chance) -> Step:
+    def forward(self, hr: Tensor, lr: Tensor, randomness: StepRandomness) -> Step:
         """Predicts codes, decodes them, compares images."""
         model = SuperResolver(self.tokenizer, self.trained)
         prediction = model.predict(lr)
         image = model.reconstruct(
             prediction, lr, estimator=self.estimator, temperature=self.temperature,
-            generator=chance.generator,
+            generator=randomness.generator,
         )  # fmt: skip
         loss, terms = self.objective(image, hr)
         if self.code_weight > 0:
