@@ -4,15 +4,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tvqrap.images.layouts import Tiling
+
 
 class StandIn(nn.Module):
     """Bicubic upscaling and a local, nonlinear filter; exact in tiles of the right overlap."""
 
-    scale = 4
-    overlap = 4
-    multiple = 2
-    blend = 4
-    default_tile = 256
+    tiling = Tiling(multiple=2, overlap=4)
     codebook_size = 16
 
     def __init__(self, *, jump=0.0):

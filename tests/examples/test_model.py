@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tvqrap.models.assembly import SuperResolver, TextureTokenizer, reflect
+from tvqrap.images.layouts import reflect
+from tvqrap.models.assembly import SuperResolver, TextureTokenizer
 from tvqrap.models.convolutional import ConvolutionalConfig
 from tvqrap.models.paper import PaperConfig
 from tvqrap.models.presets import PRESETS, config_from_json, config_to_json
@@ -39,7 +40,7 @@ def test_upscales_images_of_any_size(config, size):
     with torch.no_grad():
         image = model(lr)
     assert image.shape == (2, 3, 4 * size[0], 4 * size[1])
-    codes = (-(-size[0] // config.fold), -(-size[1] // config.fold))
+    codes = (-(-size[0] // (config.grid // 4)), -(-size[1] // (config.grid // 4)))
     assert model.indices(lr).shape == (2, *codes)
 
 
@@ -64,7 +65,7 @@ def test_nothing_beyond_the_overlap_changes_a_pixel(name):
     changed[:, :, :16] = 1 - changed[:, :, :16]
     with torch.no_grad():
         difference = (model(changed) - model(lr)).abs().amax(dim=(0, 1, 3))
-    beyond = 4 * (16 + model.overlap)
+    beyond = 4 * (16 + model.tiling.overlap)
     assert difference[:64].min() > 0
     assert difference[beyond:].max() == 0
 

@@ -14,7 +14,7 @@ from tvqrap.cli import UsageError, UserError, run
 from tvqrap.images.files import Photo, read_image
 from tvqrap.images.jobs import Job, plan_jobs
 from tvqrap.images.panels import comparison, find_detail
-from upscale import check_input_size, upscale_photo, pick_device, spread_color
+from upscale import check_input_size, pick_device, spread_color, upscale_photo
 
 CHANNELS_LAST = torch.channels_last
 

@@ -35,7 +35,7 @@ def test_tokenizer_alone(tmp_path):
     assert load_super_resolver(path).predictor is None
 
 
-def test_halved_weights_are_read_as_float32(model, tmp_path, capsys):
+def test_float16_weights_are_read_as_float32(model, tmp_path, capsys):
     path, target = tmp_path / "model.safetensors", tmp_path / "new" / "half.safetensors"
     save_model(path, model, {"stage": "rap"})
     assert run(lambda: to_float16.main([str(path), str(target)])) == 0
@@ -64,7 +64,7 @@ def test_weights_say_how_much_texture_is_added(model, tmp_path, capsys):
         to_float16.main([str(path), str(target), "--texture", "0.25"])
 
 
-def test_what_float16_cannot_hold_is_not_halved(tmp_path, capsys):
+def test_what_float16_cannot_hold_is_refused(tmp_path, capsys):
     path, target = tmp_path / "model.safetensors", tmp_path / "half.safetensors"
     tokenizer = TextureTokenizer(CONFIGS["lowres"])
     with torch.no_grad():
