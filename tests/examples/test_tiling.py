@@ -257,7 +257,7 @@ def test_averaged_layout_reproduces_the_authors_tiles():
     upscale_tiled(tiles, image, layout)
     assert len(tiles.calls) == parity["n_tiles"]
     for name, side in (("small_starts_h", 56), ("small_starts_w", 72)):
-        starts = [tile.used[0] for tile in layout.placements(side, tiles)]
+        starts = [tile.used[0] for tile in layout.placements(side, tiles.tiling)]
         assert starts == parity[name].tolist()
 
 
