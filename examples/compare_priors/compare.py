@@ -35,8 +35,8 @@ def main(arguments: list[str] | None = None) -> int | None:
     """Does what is missing of the study, and reports."""
     options = parse_options(arguments)
     extent = QUICK if options.quick else Extent()
-    seeds = options.seeds or extent.seeds
-    extent = replace(extent, seeds=seeds, scale=options.scale * extent.scale)
+    scale, seeds = options.scale * extent.scale, options.seeds or extent.seeds
+    extent = replace(extent, seeds=seeds, scale=scale)
     rows = planned(extent, options.only)
     if options.list:
         print("\n".join(row.name for row in rows))

@@ -26,8 +26,8 @@ def measure_gradients(row: GradientRow, model: SuperResolver, setting: Setting) 
     noise = torch.Generator(setting.device).manual_seed(row.seed)
     found = []
     for number in range(row.places):
-        one = PIECES * number % len(setting.held_out.hr)
-        hr, lr = (images[one : one + 1] for images in setting.held_out)
+        one = PIECES * number % len(setting.hr)
+        hr, lr = setting.hr[one : one + 1], setting.lr[one : one + 1]
         found.append(Place(model, hr, lr, rng, row.sharpened).compare(row.draws, noise))
     return {"places": found}
 

@@ -42,18 +42,18 @@ def measure_tokenizer(tokenizer: TextureTokenizer, row: TokenizerRow, setting: S
     rows = vectors[0].shape[1]
     flat = torch.cat(vectors).flatten(0, 2)
     photo_of = torch.arange(len(flat), device=flat.device) // (PIECES * rows**2)
-    seen = surroundings(setting.held_out.lr, rows)
+    seen = surroundings(setting.lr, rows)
     table = sum(p.numel() for codebook in set(maps.codebooks) for p in codebook.parameters())
     codes = usage.compute()
-    has_codes = mask_of(row, setting.held_out.lr) is None
+    has_codes = mask_of(row, setting.lr) is None
     found = {
-        **judge(torch.cat(images), setting.held_out.hr),
+        **judge(torch.cat(images), setting.hr),
         "bits_per_pixel": maps.bits_per_token / tokenizer.config.grid**2 if has_codes else 0.0,
         "parameters": sum(p.numel() for p in tokenizer.parameters()) - table,
         "perplexity": codes.perplexity,
         "usage": codes.usage,
         "quantization_error": lost / float((flat - flat.mean(dim=0)).square().sum()),
-        "effective_dimension": effective_dimension(spectrum(flat)),
+        "effective_dimension": effective_dimension(flat),
         "explained": explained(seen, flat, tested=photo_of % 2 == 1),
     }
     if tokenizer.structure.regressed:
@@ -79,7 +79,7 @@ def measure_predictor(model: SuperResolver, setting: Setting) -> dict:
             right.append(chosen == truth)
         elif model.nearest:
             right.append(nearest_indices(prediction.logits, model.tokenizer.codes) == truth)
-    found = judge(torch.cat(images), setting.held_out.hr)
+    found = judge(torch.cat(images), setting.hr)
     means = {"accuracy": right, "confidence": sure}
     return found | {name: float(torch.cat(m).float().mean()) for name, m in means.items() if m}
 
@@ -124,21 +124,15 @@ def describe_texture(images: Tensor) -> Tensor:
         described = torch.cat([relative.square(), strength], dim=1)
         side = PATCH >> (number // 2 + number % 2)
         found.append(F.avg_pool2d(described, side, stride=side // 2))
-    rows = min(one.shape[2] for one in found)
-    columns = min(one.shape[3] for one in found)
+    rows, columns = (min(one.shape[dim] for one in found) for dim in (2, 3))
     joined = torch.cat([one[:, :, :rows, :columns] for one in found], dim=1)
     return joined.movedim(1, -1).flatten(0, 2)
 
 
-def spectrum(vectors: Tensor) -> Tensor:
-    """Returns the shares of the principal components in the variance of ``(n, d)``, falling."""
-    variances = torch.linalg.eigvalsh(vectors.double().T.cov()).clamp_min(0).flip(0)
-    return variances / variances.sum()
-
-
-def effective_dimension(shares: Tensor) -> float:
-    """The participation ratio of shares that add up to 1: how many equal ones would be as even."""
-    return float(1 / shares.square().sum())
+def effective_dimension(vectors: Tensor) -> float:
+    """The participation ratio: how many directions of equal variance ``(n, d)`` would need."""
+    variances = torch.linalg.eigvalsh(vectors.double().T.cov())
+    return float(variances.sum().square() / variances.square().sum())
 
 
 def surroundings(lr: Tensor, rows: int) -> Tensor:
@@ -155,9 +149,7 @@ def explained(seen: Tensor, vectors: Tensor, *, tested: Tensor) -> float:
 
     Fitted with a little ridge on the places that are not ``tested`` ``(n,)``, measured on those.
     """
-    one = torch.ones_like(seen[:, :1])
-    inputs = torch.cat([seen, one], dim=1).double()
-    targets = vectors.double()
+    inputs, targets = F.pad(seen, (0, 1), value=1.0).double(), vectors.double()
     known, wanted = inputs[~tested], targets[~tested]
     gram = known.T @ known
     ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)

@@ -90,12 +90,9 @@ def stride(extent: Extent, seed: int) -> list[Row]:
 
 
 EXPERIMENTS: dict[str, Callable[[Extent, int], list[Row]]] = {
-    "sizes": sizes,
-    "equal-bits": equal_bits,
-    "prediction": prediction,
-    "gradients": gradients,
+    "sizes": sizes, "equal-bits": equal_bits, "prediction": prediction, "gradients": gradients,
     "stride": stride,
-}
+}  # fmt: skip
 
 
 def planned(extent: Extent, only: Iterable[str] = tuple(EXPERIMENTS)) -> list[Row]:

@@ -18,10 +18,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from study.quantizers import QUANTIZERS, Choice
+from study.quantizers import QUANTIZERS
 from study.table import TokenizerRow
 from tvqrap.models import convolutional
 from tvqrap.models.assembly import TextureTokenizer
+from tvqrap.models.presets import ARCHITECTURES
 from vqprior import Quantizer
 
 PRIORS = ("plain", "skip", "texture", "structure", "texture-lr", "structure-lr")
@@ -39,11 +40,6 @@ class PriorConfig(convolutional.ConvolutionalConfig):
     prior: str = "texture"
     quantizer: str = "vq"
 
-    @property
-    def choice(self) -> Choice:
-        """The quantizer, and how its codebook starts and learns."""
-        return QUANTIZERS[self.quantizer]
-
     def make_structure(self) -> nn.Module:
         """None for ``plain``."""
         return NoStructure(self) if self.prior == "plain" else super().make_structure()
@@ -59,7 +55,10 @@ class PriorConfig(convolutional.ConvolutionalConfig):
 
     def make_quantizer(self) -> Quantizer:
         """That of the row."""
-        return self.choice.make(self.code_dim, self.codebook_size)
+        return QUANTIZERS[self.quantizer].make(self.code_dim, self.codebook_size)
+
+
+ARCHITECTURES["prior"] = PriorConfig  # so that weights are saved and loaded
 
 
 class NoStructure(convolutional.LowResolutionStructure):
@@ -104,7 +103,7 @@ def build_tokenizer(row: TokenizerRow) -> TextureTokenizer:
         prior=row.prior, quantizer=row.quantizer, codebook_size=row.codebook_size,
         structure="lowres" if row.prior.endswith("-lr") else encoded, stride=row.stride,
     )  # fmt: skip
-    return TextureTokenizer(config).to(memory_format=torch.channels_last)
+    return TextureTokenizer(config)
 
 
 def mask_of(row: TokenizerRow, lr: Tensor) -> Tensor | None:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from study.windows import Windows
 from vqprior import (
     BSQ,
     FSQ,
@@ -71,8 +70,8 @@ def several(dim: int, size: int, count: int) -> list[Quantizer]:
 
 
 def scales(dim: int, size: int) -> Quantizer:
-    """One codebook at the four scales of a window: 85 indices for 64 places."""
-    return Windows(MultiScaleQuantizer(VectorQuantizer(dim, 512), scales=(1, 2, 4, 8)), 8)
+    """One codebook at four scales of the 8 x 8 places of a crop: 85 indices for 64 places."""
+    return MultiScaleQuantizer(VectorQuantizer(dim, 512), scales=(1, 2, 4, 8))
 
 
 # Beside "vq", all have 12 bits for each position, but "multi-scale" with 11.95.

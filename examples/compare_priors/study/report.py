@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 from study.plan import Extent, planned
-from study.runner import read_json, read_result
+from study.runner import read_json, read_result, write_text
 from study.summary import agreement, markdown, tables
-from tvqrap.cli import UserError, atomic_write
+from tvqrap.cli import UserError
 
 
 def write_report(
@@ -26,15 +26,15 @@ def write_report(
     content = {"study": read_json(folder / "study.json"), "rows": rows}
     made = tables_of(content, extent, other)
     text = "\n\n".join(f"### {name}\n\n{lines}" for name, lines in made.items())
-    _write(folder / "rows.json", _as_text(content))
-    _write(folder / "tables.md", f"{text}\n")
+    write_text(folder / "rows.json", _as_text(content))
+    write_text(folder / "tables.md", f"{text}\n")
     if page is not None:
         try:
             before = page.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise UserError(f"{page}: cannot be read ({error})") from None
-        _write(page, filled(before, made))
-        _write(page.with_suffix(".json"), _as_text(content))
+        write_text(page, filled(before, made))
+        write_text(page.with_suffix(".json"), _as_text(content))
     return text
 
 
@@ -47,11 +47,7 @@ def tables_of(content: dict, extent: Extent, other: dict | None = None) -> dict[
 
 
 def filled(text: str, made: dict[str, str]) -> str:
-    """Returns a page's text with tables.
-
-    Raises:
-        UserError: If it has no place for one of them.
-    """
+    """Returns a page's text with tables."""
     for name, lines in made.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         before, found, rest = text.partition(begin)
@@ -81,11 +77,7 @@ def _described(machine: dict) -> str:
 
 
 def read_content(path: Path) -> dict:
-    """Reads numbers that a study has left.
-
-    Raises:
-        UserError: If they cannot be read.
-    """
+    """Reads numbers that a study has left."""
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("rows"), dict):
         raise UserError(f"{path}: not the numbers of a study, such as rows.json in its --out")
@@ -96,8 +88,3 @@ def _as_text(content: dict) -> str:
     """Writes numbers as JSON, one row a line."""
     rows = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in content["rows"].items())
     return f'{{"study": {json.dumps(content["study"])}, "rows": {{\n{rows}\n}}}}\n'
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as file:
-        file.write(text.encode())

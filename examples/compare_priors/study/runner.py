@@ -6,18 +6,16 @@ import platform
 import time
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from torch import nn
 
 from study.gradients import measure_gradients
 from study.measures import judge, measure_predictor, measure_tokenizer
-from study.priors import build_tokenizer
 from study.setting import PIECES, Setting
-from study.table import BicubicRow, PredictorRow, Row, TokenizerRow
+from study.table import BicubicRow, GradientRow, Row, TokenizerRow
 from study.training import build_model, train_predictor, train_tokenizer
 from tvqrap.cli import UserError, atomic_write
 from tvqrap.models.assembly import upscale_bicubic
+from tvqrap.models.weights import load_super_resolver, load_tokenizer, save_model
 
 
 class Runner:
@@ -36,21 +34,17 @@ class Runner:
             "device": setting.device.type,
             "precision": setting.precision,
             "photos": len(setting.photos),
-            "held_out": len(setting.held_out.hr) // PIECES,
+            "held_out": len(setting.hr) // PIECES,
         }
         theirs = read_json(folder / "study.json")
         if theirs not in (None, mine):
             raise UserError(f"{folder}: is of another study, of {theirs}; pass a new --out")
         for part in ("rows", "weights"):
             (folder / part).mkdir(parents=True, exist_ok=True)
-        write_json(folder / "study.json", mine)
+        write_text(folder / "study.json", json.dumps(mine))
 
     def result(self, row: Row) -> dict:
-        """Returns what is known of a row, and finds it out first where nothing is.
-
-        Raises:
-            UserError: If a file of another study is in the way, or one cannot be written.
-        """
+        """Returns what is known of a row, and finds it out first where nothing is."""
         found = read_result(self.folder, row)
         if found is not None:
             return found
@@ -67,51 +61,34 @@ class Runner:
             "torch": torch.__version__,
         }
         result = {"row": as_json(row), "seconds": seconds, "machine": machine, **measures}
-        write_json(self.folder / "rows" / f"{row.name}.json", result)
+        write_text(self.folder / "rows" / f"{row.name}.json", json.dumps(result, indent=1))
         return result
 
     def _measure(self, row: Row) -> dict:
         setting = self.setting
         if isinstance(row, BicubicRow):
-            return judge(upscale_bicubic(setting.held_out.lr), setting.held_out.hr)
+            return judge(upscale_bicubic(setting.lr), setting.hr)
         if isinstance(row, TokenizerRow):
             tokenizer = train_tokenizer(row, setting)
-            self._save(row, tokenizer)
+            save_model(self._weights(row), tokenizer, {})
             return measure_tokenizer(tokenizer, row, setting)
-        if isinstance(row, PredictorRow):
-            tokenizer = self._load(row.tokenizer, build_tokenizer(row.tokenizer))
-            model = build_model(row, tokenizer).to(setting.device)
-            if row.start is not None:
-                self._load(row.start, model)
-            train_predictor(row, model, setting)
-            self._save(row, model)
-            return measure_predictor(model, setting)
-        model = build_model(row.predictor, build_tokenizer(row.predictor.tokenizer))
-        return measure_gradients(row, self._load(row.predictor, model), setting)
+        if isinstance(row, GradientRow):
+            model = load_super_resolver(self._weights(row.predictor)).to(setting.device)
+            return measure_gradients(row, model.requires_grad_(requires_grad=False), setting)
+        if row.start is None:
+            model = build_model(row, load_tokenizer(self._weights(row.tokenizer)))
+        else:
+            model = load_super_resolver(self._weights(row.start))
+        train_predictor(row, model, setting)
+        save_model(self._weights(row), model, {})
+        return measure_predictor(model, setting)
 
-    def _save(self, row: Row, module: nn.Module) -> None:
-        tensors = {name: value.contiguous() for name, value in module.state_dict().items()}
-        with atomic_write(self.folder / "weights" / f"{row.name}.safetensors") as file:
-            file.write(safetensors.torch.save(tensors))
-
-    def _load(self, row: Row, module: nn.Module) -> nn.Module:
-        path = self.folder / "weights" / f"{row.name}.safetensors"
-        try:
-            module.load_state_dict(safetensors.torch.load_file(path))
-        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-            raise UserError(
-                f"{path}: not the weights of this row; delete {row.name}.json in rows/, and it is "
-                "trained again"
-            ) from error
-        return module.to(self.setting.device).eval().requires_grad_(requires_grad=False)
+    def _weights(self, row: Row) -> Path:
+        return self.folder / "weights" / f"{row.name}.safetensors"
 
 
 def read_result(folder: Path, row: Row) -> dict | None:
-    """Returns what is known of a row.
-
-    Raises:
-        UserError: If a row of that name had another configuration.
-    """
+    """Returns what is known of a row."""
     path = folder / "rows" / f"{row.name}.json"
     found = read_json(path)
     if found is not None and found.get("row") != as_json(row):
@@ -125,11 +102,7 @@ def as_json(row: Row) -> dict:
 
 
 def read_json(path: Path) -> dict | None:
-    """Reads a file, if it is there.
-
-    Raises:
-        UserError: If it cannot be read.
-    """
+    """Reads a file, if it is there."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -138,7 +111,7 @@ def read_json(path: Path) -> dict | None:
         raise UserError(f"{path}: cannot be read ({error}); delete it to do it again") from None
 
 
-def write_json(path: Path, content: object) -> None:
+def write_text(path: Path, text: str) -> None:
     """Writes a file whole, or not at all."""
     with atomic_write(path) as file:
-        file.write(json.dumps(content, indent=1).encode())
+        file.write(text.encode())

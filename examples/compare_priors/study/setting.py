@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,22 +19,13 @@ VIEW = CUTS * CROP  # side of a held-out image
 PART = 40  # images that are measured at once
 
 
-class Pair(NamedTuple):
-    """Images in two sizes, RGB in [0, 1]."""
-
-    hr: Tensor  # (b, 3, H, W)
-    lr: Tensor  # (b, 3, H/4, W/4)
-
-
 class Setting:
     """Random crops of photos to train on, and the middles of at most ``most`` others.
 
     Models are measured on pieces as large as the crops that they are trained on. A structure that
     is encoded at H/32 has 2 x 2 vectors in a crop, all of them at a border, and is worth little
-    where there are others. ``held_out`` has the pieces of each photo, one photo after the other.
-
-    Raises:
-        UserError: If there is no photo, or one cannot be read or is too small.
+    where there are others. ``hr`` and ``lr`` are the
+    pieces of one photo after the other, RGB in [0, 1].
     """
 
     def __init__(
@@ -46,7 +36,7 @@ class Setting:
         self.photos = PhotoFiles(photos, smallest=CROP, quiet=True)
         held_out = PhotoFiles(val, smallest=VIEW, quiet=True)
         middles = [middle(held_out[number]) for number in range(min(most, len(held_out)))]
-        self.held_out = Pair(*(pieces(part).to(device) for part in zip(*middles, strict=True)))
+        self.hr, self.lr = (pieces(part).to(device) for part in zip(*middles, strict=True))
 
     def batches(self, seed: int, batch: int, first: int = 0) -> Iterator[Batch]:
         """Returns the batches of one training, from that number on: the same for the same seed."""
@@ -54,9 +44,9 @@ class Setting:
         for number in itertools.count(first):
             yield crops.batch(range(number * batch, (number + 1) * batch)).to(self.device)
 
-    def parts(self) -> Iterator[Pair]:
+    def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Cuts what is held out into parts that are small enough to be computed at once."""
-        return map(Pair, self.held_out.hr.split(PART), self.held_out.lr.split(PART))
+        return zip(self.hr.split(PART), self.lr.split(PART), strict=True)
 
 
 def middle(photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

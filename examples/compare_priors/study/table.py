@@ -5,7 +5,6 @@ whatever is finished can be told by comparing them.
 """
 
 import dataclasses
-from typing import NamedTuple
 
 PREDICTED = 256  # codes of the tokenizers whose codes are predicted
 LONG, SHORT = 1500, 600  # steps of a code-level training, and of what follows it
@@ -66,11 +65,8 @@ class Phase:
     end_to_end: bool = False  # the tokenizer learns, too, from the same loss and from its own
 
 
-class Method(NamedTuple):
-    """How a predictor is trained: from where, and through which phases."""
-
-    start: str | None
-    phases: tuple[Phase, ...]
+# Whose predictor is trained further, if any, and through which phases.
+Method = tuple[str | None, tuple[Phase, ...]]
 
 
 def code_level(steps: int, **options: object) -> Phase:
@@ -85,14 +81,14 @@ def rap(steps: int = SHORT, **options: object) -> Phase:
 
 def after_code_level(*phases: Phase) -> Method:
     """Phases that follow the same code-level training."""
-    return Method("code", phases)
+    return "code", phases
 
 
 METHODS: dict[str, Method] = {
-    "code-100": Method(None, (code_level(100),)),
-    "code": Method(None, (code_level(LONG),)),
+    "code-100": (None, (code_level(100),)),
+    "code": (None, (code_level(LONG),)),
     "code-longer": after_code_level(code_level(SHORT, learning_rate=1e-4)),
-    "code-distance": Method(None, (code_level(LONG, targets="distance"),)),
+    "code-distance": (None, (code_level(LONG, targets="distance"),)),
     "rap": after_code_level(rap()),
     "rap-lr-2e-5": after_code_level(rap(learning_rate=2e-5)),
     "rap-lr-4e-4": after_code_level(rap(learning_rate=4e-4)),
@@ -107,12 +103,12 @@ METHODS: dict[str, Method] = {
     "rap-keep-code-0.001": after_code_level(rap(code=0.001)),
     "rap-pixel-only": after_code_level(rap(perceptual=0.0)),
     "rap-adversarial": after_code_level(rap(adversarial=0.2)),
-    "rap-distance": Method("code-distance", (rap(),)),
+    "rap-distance": ("code-distance", (rap(),)),
     "code-patient": after_code_level(code_level(PATIENT, learning_rate=1e-4)),
     "rap-patient": after_code_level(rap(PATIENT)),
     "rap-patient-keep-code-0.01": after_code_level(rap(PATIENT, code=0.01)),
-    "rap-patient-distance": Method("code-distance", (rap(PATIENT),)),
-    "rap-from-start": Method(None, (rap(LONG + SHORT, learning_rate=4e-4),)),
+    "rap-patient-distance": ("code-distance", (rap(PATIENT),)),
+    "rap-from-start": (None, (rap(LONG + SHORT, learning_rate=4e-4),)),
     "soft": after_code_level(rap(estimator="soft")),
     "soft-keep-code-0.01": after_code_level(rap(estimator="soft", code=0.01)),
     "soft-then-rap": after_code_level(rap(SHORT // 2, estimator="soft"), rap(SHORT // 2)),
@@ -120,8 +116,8 @@ METHODS: dict[str, Method] = {
     "reinmax": after_code_level(rap(estimator="reinmax")),
     "reinmax-keep-code-0.01": after_code_level(rap(estimator="reinmax", code=0.01)),
     "end-to-end": after_code_level(rap(end_to_end=True)),
-    "continuous": Method(None, (rap(LONG + SHORT, learning_rate=4e-4, estimator="continuous"),)),
-    "nearest": Method(None, (rap(LONG + SHORT, learning_rate=4e-4, estimator="nearest"),)),
+    "continuous": (None, (rap(LONG + SHORT, learning_rate=4e-4, estimator="continuous"),)),
+    "nearest": (None, (rap(LONG + SHORT, learning_rate=4e-4, estimator="nearest"),)),
 }
 
 

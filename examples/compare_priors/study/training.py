@@ -7,6 +7,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from study.priors import build_tokenizer, mask_of
+from study.quantizers import QUANTIZERS
 from study.setting import Setting
 from study.table import Phase, PredictorRow, TokenizerRow
 from train import objective_maker
@@ -22,13 +23,12 @@ from vqprior.functional import distance_cross_entropy, nearest_indices, straight
 
 TOKENIZER = Recipe(learning_rate=8e-4)
 START_BATCHES = 8  # that codebooks start from
-OF_VECTORS = ("continuous", "nearest")  # estimators of predictors that give vectors, not logits
 
 
 def train_tokenizer(row: TokenizerRow, setting: Setting) -> TextureTokenizer:
     """Trains the tokenizer of a row, and freezes it."""
     tokenizer = build_tokenizer(row).to(setting.device)
-    choice = tokenizer.config.choice
+    choice = QUANTIZERS[row.quantizer]
     hr, lr, _ = next(setting.batches(row.seed, START_BATCHES * TOKENIZER.batch, first=-1))
     with torch.no_grad():
         choice.start(tokenizer.quantizer.quantizer.quantizer, prepared(tokenizer, hr, lr))
@@ -54,7 +54,7 @@ def run_steps(
 ) -> None:  # fmt: skip
     """Trains a stage, on batches from ``first`` on, at a rate that falls to 0 along a cosine."""
     ranks, split = Ranks(device=setting.device), Split(recipe.batch)
-    stage.to(setting.device)
+    stage.to(setting.device, memory_format=torch.channels_last)
     update = Update(stage, recipe, ranks, split=split, critic=critic, precision=setting.precision)
     generator = torch.Generator(setting.device).manual_seed(seed)
     all_alike = torch.zeros(recipe.batch, device=setting.device)
@@ -85,11 +85,11 @@ def build_model(row: PredictorRow, tokenizer: TextureTokenizer) -> SuperResolver
     torch.manual_seed(row.seed)
     config, estimator = tokenizer.config, row.phases[-1].estimator
     model = SuperResolver(tokenizer, config.make_predictor())
-    if estimator in OF_VECTORS:
+    if estimator in ("continuous", "nearest"):
         model = VectorResolver(tokenizer, model.predictor)
         model.predictor.head = IndexPredictor(2 * config.predictor_width, config.code_dim)
         model.nearest = estimator == "nearest"
-    return model.to(memory_format=torch.channels_last)
+    return model
 
 
 class PhaseStage(Stage):
