@@ -17,15 +17,11 @@ continued by the same command. Commands with other --only may share a folder and
 import argparse
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from study.images import Images
-from study.jobs import results, with_needs
-from study.page import write_page
 from study.plan import EXPERIMENTS, QUICK, Extent, planned
 from study.report import read_content, write_report
 from study.runner import Runner, read_result
@@ -39,42 +35,33 @@ def main(arguments: list[str] | None = None) -> int | None:
     """Does what is missing of the study, and reports."""
     options = parse_options(arguments)
     extent = QUICK if options.quick else Extent()
-    extent = replace(
-        extent,
-        seeds=options.seeds or extent.seeds,
-        scale=options.scale * extent.scale,
-    )
+    scale, seeds = options.scale * extent.scale, options.seeds or extent.seeds
+    extent = replace(extent, seeds=seeds, scale=scale)
+    rows = planned(extent, options.only)
     if options.list:
-        print("\n".join(row.name for row in planned(extent, options.only)))
+        print("\n".join(row.name for row in rows))
         return
     ensure_writable_folder(options.out)
     other = None if options.against is None else read_content(options.against)
     if not options.report:
-        compute(planned(extent, options.only), options)
-    print(write_report(options.out, extent, other))
-    if options.page is not None:
-        write_page(options.page, options.out, extent, other)
+        compute(rows, options)
+    print(write_report(options.out, extent, page=options.page, other=other))
 
 
 def compute(rows: list[Row], options: argparse.Namespace) -> None:
     """Does what is missing of rows; one line tells of each."""
-    rows = with_needs(rows)
-    missing = {row for row in rows if read_result(options.out, row) is None}
-    with tqdm(total=len(rows), initial=len(rows) - len(missing), desc="rows", disable=None) as bar:
-        for row, result in results(rows, partial(make_runner, options), options.jobs):
-            if row in missing:
-                psnr = f"  {result['psnr']:.2f} dB" if "psnr" in result else ""
-                bar.write(f"{row.name}{psnr}  {result['seconds']:.0f} s", file=sys.stderr)
-                bar.update()
-
-
-def make_runner(options: argparse.Namespace) -> Runner:
-    """Gets a process ready for rows."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    images = Images(options.photos, options.val, most=options.held_out, device=options.device)
-    quiet = options.jobs > 1  # bars would be written over each other
-    return Runner(options.out, Setting(images, options.precision, options.jobs, quiet=quiet))
+    setting = Setting(
+        options.photos, options.val, most=options.held_out, device=options.device,
+        precision=options.precision,
+    )  # fmt: skip
+    runner = Runner(options.out, setting)
+    for row in tqdm(rows, "rows", disable=None):
+        if read_result(options.out, row) is None:
+            result = runner.result(row)
+            psnr = f"  {result['psnr']:.2f} dB" if "psnr" in result else ""
+            tqdm.write(f"{row.name}{psnr}  {result['seconds']:.0f} s", file=sys.stderr)
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -99,12 +86,10 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         help="of the networks in training (float32)")  # fmt: skip
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
         help="cuda or cpu")  # fmt: skip
-    add("--jobs", type=at_least(1), default=1, metavar="N",
-        help="do N rows at a time, each in a process of its own (1)")  # fmt: skip
-    add("--threads", type=at_least(1), metavar="N", help="CPU threads of each process")
+    add("--threads", type=at_least(1), metavar="N", help="CPU threads to use")
     add("--report", action="store_true", help="only report on what is finished")
     add("--page", type=Path, metavar="FILE.md",
-        help="also put tables into a page, plots and numbers beside it")  # fmt: skip
+        help="also put tables into a page, and numbers beside it")  # fmt: skip
     add("--against", type=Path, metavar="FILE.json",
         help="also tell how far from another study: rows.json of its --out")  # fmt: skip
     add("--list", action="store_true", help="only list the names of the rows")

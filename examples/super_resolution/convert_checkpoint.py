@@ -34,7 +34,7 @@ __all__ = [
     "tokenizer_from_official",
     "tokenizer_to_official",
 ]
-# Of a super-resolver's checkpoint, what it takes to encode originals, and not to enlarge.
+# Of a super-resolver's checkpoint, what it takes to encode originals, and not to upscale.
 NOT_FOR_INFERENCE = ("encoder.", "generator.blocks_2.", "lq_encoder.", "lq_generator.")
 
 
@@ -64,8 +64,8 @@ def _from_release(source: Path, target: Path) -> str:
     recomputed = [name for name in state_dict if name.endswith(("attn_mask", "position_index"))]
     names = "\n".join(f"  {name}" for name in unused)
     return (
-        f"not used to enlarge, but kept:\n{names}\n{target}: the super-resolver, all of "
-        f"{len(state_dict)} tensors; {len(unused)} of them, listed above, are not used to enlarge, "
+        f"not used to upscale, but kept:\n{names}\n{target}: the super-resolver, all of "
+        f"{len(state_dict)} tensors; {len(unused)} of them, listed above, are not used to upscale, "
         f"and {len(recomputed)} masks and tables are recomputed"
     )
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measures 4x enlargement against images whose large version is known.
+"""Measures 4x upscaling against images whose large version is known.
 
     python evaluate.py --photos photos --image side-by-side.png
     python evaluate.py --pairs Set14 --csv set14.csv
@@ -43,8 +43,8 @@ from tvqrap.images.files import (
 )
 from tvqrap.images.layouts import SMALLEST_TILE, Blended
 from tvqrap.images.pairs import Pair, pair_loaders, photo_loaders
-from tvqrap.images.panels import NEAREST, contact_sheet, enlarge, find_detail
-from tvqrap.images.tiling import Enlarger, device_of, upscale_tiled
+from tvqrap.images.panels import NEAREST, contact_sheet, find_detail, upscale_by
+from tvqrap.images.tiling import Upscaler, device_of, upscale_tiled
 from tvqrap.models.assembly import SCALE
 from tvqrap.models.weights import DEFAULT_WEIGHTS, load_super_resolver
 from upscale import pick_device
@@ -52,12 +52,12 @@ from vqprior.metrics import CodebookUsage, gmsd, psnr, rgb_to_luma, ssim
 
 BORDER = 4  # pixels that no measure looks at, as is usual in super-resolution
 CROP = 64  # small pixels along the side of what the side-by-side image shows
-ZOOM = 2  # enlargement there
-IMAGED = 6  # scenes there
+ZOOM = 2  # upscaling there
+SHOWN = 6  # scenes there
 DIGITS = (2, 4, 4, 3)  # of each score in the table
 
 
-class PredictsCodes(Enlarger, Protocol):
+class PredictsCodes(Upscaler, Protocol):
     """A model whose use of its codebook can be counted."""
 
     @property
@@ -71,7 +71,7 @@ class PredictsCodes(Enlarger, Protocol):
 
 
 class Scores(NamedTuple):
-    """What is measured of one enlargement; the module's docstring says what each is."""
+    """What is measured of one upscaling; the module's docstring says what each is."""
 
     psnr: float
     ssim: float
@@ -123,13 +123,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _check_outputs(args.csv, args.image)
     model = load_super_resolver(args.weights).to(pick_device("auto"))
     if args.texture is not None:
-        model.texture = args.texture
+        model.texture_strength = args.texture
     failures: list[UserError] = []
     rows: list[list[tuple[str, Image.Image]]] = []
 
-    def keep(pair: Pair, enlarged: Tensor, row: Row) -> None:
-        if args.image and len(rows) < IMAGED:
-            rows.append(side_by_side(pair, enlarged, row))
+    def keep(pair: Pair, upscaled: Tensor, row: Row) -> None:
+        if args.image and len(rows) < SHOWN:
+            rows.append(side_by_side(pair, upscaled, row))
 
     pairs = _load(loaders[: args.limit], failures)
     evaluation = evaluate(model, pairs, tile=args.tile, each=keep)
@@ -168,7 +168,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--tile",
         type=at_least(SMALLEST_TILE),
         metavar="N",
-        help="small pixels a side that are enlarged at once (what suits the weights, mostly 256)",
+        help="small pixels a side that are upscaled at once (what suits the weights, mostly 256)",
     )
     return parser.parse_args(arguments)
 
@@ -180,7 +180,7 @@ def evaluate(
     tile: int | None = None,
     each: Callable[[Pair, Tensor, Row], None] | None = None,
 ) -> Evaluation:
-    """Enlarges the small images and compares with the large ones.
+    """Upscales the small images and compares with the large ones.
 
     What is measured are the 8-bit levels that upscale.py would write.
 
@@ -195,15 +195,15 @@ def evaluate(
     codes = CodebookUsage(model.codebook_size)
     for pair in pairs:
         start = time.perf_counter()
-        enlarged = upscale_tiled(model, to_float(pair.lr), Blended(tile))
+        upscaled = upscale_tiled(model, to_float(pair.lr), Blended(tile))
         seconds = time.perf_counter() - start
         bicubic = measure(_bicubic(pair.lr), pair.hr)
-        row = Row(pair.name, bicubic, measure(enlarged, pair.hr), seconds)
+        row = Row(pair.name, bicubic, measure(upscaled, pair.hr), seconds)
         evaluation.rows.append(row)
-        for indices in _indices(model, to_float(pair.lr), tile or model.default_tile):
+        for indices in _indices(model, to_float(pair.lr), tile or model.tiling.default_tile):
             codes.update(indices)
         if each is not None:
-            each(pair, enlarged, row)
+            each(pair, upscaled, row)
     summary = codes.compute()
     evaluation.perplexity, evaluation.usage = summary.perplexity, summary.usage
     return evaluation
@@ -260,18 +260,18 @@ def write_csv(path: Path, evaluation: Evaluation) -> None:
         file.write(text.getvalue().encode())
 
 
-def side_by_side(pair: Pair, enlarged: Tensor, row: Row) -> list[tuple[str, Image.Image]]:
+def side_by_side(pair: Pair, upscaled: Tensor, row: Row) -> list[tuple[str, Image.Image]]:
     """The part of a scene with most contrast: bicubic, model, original, with captions."""
     left, top, right, bottom = (side * SCALE for side in find_detail(to_pillow(pair.lr), CROP))
     box = (left, top, right, bottom)
-    levels = {"bicubic": _bicubic(pair.lr), "model": enlarged, "original": pair.hr}
+    levels = {"bicubic": _bicubic(pair.lr), "model": upscaled, "original": pair.hr}
     captions = {
         "bicubic": f"{row.name}: bicubic, {_caption(row.bicubic)}",
         "model": f"model, {_caption(row.model)}",
         "original": "original",
     }
     return [
-        (captions[kind], enlarge(to_pillow(image).crop(box), ZOOM, NEAREST))
+        (captions[kind], upscale_by(to_pillow(image).crop(box), ZOOM, NEAREST))
         for kind, image in levels.items()
     ]
 
@@ -297,7 +297,7 @@ def _load(loaders: Sequence[Callable[[], Pair]], failures: list[UserError]) -> I
 
 
 def _bicubic(lr: Tensor) -> Tensor:
-    return from_pillow(enlarge(to_pillow(lr), SCALE))
+    return from_pillow(upscale_by(to_pillow(lr), SCALE))
 
 
 @torch.no_grad()

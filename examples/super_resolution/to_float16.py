@@ -2,9 +2,8 @@
 
     python to_float16.py runs/mine/rap.safetensors small.safetensors
 
-All scripts here read them and compute with them as ever. What the rounding costs, evaluate.py
-tells. With --texture X the new file says how much of the predicted texture is added where
-upscale.py and evaluate.py are not told.
+All scripts load them unchanged; measure the rounding error with evaluate.py. With --texture X the
+new file says how much of the predicted texture upscale.py and evaluate.py add by default.
 """
 
 import argparse
@@ -18,7 +17,7 @@ from tvqrap.models.assembly import SuperResolver
 from tvqrap.models.weights import load_model, read_notes, save_model
 
 
-def halve(source: Path, target: Path, texture: float | None = None) -> str:
+def convert(source: Path, target: Path, texture_strength: float | None = None) -> str:
     """Writes the model in ``source`` to ``target`` in float16; returns what to tell the user.
 
     Raises:
@@ -26,10 +25,10 @@ def halve(source: Path, target: Path, texture: float | None = None) -> str:
     """
     notes = read_notes(source)
     model = load_model(source)
-    if texture is not None:
+    if texture_strength is not None:
         if not isinstance(model, SuperResolver):
             raise UserError(f"{source}: holds a tokenizer alone, which predicts no texture")
-        model.texture = texture
+        model.texture_strength = texture_strength
     largest = max(float(value.abs().max()) for value in model.state_dict().values())
     if not largest <= torch.finfo(torch.float16).max:
         raise UserError(f"{source}: has a weight of {largest:g}, which float16 cannot hold")
@@ -50,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     ensure_writable_folder(options.target.parent)
-    print(halve(options.source, options.target, options.texture))
+    print(convert(options.source, options.target, options.texture))
 
 
 if __name__ == "__main__":

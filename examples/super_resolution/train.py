@@ -182,13 +182,13 @@ def make_data(options: argparse.Namespace, recipe: Recipe, ranks: Ranks) -> Data
     """
     quiet = not ranks.is_first
     # The paper's recipe extends photos that are too small.
-    smallest = recipe.crop if recipe.augmentation == "turned" else 1
+    smallest = recipe.crop if recipe.augmentation == "crop_flip_rotate" else 1
     photos = PhotoFiles(options.photos, smallest=smallest, quiet=quiet)
     training = Crops(photos, crop=recipe.crop, augmentation=recipe.augmentation, seed=options.seed)
     validation = training
     if options.val is not None:
         photos = PhotoFiles(options.val, smallest=VALIDATION_CROP, quiet=quiet)
-        validation = Crops(photos, crop=VALIDATION_CROP, augmentation="turned", seed=1)
+        validation = Crops(photos, crop=VALIDATION_CROP, augmentation="crop_flip_rotate", seed=1)
     # Crops come with clean low-resolution images.
     clean = recipe.degradation == "bicubic"
     return Data(training, validation, None if clean else DEGRADATIONS[recipe.degradation]())

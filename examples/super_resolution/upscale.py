@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Enlarges images 4 times.
+"""Upscales images 4 times.
 
     python upscale.py holiday/ cat.png 'scans/*.jpg' --output large --compare
 
 Results are PNG files of the same names unless --format says otherwise; no existing file is
-replaced unless --overwrite says so. An image that cannot be enlarged is named in one line, the
-others are enlarged all the same, and the exit status is 1.
+replaced unless --overwrite says so. An image that cannot be upscaled is named in one line, the
+others are upscaled all the same, and the exit status is 1.
 """
 
 import argparse
@@ -41,8 +41,8 @@ from tvqrap.images.files import (
 )
 from tvqrap.images.jobs import Job, check_job, identity_of, plan_jobs
 from tvqrap.images.layouts import SMALLEST_TILE, Averaged, Blended, Layout
-from tvqrap.images.panels import comparison, enlarge
-from tvqrap.images.tiling import DEFAULT_LAYOUT, Enlarger, upscale_tiled
+from tvqrap.images.panels import comparison, upscale_by
+from tvqrap.images.tiling import DEFAULT_LAYOUT, Upscaler, upscale_tiled
 from tvqrap.models.prepared import PRECISIONS, Prepared
 from tvqrap.models.weights import DEFAULT_WEIGHTS, load_super_resolver
 
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     jobs = plan_jobs(sources, args.output, args.format, compare=args.compare)
     model = load_super_resolver(args.weights).to(pick_device(args.device))
     if args.texture is not None:
-        model.texture = args.texture
+        model.texture_strength = args.texture
     model = Prepared(model, precision=args.precision, compiled=args.compile)
     layout = pick_layout(args.layout, args.tile)
     ensure_writable_folder(args.output)
@@ -69,13 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for job in bar:
             try:
                 check_job(job, inputs, overwrite=args.overwrite)
-                enlarge_file(model, job, layout, args.batch)
+                upscale_file(model, job, layout, args.batch)
                 written += 1
             except UsageError:
                 raise  # the next image would meet with the same
             except (UserError, MemoryError) as error:
                 tqdm.write(f"error: {_with_name(job.source, error)}", file=sys.stderr)
-    print(f"{written} of {len(jobs)} images enlarged, in {args.output}")
+    print(f"{written} of {len(jobs)} images upscaled, in {args.output}")
     return 0 if written == len(jobs) else 1
 
 
@@ -112,7 +112,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--tile",
         type=at_least(SMALLEST_TILE),
         metavar="N",
-        help="input pixels a side that are enlarged at once; less needs less memory (what suits "
+        help="input pixels a side that are upscaled at once; less needs less memory (what suits "
         f"the weights, mostly 256; averaged: {Averaged.tile})",
     )
     parser.add_argument(
@@ -120,7 +120,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=at_least(1),
         default=1,
         metavar="N",
-        help="tiles that are enlarged together; more is faster on a GPU (%(default)s)",
+        help="tiles that are upscaled together; more is faster on a GPU (%(default)s)",
     )
     parser.add_argument(
         "--precision",
@@ -165,23 +165,23 @@ def pick_layout(name: str, tile: int | None) -> Layout:
     return Averaged() if tile is None else Averaged.of_size(tile)
 
 
-def enlarge_file(
-    model: Enlarger, job: Job, layout: Layout = DEFAULT_LAYOUT, batch: int = 1
+def upscale_file(
+    model: Upscaler, job: Job, layout: Layout = DEFAULT_LAYOUT, batch: int = 1
 ) -> None:
-    """Reads, enlarges and writes one image, and says so.
+    """Reads, upscales and writes one image, and says so.
 
     Raises:
         UserError: the image cannot be read, is too small or too large, or the result cannot be
             written.
     """
-    check_size = partial(check_input_size, scale=model.scale)
+    check_size = partial(check_input_size, scale=model.tiling.scale)
     photo = read_image(job.source, check_size=check_size)
-    width, height = (side * model.scale for side in photo.size)
+    width, height = (side * model.tiling.scale for side in photo.size)
     check_output_size(job.result, width, height)
     check_free_space(job.result.parent, width * height * 3)
     for note in photo.notes:
         tqdm.write(f"note: {job.source}: {note}", file=sys.stderr)
-    result = enlarge_photo(model, photo, layout, batch, deep=job.result.suffix == ".png")
+    result = upscale_photo(model, photo, layout, batch, deep=job.result.suffix == ".png")
     if result.alpha is not None and job.result.suffix == ".jpg" and result.alpha.min() < 255:
         tqdm.write(f"note: {job.source}: JPEG has no transparency; put on white", file=sys.stderr)
     write_image(job.result, result)
@@ -203,18 +203,18 @@ def check_input_size(width: int, height: int, *, scale: int = 4) -> None:
         )
 
 
-def enlarge_photo(
-    model: Enlarger,
+def upscale_photo(
+    model: Upscaler,
     photo: Photo,
     layout: Layout = DEFAULT_LAYOUT,
     batch: int = 1,
     *,
     deep: bool = True,
 ) -> Photo:
-    """Enlarges colors with the model, and alpha with bicubic interpolation beside them.
+    """Upscales colors with the model, and alpha with bicubic interpolation beside them.
 
     Args:
-        model: see ``Enlarger``.
+        model: see ``Upscaler``.
         photo: what ``read_image`` returns.
         layout: see ``upscale_tiled``.
         batch: see ``upscale_tiled``.
@@ -224,7 +224,7 @@ def enlarge_photo(
     rgb, alpha = photo.rgb, photo.alpha
     if alpha is not None:
         rgb = spread_color(rgb, alpha)
-        alpha = from_pillow(enlarge(to_pillow(alpha), model.scale))
+        alpha = from_pillow(upscale_by(to_pillow(alpha), model.tiling.scale))
     with tqdm(desc="tiles", unit="tile", leave=False, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -238,7 +238,7 @@ def enlarge_photo(
 def spread_color(rgb: Tensor, alpha: Tensor, reach: int = 8) -> Tensor:
     """Gives invisible pixels the colors of visible ones near them.
 
-    Files hold anything there, often black, which enlarging would mix into visible edges.
+    Files hold anything there, often black, which upscaling would mix into visible edges.
     """
     window = 2 * reach + 1
     near = F.avg_pool2d(torch.cat([rgb * alpha, alpha]), window, 1, reach)

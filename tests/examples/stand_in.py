@@ -4,15 +4,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tvqrap.images.layouts import Tiling
+
 
 class StandIn(nn.Module):
-    """Bicubic enlargement and a local, nonlinear filter; exact in tiles of the right overlap."""
+    """Bicubic upscaling and a local, nonlinear filter; exact in tiles of the right overlap."""
 
-    scale = 4
-    overlap = 4
-    multiple = 2
-    blend = 4
-    default_tile = 256
+    tiling = Tiling(multiple=2, overlap=4)
     codebook_size = 16
 
     def __init__(self, *, jump=0.0):
@@ -23,8 +21,8 @@ class StandIn(nn.Module):
 
     def forward(self, lr):
         self.calls.append(tuple(lr.shape))
-        enlarged = F.interpolate(lr, scale_factor=4, mode="bicubic")
-        return enlarged + 0.1 * torch.tanh(self.filter(enlarged)) + self.jump * len(self.calls)
+        upscaled = F.interpolate(lr, scale_factor=4, mode="bicubic")
+        return upscaled + 0.1 * torch.tanh(self.filter(upscaled)) + self.jump * len(self.calls)
 
     def indices(self, lr):
         return (lr.mean(dim=1) * 15).round().long()

@@ -13,7 +13,7 @@ from tvqrap.images.pairs import make_pair
 from tvqrap.training.data import (
     AUGMENTATIONS,
     Crops,
-    Numbers,
+    SampleNumbers,
     Split,
     average_areas,
     extend,
@@ -39,7 +39,7 @@ def folder(tmp_path):
     return tmp_path / "photos"
 
 
-def crops(folder, *, crop=32, augmentation="turned", seed=3):
+def crops(folder, *, crop=32, augmentation="crop_flip_rotate", seed=3):
     return Crops(PhotoFiles(folder), crop=crop, augmentation=augmentation, seed=seed)
 
 
@@ -104,8 +104,8 @@ class TestCrops:
     @pytest.mark.parametrize(
         ("augmentation", "size"),
         [
-            ("turned", (131, 66)),
-            *itertools.product(("mirrored", "reduced"), [(5, 7), (40, 101), (131, 66)]),
+            ("crop_flip_rotate", (131, 66)),
+            *itertools.product(("crop_flip", "resize_flip"), [(5, 7), (40, 101), (131, 66)]),
         ],
     )
     def test_crops_of_both_sizes_from_photos_of_any(self, augmentation, size, tmp_path):
@@ -157,7 +157,7 @@ class TestBatches:
         splits = [Split(12, rank, processes, accumulate) for rank in range(processes)]
         parts = [part for split in splits for part in split.parts()]
         assert [number for part in parts for number in part] == list(range(12))
-        streams = [iter(Numbers(split, 5)) for split in splits]
+        streams = [iter(SampleNumbers(split, 5)) for split in splits]
         numbers = [list(next(s)) for s in streams for _ in range(accumulate)]
         assert [number for part in numbers for number in part] == list(range(60, 72))
         assert next(streams[0])[0] == 72
@@ -171,7 +171,7 @@ class TestBatches:
         before = torch.get_rng_state()
         read = []
         for workers in (0, 2):
-            numbers = Numbers(Split(4, accumulate=2), 3)
+            numbers = SampleNumbers(Split(4, accumulate=2), 3)
             with reading(crops(folder), numbers, workers=workers, device=CPU) as batches:
                 read.append([next(batches) for _ in range(5)])
         assert_close(*read, rtol=0, atol=0)
@@ -182,7 +182,7 @@ class TestBatches:
     def test_a_broken_photo_is_named(self, workers, folder):
         path = folder / "0.png"
         path.write_bytes(path.read_bytes()[:2000])  # its size can still be read
-        numbers = Numbers(Split(4), 0)
+        numbers = SampleNumbers(Split(4), 0)
         with (
             reading(crops(folder), numbers, workers=workers, device=CPU) as batches,
             pytest.raises(UserError, match=r"0\.png: is damaged: "),

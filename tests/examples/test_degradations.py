@@ -401,10 +401,10 @@ def test_mild_settings_neither_move_the_image_nor_change_its_colors(fraction):
     hr = photo("chelsea.png", top=20, left=100)
     lr = mild(hr.expand(12, -1, -1, -1), range(12))
     assert (lr.mean((2, 3)) - hr.mean((2, 3))).abs().max() < 1 / 255
-    enlarged = F.interpolate(lr, scale_factor=4, mode="bicubic").mean(0, keepdim=True)
+    upscaled = F.interpolate(lr, scale_factor=4, mode="bicubic").mean(0, keepdim=True)
     inside = (slice(None), slice(None), slice(8, -8), slice(8, -8))
     for axis in (2, 3):
-        errors = [(enlarged - hr.roll(s, axis))[inside].square().mean() for s in (-1, 0, 1)]
+        errors = [(upscaled - hr.roll(s, axis))[inside].square().mean() for s in (-1, 0, 1)]
         before, here, after = (error.item() for error in errors)
         # The parabola through the three errors is least where the image is: within 1/10 pixel.
         assert here < min(before, after)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tvqrap.models.assembly import SuperResolver, TextureTokenizer, reflect
+from tvqrap.images.layouts import reflect
+from tvqrap.models.assembly import SuperResolver, TextureTokenizer
 from tvqrap.models.convolutional import ConvolutionalConfig
 from tvqrap.models.paper import PaperConfig
 from tvqrap.models.presets import PRESETS, config_from_json, config_to_json
@@ -34,12 +35,12 @@ def make(config):
 
 @configs
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 8), (17, 9)])
-def test_enlarges_images_of_any_size(config, size):
+def test_upscales_images_of_any_size(config, size):
     model, lr = make(config), torch.rand(2, 3, *size)
     with torch.no_grad():
         image = model(lr)
     assert image.shape == (2, 3, 4 * size[0], 4 * size[1])
-    codes = (-(-size[0] // config.fold), -(-size[1] // config.fold))
+    codes = (-(-size[0] // (config.grid // 4)), -(-size[1] // (config.grid // 4)))
     assert model.indices(lr).shape == (2, *codes)
 
 
@@ -64,7 +65,7 @@ def test_nothing_beyond_the_overlap_changes_a_pixel(name):
     changed[:, :, :16] = 1 - changed[:, :, :16]
     with torch.no_grad():
         difference = (model(changed) - model(lr)).abs().amax(dim=(0, 1, 3))
-    beyond = 4 * (16 + model.overlap)
+    beyond = 4 * (16 + model.tiling.overlap)
     assert difference[:64].min() > 0
     assert difference[beyond:].max() == 0
 
@@ -87,10 +88,10 @@ def test_a_share_of_the_texture_can_be_added():
         structure = model.predict(lr).structure
         codes = model.tokenizer.codes[model.indices(lr)].movedim(-1, 1)
         for share in (0.0, 0.25, 1.0):
-            model.texture = share
+            model.texture_strength = share
             expected = model.tokenizer.decoder(structure + share * codes, lr)
             assert_close(model(lr), expected)
-        model.texture = 0.0
+        model.texture_strength = 0.0
         assert_close(model(lr), SuperResolver(model.tokenizer, None)(lr))
 
 

@@ -55,15 +55,14 @@ class Quiet(StandIn):
     """Keeps no list of calls, to which a compiled network could not add."""
 
     def forward(self, lr):
-        enlarged = F.interpolate(lr, scale_factor=4, mode="bicubic")
-        return enlarged + 0.1 * torch.tanh(self.filter(enlarged))
+        upscaled = F.interpolate(lr, scale_factor=4, mode="bicubic")
+        return upscaled + 0.1 * torch.tanh(self.filter(upscaled))
 
 
 def test_a_prepared_model_is_the_model():
     model = StandIn().eval()
     prepared = Prepared(model)
-    for name in ("scale", "multiple", "overlap", "blend", "default_tile"):
-        assert getattr(prepared, name) == getattr(model, name)
+    assert prepared.tiling == model.tiling
     lr = torch.rand(2, 3, 11, 9)
     layouts = []
     model.filter.register_forward_pre_hook(

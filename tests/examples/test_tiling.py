@@ -2,9 +2,9 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.examples.stand_in import StandIn
 from tvqrap.cli import UserError
-from tvqrap.images.layouts import Averaged, Blended, seen_share
+from tvqrap.images.layouts import Averaged, Blended, Tiling, seen_share
 from tvqrap.images.tiling import upscale_tiled
 
 PARITY = Path(__file__).parents[1] / "fixtures" / "parity" / "tiling.npz"
@@ -42,7 +42,7 @@ def test_tiles_equal_the_whole_for_a_local_model(model, size, batch):
 def test_too_little_overlap_would_show_in_this_test(model):
     lr = torch.rand(3, 64, 64)
     whole = upscale_tiled(model, lr, Blended(64), dtype=torch.uint16)
-    model.overlap = 0
+    model.tiling = replace(model.tiling, overlap=0)
     tiled = upscale_tiled(model, lr, Blended(32), dtype=torch.uint16)
     assert (tiled.float() - whole.float()).abs().max() > 20
 
@@ -62,7 +62,7 @@ def test_tiles_that_disagree_meet_in_a_ramp_and_not_in_an_edge():
     result = upscale_tiled(tiles, lr, Blended(32), dtype=torch.uint16).float() / 65535
     assert len(tiles.calls) == 9
     down, right = result.diff(dim=1).abs(), result.diff(dim=2).abs()
-    ramp = 2 * tiles.blend * 4
+    ramp = 2 * tiles.tiling.blend * 4
     assert result.max() - result.min() > 0.15
     assert right.max() <= 0.02 / ramp * 1.05 + 2e-5  # one tile's difference, spread over the ramp
     assert down.max() <= 0.06 / ramp * 1.05 + 2e-5  # three tiles later
@@ -82,7 +82,7 @@ class Tilting(StandIn):
 
 def test_seams_are_an_order_of_magnitude_fainter_than_the_authors():
     jumps, counts = {}, {}
-    overlap = 2 * (Tilting.overlap + Tilting.blend)
+    overlap = 2 * (Tilting.tiling.overlap + Tilting.tiling.blend)
     for layout in (Blended(64 - overlap), Averaged(64, 64 - overlap)):
         tiles = Tilting().eval()
         result = upscale_tiled(tiles, torch.full((3, 160, 208), 0.5), layout, dtype=torch.uint16)
@@ -95,8 +95,7 @@ def test_seams_are_an_order_of_magnitude_fainter_than_the_authors():
 
 def test_tiles_begin_where_the_model_wants_them_to(model):
     class Grid(StandIn):
-        multiple = 8
-        overlap = 9
+        tiling = Tiling(multiple=8, overlap=9)
 
         def forward(self, lr):  # every block of 8 pixels becomes its mean
             self.calls.append(tuple(lr.shape))
@@ -115,12 +114,13 @@ def test_tiles_begin_where_the_model_wants_them_to(model):
 
 def test_no_tile_is_larger_than_asked_for(model):
     upscale_tiled(model, torch.rand(3, 150, 330), Blended(64))
-    largest = 64 + model.multiple + 2 * (model.blend + model.overlap)
+    tiling = model.tiling
+    largest = 64 + tiling.multiple + 2 * (tiling.blend + tiling.overlap)
     assert len(model.calls) == 3 * 5  # tiles at the border are used up to the border
     assert all(max(shape[-2:]) <= largest for shape in model.calls)
 
 
-def test_tiles_of_a_image_have_one_shape_and_fill_their_batches(model):
+def test_tiles_of_an_image_have_one_shape_and_fill_their_batches(model):
     lr = torch.rand(3, 77, 331)
     upscale_tiled(model, lr, Blended(32), batch=4)
     assert len({shape[2:] for shape in model.calls}) == 1
@@ -139,7 +139,7 @@ def test_a_small_image_is_one_tile(model):
 
 
 def test_the_size_of_tiles_is_the_models_unless_it_is_given(model):
-    model.default_tile = 40
+    model.tiling = replace(model.tiling, default_tile=40)
     lr = torch.rand(3, 8, 80)
     upscale_tiled(model, lr)
     assert len(model.calls) == 2
@@ -147,17 +147,13 @@ def test_the_size_of_tiles_is_the_models_unless_it_is_given(model):
     assert len(model.calls) == 3
 
 
-def geometry(**sizes):
-    return SimpleNamespace(**{"scale": 4, "multiple": 2, "overlap": 4, "blend": 4} | sizes)
-
-
 @pytest.mark.parametrize("multiple", [1, 2, 8, 64])
 @pytest.mark.parametrize("overlap", [0, 5, 70])
 @pytest.mark.parametrize("blend", [0, 4, 12])
 def test_placements_for_any_side(multiple, overlap, blend):
-    model = geometry(multiple=multiple, overlap=overlap, blend=blend)
+    tiling = Tiling(multiple=multiple, overlap=overlap, blend=blend)
     for side in (1, 31, 70, 100, 257, 500, 512, 1001):
-        tiles = Blended(48).placements(side, model)
+        tiles = Blended(48).placements(side, tiling)
         assert tiles[0].used[0] == tiles[0].seen[0] == 0
         assert tiles[-1].used[1] == tiles[-1].seen[1] == side
         assert len({tile.seen[1] - tile.seen[0] for tile in tiles}) == 1
@@ -177,17 +173,16 @@ def test_placements_for_any_side(multiple, overlap, blend):
 
 @pytest.mark.parametrize("size", [(500, 500), (1443, 2165)])
 @pytest.mark.parametrize(
-    ("sizes", "most"),
+    ("tiling", "most"),
     [
-        ({"overlap": 4, "blend": 8, "default_tile": 512}, 1.10),
+        (Tiling(multiple=2, overlap=4, blend=8, default_tile=512), 1.10),
         # Padding the whole image to multiples of 64 takes up to 1.05 of it.
-        ({"overlap": 2, "blend": 4, "default_tile": 256, "multiple": 64}, 1.14),
+        (Tiling(multiple=64, overlap=2), 1.14),
     ],
 )
-def test_little_is_computed_twice(size, sizes, most):
-    model = geometry(**sizes)
-    assert 1 <= seen_share(Blended(), model, *size) <= most
-    assert seen_share(Blended(64), model, *size) > 1.2  # as small tiles must
+def test_little_is_computed_twice(size, tiling, most):
+    assert 1 <= seen_share(Blended(), tiling, *size) <= most
+    assert seen_share(Blended(64), tiling, *size) > 1.2  # as small tiles must
 
 
 def test_progress_counts_every_tile(model):
@@ -246,7 +241,7 @@ class Numbered(StandIn):
 def test_averaged_layout_reproduces_the_authors_tiles():
     parity = np.load(PARITY)
     for side, starts in json.loads(bytes(parity["starts_json"])).items():
-        tiles = Averaged().placements(int(side), geometry())
+        tiles = Averaged().placements(int(side), StandIn.tiling)
         assert [tile.used[0] for tile in tiles] == starts
         assert all(tile.seen == tile.used for tile in tiles)
     image = parity_image("tile/im", 56, 72)
@@ -262,7 +257,7 @@ def test_averaged_layout_reproduces_the_authors_tiles():
     upscale_tiled(tiles, image, layout)
     assert len(tiles.calls) == parity["n_tiles"]
     for name, side in (("small_starts_h", 56), ("small_starts_w", 72)):
-        starts = [tile.used[0] for tile in layout.placements(side, tiles)]
+        starts = [tile.used[0] for tile in layout.placements(side, tiles.tiling)]
         assert starts == parity[name].tolist()
 
 

@@ -14,7 +14,7 @@ from tvqrap.cli import UsageError, UserError, run
 from tvqrap.images.files import Photo, read_image
 from tvqrap.images.jobs import Job, plan_jobs
 from tvqrap.images.panels import comparison, find_detail
-from upscale import check_input_size, enlarge_photo, pick_device, spread_color
+from upscale import check_input_size, pick_device, spread_color, upscale_photo
 
 CHANNELS_LAST = torch.channels_last
 
@@ -62,7 +62,7 @@ class TestTheScript:
             assert image.size == (36, 68)
         out, err = capsys.readouterr()
         assert out.splitlines()[0] == "a.png -> out/a.png (64x48)"
-        assert out.splitlines()[-1] == "3 of 3 images enlarged, in out"
+        assert out.splitlines()[-1] == "3 of 3 images upscaled, in out"
         assert err == ""
 
     def test_the_pixels_are_the_models(self, here, model):
@@ -75,11 +75,11 @@ class TestTheScript:
 
     def test_the_share_of_the_texture_is_the_models_or_what_is_asked_for(self, here, model, capsys):
         save("a.png")
-        model.texture = 0.5
+        model.texture_strength = 0.5
         upscale_py("a.png")
-        assert model.texture == 0.5
+        assert model.texture_strength == 0.5
         upscale_py("a.png", "--overwrite", "--texture", "0")
-        assert model.texture == 0
+        assert model.texture_strength == 0
         for wrong in ("1.5", "much", "nan"):
             with pytest.raises(SystemExit):
                 upscale_py("a.png", "--texture", wrong)
@@ -136,7 +136,7 @@ class TestTheScript:
         ]
         assert "small.png: is 7x30; 8x8 is the smallest" in err
         assert written() == ["good.png"]
-        assert out.splitlines()[-1] == "1 of 7 images enlarged, in out"
+        assert out.splitlines()[-1] == "1 of 7 images upscaled, in out"
 
     def test_eight_by_eight_is_enough(self, here):
         save("a.png", (8, 8))
@@ -337,16 +337,16 @@ def test_sizes():
 def test_sixteen_bits_in_between_levels_survive():
     gray = torch.linspace(0.5, 0.51, 20).expand(3, 16, 20)
     photo = Photo(gray, grayscale=True, bit_depth=16)
-    deep = enlarge_photo(StandIn().eval(), photo)
+    deep = upscale_photo(StandIn().eval(), photo)
     assert deep.rgb.dtype == torch.uint16
     assert len(deep.rgb.to(torch.int32).unique()) > 60
-    assert enlarge_photo(StandIn().eval(), photo, deep=False).rgb.dtype == torch.uint8
+    assert upscale_photo(StandIn().eval(), photo, deep=False).rgb.dtype == torch.uint8
 
 
-def test_alpha_is_enlarged_beside_the_colors():
+def test_alpha_is_upscaled_beside_the_colors():
     alpha = torch.zeros(1, 16, 16)
     alpha[:, :, 8:] = 1
-    result = enlarge_photo(StandIn().eval(), Photo(torch.rand(3, 16, 16), alpha))
+    result = upscale_photo(StandIn().eval(), Photo(torch.rand(3, 16, 16), alpha))
     assert result.alpha.shape == (1, 64, 64)
     assert result.alpha[0, :, 20].max() == 0
     assert result.alpha[0, :, 43].min() == 255
@@ -359,7 +359,7 @@ def test_hidden_colors_do_not_bleed_into_visible_ones():
     filled = spread_color(rgb, alpha)
     assert torch.equal(filled[:, 8:24, 8:24], rgb[:, 8:24, 8:24])
     torch.testing.assert_close(filled[:, 4, 16], torch.tensor([0.9, 0.6, 0.3]))
-    result = enlarge_photo(StandIn().eval(), Photo(rgb, alpha))
+    result = upscale_photo(StandIn().eval(), Photo(rgb, alpha))
     colors = result.rgb[:, result.alpha[0] > 100].int()  # the visible square and half its rim
     assert (colors.amax(dim=1) - colors.amin(dim=1)).max() < 30
 
@@ -385,7 +385,7 @@ def test_comparison_is_drawn_for_any_size(size, alpha):
         torch.rand(3, height, width),
         None if alpha is None else torch.full((1, height, width), alpha),
     )
-    sheet = comparison(photo, enlarge_photo(StandIn().eval(), photo))
+    sheet = comparison(photo, upscale_photo(StandIn().eval(), photo))
     assert sheet.mode == "RGB"
     assert 200 < sheet.width < 1400
     assert sheet.height < 1400

@@ -35,7 +35,7 @@ def test_tokenizer_alone(tmp_path):
     assert load_super_resolver(path).predictor is None
 
 
-def test_halved_weights_are_read_as_float32(model, tmp_path, capsys):
+def test_float16_weights_are_read_as_float32(model, tmp_path, capsys):
     path, target = tmp_path / "model.safetensors", tmp_path / "new" / "half.safetensors"
     save_model(path, model, {"stage": "rap"})
     assert run(lambda: to_float16.main([str(path), str(target)])) == 0
@@ -51,20 +51,20 @@ def test_halved_weights_are_read_as_float32(model, tmp_path, capsys):
 def test_weights_say_how_much_texture_is_added(model, tmp_path, capsys):
     path, target = tmp_path / "model.safetensors", tmp_path / "half.safetensors"
     save_model(path, model, {})
-    assert load_super_resolver(path).texture == 1
+    assert load_super_resolver(path).texture_strength == 1
     to_float16.main([str(path), str(target), "--texture", "0.25"])
-    assert load_super_resolver(target).texture == 0.25
+    assert load_super_resolver(target).texture_strength == 0.25
     # Files had no such note at first.
     header = read_notes(path)
     del header["texture"]
     save_file(load_file(path), path, metadata=header)
-    assert load_super_resolver(path).texture == 1
+    assert load_super_resolver(path).texture_strength == 1
     save_model(path, model.tokenizer, {})
     with pytest.raises(UserError, match="holds a tokenizer alone, which predicts no texture"):
         to_float16.main([str(path), str(target), "--texture", "0.25"])
 
 
-def test_what_float16_cannot_hold_is_not_halved(tmp_path, capsys):
+def test_what_float16_cannot_hold_is_refused(tmp_path, capsys):
     path, target = tmp_path / "model.safetensors", tmp_path / "half.safetensors"
     tokenizer = TextureTokenizer(CONFIGS["lowres"])
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_tensors_that_do_not_fit(model, tmp_path):
         load_super_resolver(path)
 
 
-def test_regressed_tokenizer_alone_cannot_enlarge(tmp_path):
+def test_regressed_tokenizer_alone_cannot_upscale(tmp_path):
     path = tmp_path / "tokenizer.safetensors"
     save_model(path, TextureTokenizer(CONFIGS["regressed"]), {})
     with pytest.raises(UserError, match="holds a tokenizer alone"):

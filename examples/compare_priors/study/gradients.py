@@ -9,112 +9,91 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from study.images import PIECES, Pair
-from study.predictors import SuperResolver
-from study.setting import Setting
+from study.setting import PIECES, Setting
 from study.table import GradientRow
+from train import objective_maker
+from tvqrap.models.assembly import SuperResolver
+from tvqrap.training.recipes import Recipe
 from vqprior.functional import select_codes
-from vqprior.losses import FilterBank
 
-ESTIMATORS = ("straight_through", "soft", "gumbel", "reinmax")
-RANDOM = ("gumbel", "reinmax")
-PERCEPTUAL = 0.2  # as in training
+ESTIMATORS = {"straight_through": False, "soft": False, "gumbel": True, "reinmax": True}  # random?
 AT_ONCE = 64  # images that are decoded at once
-TINY = 1e-30
 
 
-def measure(row: GradientRow, model: SuperResolver, setting: Setting) -> dict:
-    """Compares estimates at random places of held-out images.
-
-    Returns:
-        ``places``, a dict for each: ``confidence``, the probability of the most likely code;
-        ``exact``, the norm of the exact gradient; and for each estimator its ``cosine`` to the
-        exact one (of the mean over draws where it is random), ``single``, the same of one draw,
-        ``norm``, its norm as a share of the exact one, and ``improves``, whether the code that the
-        estimate favors most lowers the loss (None if that is the one chosen already).
-    """
-    chance = torch.Generator().manual_seed(row.seed)
-    rng = torch.Generator(setting.device).manual_seed(row.seed)
-    held_out = setting.images.held_out
-    places = []
-    for number in setting.steps(row.places, row.name):
-        one = PIECES * number % len(held_out.hr)
-        pair = Pair(held_out.hr[one : one + 1], held_out.lr[one : one + 1])
-        place = _Place(model, pair, chance, row.sharpened)
-        places.append(_compare(place, row.draws, rng))
-    return {"places": places}
+def measure_gradients(row: GradientRow, model: SuperResolver, setting: Setting) -> dict:
+    """Compares estimates at random places of held-out images; see ``Place.compare``."""
+    rng = torch.Generator().manual_seed(row.seed)
+    noise = torch.Generator(setting.device).manual_seed(row.seed)
+    found = []
+    for number in range(row.places):
+        one = PIECES * number % len(setting.hr)
+        hr, lr = setting.hr[one : one + 1], setting.lr[one : one + 1]
+        found.append(Place(model, hr, lr, rng, row.sharpened).compare(row.draws, noise))
+    return {"places": found}
 
 
-class _Place:
-    """One place of one image, and what the image loses for the vector there."""
+class Place:
+    """One place of one image, and what the loss of the image is for the vector there."""
 
     def __init__(
-        self, model: SuperResolver, pair: Pair, chance: torch.Generator, sharpened: float = 1.0
-    ) -> None:
-        self.model = model
-        self.truth = pair.hr
-        self.bank = FilterBank().to(pair.hr.device)
-        self.codes = model.tokenizer.codebook
+        self, model: SuperResolver, hr: Tensor, lr: Tensor, rng: torch.Generator,
+        sharpened: float = 1.0,
+    ) -> None:  # fmt: skip
+        self.model, self.hr, self.lr = model, hr, lr
+        self.codes = model.tokenizer.codes
+        last_layer = model.tokenizer.decoder.last_layer.weight
+        self.objective = objective_maker(Recipe(), None)(last_layer).to(hr.device)
         with torch.no_grad():
-            self.true_maps = self.bank(pair.hr)
-            self.prediction = model.predict(pair.lr)
-        rows, columns = self.prediction.logits.shape[1:3]
-        self.row, self.column = (
-            int(torch.randint(side, (), generator=chance)) for side in (rows, columns)
-        )
-        self.logits = sharpened * self.prediction.logits[0, self.row, self.column]
-        chosen = self.prediction.logits.argmax(dim=-1)
-        self.chosen = int(chosen[0, self.row, self.column])
-        self.vectors = self.codes[chosen].movedim(-1, 1)
+            self.prediction = model.predict(lr)
+        sides = self.prediction.logits.shape[1:3]
+        self.place = (0, *(int(torch.randint(side, (), generator=rng)) for side in sides))
+        self.logits = sharpened * self.prediction.logits[self.place]
+        self.chosen = self.prediction.logits.argmax(dim=-1)
 
     def losses(self, vectors: Tensor) -> Tensor:
         """Returns the loss of the image for each of ``(n, d)``."""
-        around = self.vectors.repeat(len(vectors), 1, 1, 1)
-        here = torch.zeros_like(around[:1, :1], dtype=torch.bool)
-        here[..., self.row, self.column] = True
-        replaced = torch.where(here, vectors[:, :, None, None], around)
-        structure = self.prediction.structure.expand(len(vectors), -1, -1, -1)
+        count = len(vectors)
+        here = torch.zeros_like(self.chosen, dtype=torch.bool)
+        here[self.place] = True
+        codes = torch.where(here[..., None], vectors[:, None, None], self.codes[self.chosen])
+        structure = self.prediction.structure.expand(count, -1, -1, -1)
         prediction = self.prediction._replace(structure=structure)
-        image = self.model.decode(replaced, prediction)
-        pixel = (image - self.truth).abs().flatten(1).mean(dim=1)
-        filters = [
-            F.smooth_l1_loss(ours, theirs.expand_as(ours), beta=0.1, reduction="none")
-            .flatten(1)
-            .mean(dim=1)
-            for ours, theirs in zip(self.bank(image), self.true_maps, strict=True)
-        ]
-        return pixel + PERCEPTUAL * torch.stack(filters).mean(dim=0)
+        images = self.model.decode(prediction, codes, self.lr.expand(count, -1, -1, -1))
+        return torch.stack([self.objective(image, self.hr)[0] for image in images.split(1)])
 
     @torch.no_grad()
     def all_losses(self) -> Tensor:
         """Returns the loss for each code ``(k,)``."""
         return torch.cat([self.losses(part) for part in self.codes.split(AT_ONCE)])
 
-    def estimates(self, estimator: str, draws: int, rng: torch.Generator) -> Tensor:
+    def estimates(self, estimator: str, draws: int, noise: torch.Generator) -> Tensor:
         """Returns gradients of the loss with respect to the logits ``(draws, k)``."""
         logits = self.logits.expand(draws, -1).clone().requires_grad_()
-        vectors, _ = select_codes(logits, self.codes, estimator=estimator, generator=rng)
+        vectors, _ = select_codes(logits, self.codes, estimator=estimator, generator=noise)
         (gradient,) = torch.autograd.grad(self.losses(vectors).sum(), logits)
         return gradient
 
+    def compare(self, draws: int, noise: torch.Generator) -> dict:
+        """Compares estimates with the exact gradient.
 
-def _compare(place: _Place, draws: int, rng: torch.Generator) -> dict:
-    losses = place.all_losses()
-    p = place.logits.softmax(dim=-1)
-    exact = p * (losses - (p * losses).sum())
-    found: dict = {"confidence": float(p.max()), "exact": float(exact.norm())}
-    for estimator in ESTIMATORS:
-        gradients = place.estimates(estimator, draws if estimator in RANDOM else 1, rng)
-        mean = gradients.mean(dim=0)
-        favored = int(mean.argmin())
-        found[estimator] = {
-            "cosine": float(F.cosine_similarity(mean, exact, dim=0)),
-            "single": float(F.cosine_similarity(gradients, exact[None], dim=1).mean()),
-            "norm": float(mean.norm() / exact.norm().clamp_min(TINY)),
-            "improves": _improves(losses, favored, place.chosen),
-        }
-    return found
-
-
-def _improves(losses: Tensor, favored: int, chosen: int) -> bool | None:
-    return None if favored == chosen else bool(losses[favored] < losses[chosen])
+        Returns ``confidence``, the probability of the most likely code; ``exact``, the norm of the
+        exact gradient; and for each estimator its ``cosine`` to the exact one (of the mean over
+        draws where it is random), ``single``, the same of one draw, ``norm``, its norm as a share
+        of the exact one, and ``improves``, whether the code that the estimate favors most lowers
+        the loss (None if that is the one chosen already).
+        """
+        losses, p = self.all_losses(), self.logits.softmax(dim=-1)
+        exact = p * (losses - (p * losses).sum())
+        chosen = int(self.chosen[self.place])
+        found: dict = {"confidence": float(p.max()), "exact": float(exact.norm())}
+        for estimator, is_random in ESTIMATORS.items():
+            gradients = self.estimates(estimator, draws if is_random else 1, noise)
+            mean = gradients.mean(dim=0)
+            favored = int(mean.argmin())
+            found[estimator] = {
+                "cosine": float(F.cosine_similarity(mean, exact, dim=0)),
+                "single": float(F.cosine_similarity(gradients, exact[None], dim=1).mean()),
+                "norm": float(mean.norm() / exact.norm().clamp_min(1e-30)),
+                "improves": None if favored == chosen else bool(losses[favored] < losses[chosen]),
+            }
+        return found

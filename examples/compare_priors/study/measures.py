@@ -1,14 +1,21 @@
-"""What is measured of reconstructed images and of quantized features."""
+"""What is measured of tokenizers, of predictors, and of the images that they give."""
+
+import statistics
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tvqrap.images.detail import detail_energy
+import evaluate
+from study.priors import mask_of
+from study.setting import PIECES, Setting
+from study.table import TokenizerRow
+from study.training import VectorResolver, prepared
+from tvqrap.models.assembly import SuperResolver, TextureTokenizer
+from vqprior.functional import nearest_indices
 from vqprior.losses import FilterBank, FilterBankLoss
-from vqprior.metrics import FrechetDistance, gmsd, psnr, rgb_to_luma, ssim
+from vqprior.metrics import CodebookUsage, FrechetDistance
 
-BORDER = 4  # pixels that are not judged, as in papers on super-resolution
 PATCH = 32  # side of the patches whose texture is described
 NUM_SCALES = 3  # of the filter bank
 TEXTURE_DIM = 21 * NUM_SCALES
@@ -16,31 +23,89 @@ AROUND = 6  # low-resolution pixels along a side that a linear map sees of a pla
 
 
 @torch.no_grad()
+def measure_tokenizer(tokenizer: TextureTokenizer, row: TokenizerRow, setting: Setting) -> dict:
+    """Measures a tokenizer on images that it was not trained on.
+
+    Returns what ``judge`` says of the reconstructions, and of the vectors before quantization the
+    shares of their variance that quantization loses (``quantization_error``) and that a linear map
+    of the low-resolution image explains (``explained``). ``parameters`` are those without codes.
+    """
+    maps = tokenizer.quantizer.quantizer  # quantizes maps, whatever the structure
+    usage = CodebookUsage(maps.codebook_size).to(setting.device)
+    images, vectors, lost = [], [], 0.0
+    for hr, lr in setting.parts():
+        tokenized = tokenizer(hr, lr, mask_of(row, lr))
+        usage.update(tokenized.quantizer_output.indices)
+        images.append(tokenized.image)
+        vectors.append(prepared(tokenizer, hr, lr))
+        lost += float((maps.quantizer(vectors[-1]).quantized - vectors[-1]).square().sum())
+    rows = vectors[0].shape[1]
+    flat = torch.cat(vectors).flatten(0, 2)
+    photo_of = torch.arange(len(flat), device=flat.device) // (PIECES * rows**2)
+    seen = surroundings(setting.lr, rows)
+    table = sum(p.numel() for codebook in set(maps.codebooks) for p in codebook.parameters())
+    codes = usage.compute()
+    has_codes = mask_of(row, setting.lr) is None
+    found = {
+        **judge(torch.cat(images), setting.hr),
+        "bits_per_pixel": maps.bits_per_token / tokenizer.config.grid**2 if has_codes else 0.0,
+        "parameters": sum(p.numel() for p in tokenizer.parameters()) - table,
+        "perplexity": codes.perplexity,
+        "usage": codes.usage,
+        "quantization_error": lost / float((flat - flat.mean(dim=0)).square().sum()),
+        "effective_dimension": effective_dimension(flat),
+        "explained": explained(seen, flat, tested=photo_of % 2 == 1),
+    }
+    if tokenizer.structure.regressed:
+        found["structure_per_pixel"] = tokenizer.structure.channels / row.stride**2
+    return found
+
+
+@torch.no_grad()
+def measure_predictor(model: SuperResolver, setting: Setting) -> dict:
+    """Measures a predictor on images that it was not trained on.
+
+    Returns what ``judge`` says of the images; the share of right codes (``accuracy``); and the mean
+    probability of the codes that are chosen (``confidence``).
+    """
+    images, right, sure = [], [], []
+    for hr, lr in setting.parts():
+        prediction = model.predict(lr)
+        images.append(model.reconstruct(prediction, lr))
+        truth = model.tokenizer.describe(hr, lr).indices
+        if not isinstance(model, VectorResolver):
+            confidence, chosen = prediction.logits.softmax(dim=-1).max(dim=-1)
+            sure.append(confidence)
+            right.append(chosen == truth)
+        elif model.nearest:
+            right.append(nearest_indices(prediction.logits, model.tokenizer.codes) == truth)
+    found = judge(torch.cat(images), setting.hr)
+    means = {"accuracy": right, "confidence": sure}
+    return found | {name: float(torch.cat(m).float().mean()) for name, m in means.items() if m}
+
+
+@torch.no_grad()
 def judge(images: Tensor, truth: Tensor) -> dict[str, float]:
     """Compares images ``(b, 3, h, w)`` in [0, 1] with the true ones.
 
-    Returns:
-        Means over images of ``psnr`` and ``ssim`` of the luma, ``gmsd``, ``filters`` (the
-        distance of a ``FilterBankLoss``) and ``detail`` (energy at frequencies that the
-        low-resolution image lacks, as a share of the true one); and ``frechet``, the distance
-        of the two sets of patches in ``describe_texture``.
+    Returns means over images of what evaluate.py measures and of ``filters``, a ``FilterBankLoss``;
+    and ``frechet``, the distance of the two sets of patches in ``describe_texture``.
     """
-    inner = (..., slice(BORDER, -BORDER), slice(BORDER, -BORDER))
-    ours, theirs = images.float().clamp(0, 1)[inner], truth[inner]
-    luma, true_luma = rgb_to_luma(ours), rgb_to_luma(theirs)
+    images = images.float().clamp(0, 1)
+    scores = [evaluate.measure(*pair) for pair in zip(images, truth, strict=True)]
+    means = [statistics.fmean(column) for column in zip(*scores, strict=True)]
+    inner = (
+        ...,
+        slice(evaluate.BORDER, -evaluate.BORDER),
+        slice(evaluate.BORDER, -evaluate.BORDER),
+    )
+    ours, theirs = images[inner], truth[inner]
     frechet = FrechetDistance(TEXTURE_DIM).to(ours.device)
     frechet.update(describe_texture(ours), describe_texture(theirs))
-    shares = [
-        detail_energy(one) / detail_energy(other)
-        for one, other in zip(luma, true_luma, strict=True)
-    ]
     return {
-        "psnr": float(psnr(luma, true_luma).mean()),
-        "ssim": float(ssim(luma, true_luma).mean()),
-        "gmsd": float(gmsd(ours, theirs).mean()),
+        **dict(zip(evaluate.Scores._fields, means, strict=True)),
         "filters": float(FilterBankLoss().to(ours.device)(ours, theirs)),
         "frechet": frechet.compute(),
-        "detail": float(torch.stack(shares).mean()),
     }
 
 
@@ -59,21 +124,15 @@ def describe_texture(images: Tensor) -> Tensor:
         described = torch.cat([relative.square(), strength], dim=1)
         side = PATCH >> (number // 2 + number % 2)
         found.append(F.avg_pool2d(described, side, stride=side // 2))
-    rows = min(one.shape[2] for one in found)
-    columns = min(one.shape[3] for one in found)
+    rows, columns = (min(one.shape[dim] for one in found) for dim in (2, 3))
     joined = torch.cat([one[:, :, :rows, :columns] for one in found], dim=1)
     return joined.movedim(1, -1).flatten(0, 2)
 
 
-def spectrum(vectors: Tensor) -> Tensor:
-    """Returns the shares of the principal components in the variance of ``(n, d)``, falling."""
-    variances = torch.linalg.eigvalsh(vectors.double().T.cov()).clamp_min(0).flip(0)
-    return variances / variances.sum()
-
-
-def effective_dimension(shares: Tensor) -> float:
-    """The participation ratio of shares that add up to 1: how many equal ones would be as even."""
-    return float(1 / shares.square().sum())
+def effective_dimension(vectors: Tensor) -> float:
+    """The participation ratio: how many directions of equal variance ``(n, d)`` would need."""
+    variances = torch.linalg.eigvalsh(vectors.double().T.cov())
+    return float(variances.sum().square() / variances.square().sum())
 
 
 def surroundings(lr: Tensor, rows: int) -> Tensor:
@@ -86,18 +145,11 @@ def surroundings(lr: Tensor, rows: int) -> Tensor:
 
 
 def explained(seen: Tensor, vectors: Tensor, *, tested: Tensor) -> float:
-    """The share of the variance of ``vectors`` that a linear map of ``seen`` explains.
+    """The share of the variance of ``vectors`` ``(n, d)`` that a linear map of ``(n, s)`` explains.
 
-    Fitted with a little ridge on the places that are not ``tested``, and measured on those.
-
-    Args:
-        seen: ``(n, s)``.
-        vectors: ``(n, d)``.
-        tested: ``(n,)``, True for places to measure on.
+    Fitted with a little ridge on the places that are not ``tested`` ``(n,)``, measured on those.
     """
-    one = torch.ones_like(seen[:, :1])
-    inputs = torch.cat([seen, one], dim=1).double()
-    targets = vectors.double()
+    inputs, targets = F.pad(seen, (0, 1), value=1.0).double(), vectors.double()
     known, wanted = inputs[~tested], targets[~tested]
     gram = known.T @ known
     ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)

@@ -3,44 +3,25 @@
 import dataclasses
 from collections.abc import Callable, Iterable
 
-from study.table import (
-    METHODS,
-    BicubicRow,
-    GradientRow,
-    PredictorRow,
-    Row,
-    TokenizerRow,
-)
+from study.table import METHODS, BicubicRow, GradientRow, PredictorRow, Row, TokenizerRow
 
-CODEBOOK_SIZES = (64, 256, 1024, 8192)
 BITS_12 = 4096  # codes that 12 bits can name
-STRIDES = (8, 16, 32)  # of an encoded structure
 SHARPENED = (4.0, 16.0)  # factors of logits
 
 
 @dataclasses.dataclass(frozen=True)
 class Extent:
-    """How much of the study there is.
+    """How much of the study there is."""
 
-    Attributes:
-        seeds: How often each row is trained.
-        scale: Factor of all numbers of steps.
-        codebook_sizes: Of the question ``sizes``.
-        quantizers: Of the question ``equal-bits``.
-        methods: Of the question ``prediction``, beside those that they start from.
-        strides: Of the question ``stride``.
-        places: Of each row of the question ``gradients``.
-    """
-
-    seeds: int = 3
-    scale: float = 1.0
-    codebook_sizes: tuple[int, ...] = CODEBOOK_SIZES
-    quantizers: tuple[str, ...] = (
+    seeds: int = 3  # how often each row is trained
+    scale: float = 1.0  # factor of all numbers of steps
+    codebook_sizes: tuple[int, ...] = (64, 256, 1024, 8192)  # of the question `sizes`
+    quantizers: tuple[str, ...] = (  # of the question `equal-bits`
         "vq", "residual-2", "residual-4", "grouped-2", "multi-scale", "fsq", "lfq", "bsq", "simvq",
     )  # fmt: skip
-    methods: tuple[str, ...] = tuple(METHODS)
-    strides: tuple[int, ...] = STRIDES
-    places: int = 48
+    methods: tuple[str, ...] = tuple(METHODS)  # of `prediction`, beside those they start from
+    strides: tuple[int, ...] = (8, 16, 32)  # of the question `stride`
+    places: int = 48  # of each row of the question `gradients`
 
     def tokenizer(self, prior: str, seed: int, **options: object) -> TokenizerRow:
         """A tokenizer, trained for its share of the steps."""
@@ -49,11 +30,9 @@ class Extent:
 
     def predictor(self, tokenizer: TokenizerRow, name: str) -> PredictorRow:
         """A predictor, trained for its share of the steps."""
-        method = METHODS[name]
-        phases = tuple(
-            dataclasses.replace(phase, steps=self.steps(phase.steps)) for phase in method.phases
-        )
-        start = None if method.start is None else self.predictor(tokenizer, method.start)
+        start, phases = METHODS[name]
+        phases = tuple(dataclasses.replace(p, steps=self.steps(p.steps)) for p in phases)
+        start = None if start is None else self.predictor(tokenizer, start)
         return PredictorRow(tokenizer, name, phases, start)
 
     def steps(self, count: int) -> int:
@@ -62,14 +41,10 @@ class Extent:
 
 
 QUICK = Extent(
-    seeds=1,
-    scale=0.03,
-    codebook_sizes=(64, 1024),
-    quantizers=("vq", "residual-2", "fsq"),
-    methods=("code", "code-longer", "rap", "soft", "reinmax", "continuous"),
-    strides=(8, 32),
+    seeds=1, scale=0.03, codebook_sizes=(64, 1024), quantizers=("vq", "residual-2", "fsq"),
+    methods=("code", "code-longer", "rap", "soft", "reinmax", "continuous"), strides=(8, 32),
     places=6,
-)
+)  # fmt: skip
 
 
 def sizes(extent: Extent, seed: int) -> list[Row]:
@@ -103,45 +78,29 @@ def gradients(extent: Extent, seed: int) -> list[Row]:
     tokenizer = extent.tokenizer("texture-lr", seed)
     methods = [method for method in ("code-100", "code", "rap") if method in extent.methods]
     rows = [GradientRow(extent.predictor(tokenizer, method), extent.places) for method in methods]
-    return rows + [
-        dataclasses.replace(row, sharpened=factor)
-        for row in rows
-        if row.predictor.method == "code"
-        for factor in SHARPENED
-    ]
+    sure = [row for row in rows if row.predictor.method == "code"]
+    return rows + [dataclasses.replace(row, sharpened=f) for row in sure for f in SHARPENED]
 
 
 def stride(extent: Extent, seed: int) -> list[Row]:
     """How coarse should an encoded structure be, and does the plain prior do worse?"""
     tokenizers = [extent.tokenizer("texture", seed, stride=stride) for stride in extent.strides]
     tokenizers += [extent.tokenizer("plain", seed), extent.tokenizer("texture-lr", seed)]
-    return [
-        extent.predictor(tokenizer, method)
-        for tokenizer in tokenizers
-        for method in ("code", "rap")
-    ]
+    return [extent.predictor(one, method) for one in tokenizers for method in ("code", "rap")]
 
 
 EXPERIMENTS: dict[str, Callable[[Extent, int], list[Row]]] = {
-    "sizes": sizes,
-    "equal-bits": equal_bits,
-    "prediction": prediction,
-    "gradients": gradients,
+    "sizes": sizes, "equal-bits": equal_bits, "prediction": prediction, "gradients": gradients,
     "stride": stride,
-}
+}  # fmt: skip
 
 
-def rows_of(experiment: str, extent: Extent) -> list[Row]:
-    """Returns the rows of a question."""
-    return planned(extent, [experiment])
-
-
-def planned(extent: Extent, only: Iterable[str]) -> list[Row]:
+def planned(extent: Extent, only: Iterable[str] = tuple(EXPERIMENTS)) -> list[Row]:
     """Returns the rows of some questions, each once: all of one seed before those of the next."""
-    rows = [
+    rows = (
         row
         for seed in range(extent.seeds)
         for name in only
         for row in EXPERIMENTS[name](extent, seed)
-    ]
+    )
     return list(dict.fromkeys(rows))

@@ -1,198 +1,113 @@
-"""The priors of the study: where structure comes from, and how it and the codes meet.
+"""The priors of the study, of the networks of the super-resolution example.
 
-All have the same encoder, fusion and decoder. They differ in what passes the quantizer, and in what
-goes around it.
+All have the same texture encoder, fusion and decoder. They differ in what passes the quantizer, and
+in what goes around it:
+
+  texture    structure plus codes for what it does not explain
+  skip       structure plus codes that are chosen without knowing it
+  plain      codes alone: coarse and fine features are fused and quantized together
+  structure  no codes
+
+The structure is encoded, as in the paper; that of ``texture-lr`` and ``structure-lr`` is computed
+from the low-resolution image.
 """
 
-import abc
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from study.networks import (
-    DIM,
-    GRID,
-    WIDTH,
-    Decoder,
-    EncodedStructure,
-    Encoder,
-    Fusion,
-    LowResolutionStructure,
-)
-from vqprior import ChannelsFirst, Quantizer, QuantizerOutput, TextureQuantizer
+from study.quantizers import QUANTIZERS
+from study.table import TokenizerRow
+from tvqrap.models import convolutional
+from tvqrap.models.assembly import TextureTokenizer
+from tvqrap.models.presets import ARCHITECTURES
+from vqprior import Quantizer
+
+PRIORS = ("plain", "skip", "texture", "structure", "texture-lr", "structure-lr")
 
 
-class Meeting(nn.Module, abc.ABC):
-    """How texture and structure, both ``(b, DIM, H/8, W/8)``, become what the decoder gets."""
+@dataclasses.dataclass(frozen=True)
+class PriorConfig(convolutional.ConvolutionalConfig):
+    """Makes the networks of one prior, all of the same size."""
 
-    def __init__(self, quantizer: Quantizer) -> None:
+    width: int = 48
+    structure_blocks: int = 2
+    texture_blocks: int = 2
+    decoder_blocks: int = 3
+    predictor_blocks: int = 4
+    prior: str = "texture"
+    quantizer: str = "vq"
+
+    def make_structure(self) -> nn.Module:
+        """None for ``plain``."""
+        return NoStructure(self) if self.prior == "plain" else super().make_structure()
+
+    def make_texture(self) -> nn.Module:
+        """The texture encoder; that of ``plain`` has to see what is coarse, too."""
+        texture = super().make_texture()
+        return CoarseAndFine(self, texture) if self.prior == "plain" else texture
+
+    def make_fusion(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """What is quantized: the texture alone, unless codes know the structure."""
+        return texture_alone if self.prior in ("plain", "skip") else super().make_fusion()
+
+    def make_quantizer(self) -> Quantizer:
+        """That of the row."""
+        return QUANTIZERS[self.quantizer].make(self.code_dim, self.codebook_size)
+
+
+ARCHITECTURES["prior"] = PriorConfig  # so that weights are saved and loaded
+
+
+class NoStructure(convolutional.LowResolutionStructure):
+    """Zeros in place of a structure."""
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__(config)
+        self.network = nn.PixelUnshuffle(config.fold)
+        self.copies = config.code_dim // 4
+
+    def expand(self, features: Tensor) -> Tensor:
+        """Zeros on the grid of codes."""
+        zeros = torch.zeros_like(features[:, :1])
+        return self.network(zeros).repeat(1, self.copies, 1, 1)
+
+
+class CoarseAndFine(nn.Module):
+    """The features that others split into structure and texture, fused."""
+
+    def __init__(self, config: PriorConfig, texture: nn.Module) -> None:
         super().__init__()
-        self.quantizer: nn.Module = ChannelsFirst(quantizer)
+        structure = convolutional.RegressedStructure(config)
+        self.coarse = nn.Sequential(structure.encoder, structure.expander)
+        self.fine = texture
+        self.fusion = convolutional.Fusion(config)
 
-    @property
-    def codes(self) -> Quantizer:
-        """The quantizer of maps."""
-        return self.quantizer
-
-    @abc.abstractmethod
-    def prepare(self, texture: Tensor, structure: Tensor) -> Tensor:
-        """Returns what is quantized."""
-
-    @abc.abstractmethod
-    def decode(self, codes: Tensor, structure: Tensor) -> Tensor:
-        """Returns what the decoder gets for chosen codes."""
-
-    def forward(self, texture: Tensor, structure: Tensor) -> QuantizerOutput:
-        """Returns what the decoder gets, as ``quantized``."""
-        out = self.codes(self.prepare(texture, structure))
-        return dataclasses.replace(out, quantized=self.decode(out.quantized, structure))
+    def forward(self, hr: Tensor) -> Tensor:
+        """``(b, 3, H, W)`` to ``(b, d, H/8, W/8)``."""
+        return self.fusion(self.coarse(hr), self.fine(hr))
 
 
-class Plain(Meeting):
-    """Everything is quantized: fine and coarse features together."""
-
-    def __init__(self, quantizer: Quantizer) -> None:
-        super().__init__(quantizer)
-        self.fusion = Fusion()
-
-    def prepare(self, texture: Tensor, structure: Tensor) -> Tensor:
-        """Both, fused."""
-        return self.fusion(structure, texture)
-
-    def decode(self, codes: Tensor, structure: Tensor) -> Tensor:
-        """The codes alone."""
-        return codes
+def texture_alone(structure: Tensor, texture: Tensor) -> Tensor:
+    """In place of a fusion."""
+    return texture
 
 
-class Texture(Meeting):
-    """Texture vector-quantization: structure plus codes for what it does not explain."""
-
-    def __init__(self, quantizer: Quantizer) -> None:
-        super().__init__(quantizer)
-        self.quantizer = TextureQuantizer(self.quantizer, fuse=Fusion())
-
-    @property
-    def codes(self) -> Quantizer:
-        """The quantizer of maps."""
-        return self.quantizer.quantizer
-
-    def prepare(self, texture: Tensor, structure: Tensor) -> Tensor:
-        """Both, fused."""
-        return self.quantizer.fuse(structure, texture)
-
-    def decode(self, codes: Tensor, structure: Tensor) -> Tensor:
-        """Their sum."""
-        return structure + codes
-
-    def forward(self, texture: Tensor, structure: Tensor) -> QuantizerOutput:
-        """Returns structure plus codes, as ``quantized``."""
-        return self.quantizer(texture, structure)
+def build_tokenizer(row: TokenizerRow) -> TextureTokenizer:
+    """Makes the untrained tokenizer of a row."""
+    torch.manual_seed(row.seed)
+    encoded = "none" if row.prior == "plain" else "regressed"
+    config = PriorConfig(
+        prior=row.prior, quantizer=row.quantizer, codebook_size=row.codebook_size,
+        structure="lowres" if row.prior.endswith("-lr") else encoded, stride=row.stride,
+    )  # fmt: skip
+    return TextureTokenizer(config)
 
 
-class Skip(Meeting):
-    """The same structure by a skip connection, past codes that are chosen without knowing it."""
-
-    def __init__(self, quantizer: Quantizer) -> None:
-        super().__init__(quantizer)
-        self.fusion = Fusion()
-
-    def prepare(self, texture: Tensor, structure: Tensor) -> Tensor:
-        """The texture alone."""
-        return texture
-
-    def decode(self, codes: Tensor, structure: Tensor) -> Tensor:
-        """Both, fused."""
-        return self.fusion(structure, codes)
-
-
-class StructureAlone(Meeting):
-    """No codes: what the structure gives by itself."""
-
-    def prepare(self, texture: Tensor, structure: Tensor) -> Tensor:
-        """The texture alone."""
-        return texture
-
-    def decode(self, codes: Tensor, structure: Tensor) -> Tensor:
-        """The structure alone."""
-        return structure
-
-    def forward(self, texture: Tensor, structure: Tensor) -> QuantizerOutput:
-        """Returns the structure, as ``quantized``."""
-        nowhere = torch.zeros_like(texture[:, 0], dtype=torch.bool)
-        return dataclasses.replace(self.quantizer(texture, nowhere), quantized=structure)
-
-
-# How structure and codes meet, and whether structure is that of the low-resolution image.
-PRIORS: dict[str, tuple[type[Meeting], bool]] = {
-    "plain": (Plain, False),
-    "skip": (Skip, False),
-    "texture": (Texture, False),
-    "structure": (StructureAlone, False),
-    "texture-lr": (Texture, True),
-    "structure-lr": (StructureAlone, True),
-}
-
-
-class Tokenized(NamedTuple):
-    """What a tokenizer returns in training."""
-
-    image: Tensor
-    quantizer_output: QuantizerOutput
-    terms: dict[str, Tensor]
-
-
-class Described(NamedTuple):
-    """What an image is before it is quantized."""
-
-    features: Tensor  # of the structure
-    structure: Tensor  # on the grid of codes
-    texture: Tensor
-
-
-class Tokenizer(nn.Module):
-    """An image as structure and codes, and back.
-
-    Args:
-        prior: A name in ``PRIORS``.
-        quantizer: Of maps ``(b, rows, columns, DIM)``.
-        stride: Pixels for each vector of an encoded structure, along a side.
-    """
-
-    def __init__(self, prior: str, quantizer: Quantizer, *, stride: int) -> None:
-        super().__init__()
-        meeting, low_resolution = PRIORS[prior]
-        self.encoder = Encoder()
-        self.texture = nn.Conv2d(WIDTH, DIM, 1)
-        self.structure = (
-            LowResolutionStructure()
-            if low_resolution
-            else EncodedStructure(stride, aligned=meeting is not Plain)
-        )
-        self.meeting = meeting(quantizer)
-        self.decoder = Decoder()
-
-    def describe(self, hr: Tensor, lr: Tensor) -> Described:
-        """Returns structure and texture of an image."""
-        encoded = self.encoder(hr)
-        features = self.structure.features(encoded, lr)
-        return Described(features, self.structure.expand(features), self.texture(encoded))
-
-    def forward(self, hr: Tensor, lr: Tensor) -> Tokenized:
-        """Reconstructs ``(b, 3, H, W)``."""
-        described = self.describe(hr, lr)
-        out = self.meeting(described.texture, described.structure)
-        terms = self.structure.losses(described.features, hr)
-        return Tokenized(self.decoder(out.quantized), out, terms)
-
-    @property
-    def codebook(self) -> Tensor:
-        """The codes ``(k, d)`` of a quantizer that has one codebook."""
-        (codebook,) = self.meeting.codes.codebooks
-        return codebook.codes()
-
-    @property
-    def bits_per_pixel(self) -> float:
-        """Of the codes; a structure that is not quantized is not counted."""
-        return self.meeting.codes.bits_per_token / GRID**2
+def mask_of(row: TokenizerRow, lr: Tensor) -> Tensor | None:
+    """Returns where codes are used: nowhere for a structure alone, else None for everywhere."""
+    if not row.prior.startswith("structure"):
+        return None
+    return torch.zeros_like(lr[:, 0, ::2, ::2], dtype=torch.bool)

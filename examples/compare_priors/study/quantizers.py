@@ -1,19 +1,15 @@
 """The quantizers of the study by name, and how each codebook starts and learns."""
 
-import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from study.networks import DIM
-from study.windows import Windows
 from vqprior import (
     BSQ,
     FSQ,
     LFQ,
-    CodebookEMA,
-    CodebookRevival,
     EmbeddingCodebook,
     GroupedQuantizer,
     MultiScaleQuantizer,
@@ -21,27 +17,17 @@ from vqprior import (
     Quantizer,
     ResidualQuantizer,
     TransformedCodebook,
-    UpdateRule,
     VectorQuantizer,
     initialize_codebooks_,
-)
-
-WINDOW = 8  # codes along a side that a multi-scale quantizer sees at once
+)  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """A quantizer of maps ``(b, rows, columns, DIM)``.
+class Choice(NamedTuple):
+    """A quantizer of maps ``(b, rows, columns, dim)``."""
 
-    Attributes:
-        make: From a number of codes to a quantizer; one whose number is fixed ignores it.
-        start: Sets its codebooks from maps ``(b, rows, columns, DIM)``.
-        make_rules: The rules by which its codebooks learn; without any, by gradient.
-    """
-
-    make: Callable[[int], Quantizer]
-    start: Callable[[Quantizer, Tensor], None] = lambda quantizer, x: None
-    make_rules: Callable[[Quantizer], list[UpdateRule]] = lambda quantizer: []
+    make: Callable[[int, int], Quantizer]  # from dim and number of codes, which some ignore
+    start: Callable[[Quantizer, Tensor], None] = lambda quantizer, x: None  # sets it from maps
+    codebook: str = "gradient"  # how it learns: see ``TokenizerStage``
 
 
 def start_codes(quantizer: Quantizer, x: Tensor) -> None:
@@ -49,62 +35,54 @@ def start_codes(quantizer: Quantizer, x: Tensor) -> None:
     initialize_codebooks_(quantizer, x, generator=torch.Generator().manual_seed(0))
 
 
-def average_and_revive(quantizer: Quantizer) -> list[UpdateRule]:
-    """Moving averages, and revival of codes that are not used."""
-    return [CodebookEMA(quantizer), CodebookRevival(quantizer)]
+def learned(make: Callable[[int, int], Quantizer]) -> Choice:
+    """Tables of codes: a start by k-means, moving averages and revival of unused codes."""
+    return Choice(make, start_codes, "rules")
 
 
-def learned(make: Callable[[int], Quantizer]) -> Choice:
-    """A quantizer with tables of codes: a start by k-means, moving averages and revival."""
-    return Choice(make, start_codes, average_and_revive)
+def projected(make: Callable[[], Quantizer]) -> Choice:
+    """A quantizer of few features, between two linear layers."""
+
+    def between(dim: int, size: int) -> Quantizer:
+        inner = make()
+        return ProjectedQuantizer(inner, nn.Linear(dim, inner.dim), nn.Linear(inner.dim, dim))
+
+    return Choice(between)
 
 
-def simvq(codebook_size: int) -> Quantizer:
+def simvq(dim: int, codebook_size: int) -> Quantizer:
     """A frozen table behind a linear layer that starts as the identity."""
-    linear = nn.Linear(DIM, DIM, bias=False)
+    linear = nn.Linear(dim, dim, bias=False)
     nn.init.eye_(linear.weight)
-    table = EmbeddingCodebook(codebook_size, DIM).requires_grad_(requires_grad=False)
-    return VectorQuantizer(DIM, codebook_size, codebook=TransformedCodebook(table, linear))
+    table = EmbeddingCodebook(codebook_size, dim).requires_grad_(requires_grad=False)
+    return VectorQuantizer(dim, codebook_size, codebook=TransformedCodebook(table, linear))
 
 
 def start_simvq(quantizer: Quantizer, x: Tensor) -> None:
     """K-means on the table, which is what the codes are while the layer is the identity."""
     (codebook,) = quantizer.codebooks
-    start_codes(VectorQuantizer(DIM, codebook.num_codes, codebook=codebook.codebook), x)
+    start_codes(VectorQuantizer(quantizer.dim, codebook.num_codes, codebook=codebook.codebook), x)
 
 
-def projected(quantizer: Quantizer) -> Quantizer:
-    """A quantizer of few features, between two linear layers."""
-    return ProjectedQuantizer(
-        quantizer, nn.Linear(DIM, quantizer.dim), nn.Linear(quantizer.dim, DIM)
-    )
+def several(dim: int, size: int, count: int) -> list[Quantizer]:
+    """Small quantizers, to be combined."""
+    return [VectorQuantizer(dim, size) for _ in range(count)]
 
 
-def stages(count: int, codebook_size: int) -> Quantizer:
-    """Residual quantization."""
-    return ResidualQuantizer([VectorQuantizer(DIM, codebook_size) for _ in range(count)])
-
-
-def groups(count: int, codebook_size: int) -> Quantizer:
-    """Grouped quantization."""
-    return GroupedQuantizer([VectorQuantizer(DIM // count, codebook_size) for _ in range(count)])
-
-
-def scales(codebook_size: int) -> Quantizer:
-    """One codebook at the four scales of a window: 85 indices for 64 places."""
-    quantizer = VectorQuantizer(DIM, codebook_size)
-    return Windows(MultiScaleQuantizer(quantizer, scales=(1, 2, 4, WINDOW)), WINDOW)
+def scales(dim: int, size: int) -> Quantizer:
+    """One codebook at four scales of the 8 x 8 places of a crop: 85 indices for 64 places."""
+    return MultiScaleQuantizer(VectorQuantizer(dim, 512), scales=(1, 2, 4, 8))
 
 
 # Beside "vq", all have 12 bits for each position, but "multi-scale" with 11.95.
 QUANTIZERS: dict[str, Choice] = {
-    "vq": learned(lambda size: VectorQuantizer(DIM, size)),
-    "residual-2": learned(lambda size: stages(2, 64)),
-    "residual-4": learned(lambda size: stages(4, 8)),
-    "grouped-2": learned(lambda size: groups(2, 64)),
-    "multi-scale": learned(lambda size: scales(512)),
-    "fsq": Choice(lambda size: projected(FSQ([8, 8, 8, 8]))),
-    "lfq": Choice(lambda size: projected(LFQ(12))),
-    "bsq": Choice(lambda size: projected(BSQ(12))),
+    "vq": learned(VectorQuantizer),
+    "residual-2": learned(lambda dim, size: ResidualQuantizer(several(dim, 64, 2))),
+    "residual-4": learned(lambda dim, size: ResidualQuantizer(several(dim, 8, 4))),
+    "grouped-2": learned(lambda dim, size: GroupedQuantizer(several(dim // 2, 64, 2))),
+    "multi-scale": learned(scales),
+    "fsq": projected(lambda: FSQ([8, 8, 8, 8])),
+    "lfq": projected(lambda: LFQ(12)),
+    "bsq": projected(lambda: BSQ(12)),
     "simvq": Choice(simvq, start_simvq),
 }

@@ -1,132 +1,90 @@
-"""What a study leaves to look at: numbers, tables, plots and images."""
+"""What a study leaves to look at: numbers and tables, on a page of documentation, too."""
 
-import io
 import json
-from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
-from study.images import VIEW
-from study.plan import Extent
-from study.plots import plots
-from study.runner import ORIGINAL, read_json, read_result
-from study.summary import Finished, agreement, as_csv, finished, label, tables
-from study.table import PredictorRow, Row, TokenizerRow
-from tvqrap.cli import UserError, atomic_write
-from tvqrap.images.panels import contact_sheet
-
-SHOWN = 5  # images in a grid
-SHOWN_METHODS = (
-    "code-longer", "rap", "rap-keep-code-0.01", "rap-distance", "soft", "reinmax", "continuous",
-)  # fmt: skip
+from study.plan import Extent, planned
+from study.runner import read_json, read_result, write_text
+from study.summary import agreement, markdown, tables
+from tvqrap.cli import UserError
 
 
-def write_report(folder: Path, extent: Extent, other: dict | None = None) -> str:
-    """Writes ``rows.csv``, ``rows.json``, ``tables.md``, and ``NAME.png`` for plots and grids.
+def write_report(
+    folder: Path, extent: Extent, *, page: Path | None = None, other: dict | None = None
+) -> str:
+    """Writes ``rows.json`` and ``tables.md`` of what is finished, and returns the tables.
 
-    Args:
-        folder: Where the study is.
-        extent: How much of it there is.
-        other: The content of another study, see ``summary.agreement``.
+    A page has ``<!-- TABLE: begin -->`` and ``<!-- TABLE: end -->`` for each, between which it is
+    rewritten; the numbers go beside it, into ``NAME.json``. ``other`` is the content of another
+    study, to tell how far away it is.
 
-    Returns:
-        The tables.
+    Raises:
+        UserError: If the page cannot be read, or has no place for a table.
     """
-    found = finished(partial(read_result, folder), extent)
-    content = content_of(folder, found)
-    made = tables(found)
+    results = ((row.name, read_result(folder, row)) for row in planned(extent))
+    rows = {name: result for name, result in results if result is not None}
+    content = {"study": read_json(folder / "study.json"), "rows": rows}
+    made = tables_of(content, extent, other)
+    text = "\n\n".join(f"### {name}\n\n{lines}" for name, lines in made.items())
+    write_text(folder / "rows.json", _as_text(content))
+    write_text(folder / "tables.md", f"{text}\n")
+    if page is not None:
+        try:
+            before = page.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{page}: cannot be read ({error})") from None
+        write_text(page, filled(before, made))
+        write_text(page.with_suffix(".json"), _as_text(content))
+    return text
+
+
+def tables_of(content: dict, extent: Extent, other: dict | None = None) -> dict[str, str]:
+    """Returns the tables of a study's numbers; ``head`` says what was computed on what."""
+    made = {"head": _head(content, extent)} | tables(content["rows"], extent)
     if other is not None:
         made["agreement"] = agreement(content["rows"], other["rows"], extent)
-    text = "\n\n".join(f"### {name}\n\n{lines}" for name, lines in made.items())
-    _write(folder / "rows.csv", as_csv(found).encode())
-    _write(folder / "rows.json", as_text(content).encode())
-    _write(folder / "tables.md", f"{text}\n".encode())
-    for name, figure in plots(found).items():
-        data = io.BytesIO()
-        figure.savefig(data, format="png", dpi=110)
-        _write(folder / f"{name}.png", data.getvalue())
-    for name, grid in grids(folder, found).items():
-        data = io.BytesIO()
-        grid.save(data, "PNG")
-        _write(folder / f"{name}-images.png", data.getvalue())
-    return text or "nothing is finished"
+    return made
 
 
-def content_of(folder: Path, found: dict[str, list[Finished]]) -> dict:
-    """Returns what all rows share, and the numbers of each by name."""
-    rows = {one.row.name: one.result for ones in found.values() for one in ones}
-    return {"study": read_json(folder / "study.json"), "rows": rows}
+def filled(text: str, made: dict[str, str]) -> str:
+    """Returns a page's text with tables."""
+    for name, lines in made.items():
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        before, found, rest = text.partition(begin)
+        _, found_end, after = rest.partition(end)
+        if not (found and found_end):
+            raise UserError(f"the page has no {begin}, or no {end} behind it")
+        text = f"{before}{begin}\n{lines}\n{end}{after}"
+    return text
 
 
-def as_text(content: dict) -> str:
-    """Writes numbers as JSON, one row a line."""
-    rows = ",\n".join(
-        f"{json.dumps(name)}: {json.dumps(result)}" for name, result in content["rows"].items()
-    )
-    return f'{{"study": {json.dumps(content["study"])}, "rows": {{\n{rows}\n}}}}\n'
+def _head(content: dict, extent: Extent) -> str:
+    study, rows = content["study"], content["rows"]
+    facts = [("rows", f"{len(rows)} of {len(planned(extent))}")]
+    if rows:
+        seconds = sum(result["seconds"] for result in rows.values())
+        facts.append(("time", f"{seconds / 3600:.1f} hours, one row after the other"))
+        machines = {_described(result["machine"]) for result in rows.values()}
+        facts += (("machine", machine) for machine in sorted(machines))
+        photos = f"{study['photos']} to train on, {study['held_out']} held out"
+        facts += (("networks", f"in {study['precision']}"), ("photos", photos))
+    return markdown(("measured", ""), facts)
+
+
+def _described(machine: dict) -> str:
+    parts = [machine.get("gpu"), machine["processor"], f"{machine['threads']} thread for each row"]
+    return ", ".join([*filter(None, parts), f"torch {machine['torch']}"])
 
 
 def read_content(path: Path) -> dict:
-    """Reads numbers that a study has left.
-
-    Raises:
-        UserError: If they cannot be read.
-    """
+    """Reads numbers that a study has left."""
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("rows"), dict):
         raise UserError(f"{path}: not the numbers of a study, such as rows.json in its --out")
     return content
 
 
-def grids(folder: Path, found: dict[str, list[Finished]]) -> dict[str, Image.Image]:
-    """Returns images side by side, one image a row, of the first seed."""
-    tokenizers = [one.row for one in found["sizes"] + found["equal-bits"] if one.row.seed == 0]
-    predictors = [one.row for one in found["prediction"] if one.row.seed == 0]
-    chosen = {
-        "sizes": [(f"{row.prior} {row.codebook_size}", row) for row in tokenizers if _ends(row)],
-        "equal-bits": [
-            (f"{row.quantizer} {row.prior}", row)
-            for row in tokenizers
-            if row.quantizer != "vq" and row.prior == "texture"
-        ],
-        "prediction": [
-            (label(row), row)
-            for row in predictors
-            if not isinstance(row, PredictorRow) or row.method in SHOWN_METHODS
-        ],
-    }
-    return {name: _grid(folder, rows) for name, rows in chosen.items() if rows}
-
-
-def _ends(row: TokenizerRow) -> bool:
-    return row.quantizer == "vq" and row.codebook_size in (64, 1024)
-
-
-def _grid(folder: Path, rows: list[tuple[str, Row]]) -> Image.Image:
-    strips = [("original", _strip(folder, ORIGINAL))]
-    strips += [(caption, _strip(folder, row.name)) for caption, row in rows]
-    strips = [(caption, strip) for caption, strip in strips if strip is not None]
-    count = min(SHOWN, *(strip.width // VIEW for _, strip in strips))
-    return contact_sheet(
-        [[(caption, _part(strip, number)) for caption, strip in strips] for number in range(count)],
-        gap=4,
-        font_size=11,
-    )
-
-
-def _strip(folder: Path, name: str) -> Image.Image | None:
-    path = folder / "images" / f"{name}.png"
-    if not path.exists():
-        return None
-    with Image.open(path) as image:
-        return image.convert("RGB")
-
-
-def _part(strip: Image.Image, number: int) -> Image.Image:
-    return strip.crop((number * VIEW, 0, (number + 1) * VIEW, VIEW))
-
-
-def _write(path: Path, content: bytes) -> None:
-    with atomic_write(path) as file:
-        file.write(content)
+def _as_text(content: dict) -> str:
+    """Writes numbers as JSON, one row a line."""
+    rows = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in content["rows"].items())
+    return f'{{"study": {json.dumps(content["study"])}, "rows": {{\n{rows}\n}}}}\n'

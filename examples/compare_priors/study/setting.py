@@ -1,90 +1,65 @@
-"""What all trainings of the study share: images, precision, progress."""
+"""What all trainings of the study share: crops to train on, fixed images to measure on."""
 
-import dataclasses
+import itertools
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from tqdm import tqdm
+from einops import rearrange
+from torch import Tensor
 
-from study.images import Images, Pair
-from vqprior.losses import FilterBankLoss, ReconstructionAwareLoss
+from tvqrap.training.data import Batch, Crops, reduce_part
+from tvqrap.training.photos import PhotoFiles
 
-REPORTS = 12  # points of a curve, at most
+CROP = 64  # side of a crop to train on, and of a piece to measure on
+CUTS = 2
+PIECES = CUTS**2  # of a held-out image
+VIEW = CUTS * CROP  # side of a held-out image
 PART = 40  # images that are measured at once
 
 
-@dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is the same for all rows.
+    """Random crops of photos to train on, and the middles of at most ``most`` others.
 
-    Attributes:
-        images: What to train and to measure on.
-        precision: Of the networks in training, ``"float32"`` or ``"bfloat16"``.
-        jobs: How many rows are done at a time.
-        quiet: Show no progress.
+    Models are measured on pieces as large as the crops that they are trained on. A structure that
+    is encoded at H/32 has 2 x 2 vectors in a crop, all of them at a border, and is worth little
+    where there are others. ``hr`` and ``lr`` are the
+    pieces of one photo after the other, RGB in [0, 1].
     """
 
-    images: Images
-    precision: str = "float32"
-    jobs: int = 1
-    quiet: bool = False
+    def __init__(
+        self, photos: Path, val: Path, *, most: int, device: torch.device | str = "cpu",
+        precision: str = "float32",
+    ) -> None:  # fmt: skip
+        self.device, self.precision = torch.device(device), precision
+        self.photos = PhotoFiles(photos, smallest=CROP, quiet=True)
+        held_out = PhotoFiles(val, smallest=VIEW, quiet=True)
+        middles = [middle(held_out[number]) for number in range(min(most, len(held_out)))]
+        self.hr, self.lr = (pieces(part).to(device) for part in zip(*middles, strict=True))
 
-    @property
-    def device(self) -> torch.device:
-        """Where everything is computed."""
-        return self.images.device
+    def batches(self, seed: int, batch: int, first: int = 0) -> Iterator[Batch]:
+        """Returns the batches of one training, from that number on: the same for the same seed."""
+        crops = Crops(self.photos, crop=CROP, augmentation="crop_flip_rotate", seed=seed)
+        for number in itertools.count(first):
+            yield crops.batch(range(number * batch, (number + 1) * batch)).to(self.device)
 
-    def autocast(self) -> AbstractContextManager:
-        """The precision of the networks."""
-        if self.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, getattr(torch, self.precision))
-
-    def steps(self, count: int, name: str) -> Iterator[int]:
-        """Counts steps, with a bar where somebody sees it."""
-        hidden = True if self.quiet else None  # None: unless it is no terminal
-        return iter(tqdm(range(count), name, leave=False, disable=hidden))
-
-
-def optimizer_for(
-    modules: list[nn.Module], learning_rate: float, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Adam, and a rate that falls to 0 along half a cosine."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, learning_rate, betas=(0.9, 0.99), fused=True)
-    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Cuts what is held out into parts that are small enough to be computed at once."""
+        return zip(self.hr.split(PART), self.lr.split(PART), strict=True)
 
 
-def objective(
-    device: torch.device, perceptual: float = 0.2, **options: object
-) -> ReconstructionAwareLoss:
-    """The loss on images: L1, and a filter bank in place of learned features."""
-    weights = {"perceptual": perceptual, **options.pop("weights", {})}
-    return ReconstructionAwareLoss(
-        pixel=F.l1_loss, perceptual=FilterBankLoss().to(device), weights=weights, **options
-    )
+def middle(photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts the middle out of a photo and out of its bicubic reduction."""
+    rows, columns = (side // 4 * 4 for side in photo.shape[:2])
+    top, left = ((side - VIEW) // 8 * 4 for side in (rows, columns))
+    hr = photo[top : top + VIEW, left : left + VIEW]
+    return hr, reduce_part(photo[:rows, :columns], top, left, VIEW)
 
 
-def reports(steps: int) -> set[int]:
-    """After which steps a point of a curve is measured: the first, the last, and between."""
-    points = min(REPORTS, max(2, steps // 8))  # measuring should not take longer than training
-    return {1 + round((steps - 1) * i / (points - 1)) for i in range(points)}
-
-
-def parts_of(pair: Pair) -> Iterator[Pair]:
-    """Cuts a batch into parts that are small enough to be computed at once."""
-    for start in range(0, len(pair.hr), PART):
-        yield Pair(pair.hr[start : start + PART], pair.lr[start : start + PART])
-
-
-def parameters_of(module: nn.Module) -> int:
-    """Counts numbers that a module holds, learned by gradient or not."""
-    return sum(p.numel() for p in module.parameters())
-
-
-def as_floats(terms: dict[str, Tensor]) -> dict[str, float]:
-    """Values without gradients."""
-    return {name: float(term.detach()) for name, term in terms.items()}
+def pieces(images: tuple[np.ndarray, ...]) -> Tensor:
+    """Cuts images ``(h, w, 3)`` of bytes into four pieces each, in [0, 1]."""
+    whole = torch.from_numpy(np.stack(images)).float() / 255
+    pattern = "b (rows h) (columns w) c -> (b rows columns) c h w"
+    cut = rearrange(whole, pattern, rows=CUTS, columns=CUTS)
+    return cut.contiguous(memory_format=torch.channels_last)

@@ -1,94 +1,40 @@
 """Finished rows as tables: means and spreads over seeds."""
 
-import csv
-import dataclasses
-import io
 import statistics
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
-from study.plan import EXPERIMENTS, Extent, planned, rows_of
+from study.gradients import ESTIMATORS
+from study.plan import Extent, planned
 from study.priors import PRIORS
 from study.table import PredictorRow, Row, TokenizerRow, family_of
 
-LIMITS = {"structure-lr": "no codes", "texture-lr": "true codes"}
+Results = dict[str, dict]  # by the name of the row
 
 
-@dataclasses.dataclass(frozen=True)
-class Finished:
-    """A row and what is known of it."""
-
-    row: Row
-    result: dict
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Rows that differ in their seed alone."""
 
     row: Row
     results: list[dict]
 
-    def values(self, name: str) -> list[float]:
-        """Returns a measure of each seed; empty if it has none."""
-        return [result[name] for result in self.results if result.get(name) is not None]
 
-    def mean(self, name: str) -> float | None:
-        """Returns the mean over seeds, None if there is no such measure."""
-        values = self.values(name)
-        return statistics.fmean(values) if values else None
-
-    def spread(self, name: str) -> float:
-        """Returns the standard deviation over seeds, 0 for one."""
-        values = self.values(name)
-        return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def finished(read: Callable[[Row], dict | None], extent: Extent) -> dict[str, list[Finished]]:
-    """Returns the finished rows by question.
-
-    Args:
-        read: Returns what is known of a row, None where it is not finished.
-        extent: How much of the study there is.
-    """
-    found = {}
-    for name in EXPERIMENTS:
-        results = [(row, read(row)) for row in rows_of(name, extent)]
-        found[name] = [Finished(row, result) for row, result in results if result is not None]
-    return found
-
-
-def grouped(rows: Iterable[Finished]) -> list[Group]:
-    """Joins rows that differ in their seed alone, in the order of the table."""
-    groups: dict[str, Group] = {}
-    for one in rows:
-        groups.setdefault(one.row.group, Group(one.row, [])).results.append(one.result)
-    return list(groups.values())
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """A column of a table.
-
-    Attributes:
-        title: Its head.
-        name: The measure.
-        digits: Behind the point.
-        spread: Whether the spread over seeds is shown.
-    """
+class Column(NamedTuple):
+    """A column of a table."""
 
     title: str
-    name: str
-    digits: int
-    spread: bool = False
+    name: str  # of the measure
+    digits: int  # behind the point
+    spread: bool = False  # whether the standard deviation over seeds is shown
 
     def cell(self, group: Group) -> str:
         """Returns what stands in the row of a group."""
-        mean = group.mean(self.name)
-        if mean is None:
+        values = [result[self.name] for result in group.results if self.name in result]
+        if not values:
             return ""
-        text = f"{mean:.{self.digits}f}"
-        if self.spread and len(group.results) > 1:
-            text += f" ± {group.spread(self.name):.{self.digits}f}"
+        text = f"{statistics.fmean(values):.{self.digits}f}"
+        if self.spread and len(values) > 1:
+            text += f" ± {statistics.stdev(values):.{self.digits}f}"
         return text
 
 
@@ -100,6 +46,11 @@ IMAGES = (
     Column("Frechet", "frechet", 3, spread=True),
     Column("detail", "detail", 3),
 )
+BITS = Column("bits/pixel", "bits_per_pixel", 3)
+SIZES = (
+    *IMAGES, BITS, Column("numbers/pixel", "structure_per_pixel", 4),
+    Column("parameters", "parameters", 0),
+)  # fmt: skip
 CODES = (Column("perplexity", "perplexity", 0), Column("in use", "usage", 2))
 FEATURES = (
     Column("effective dimension", "effective_dimension", 2, spread=True),
@@ -107,176 +58,116 @@ FEATURES = (
     Column("lost by quantization", "quantization_error", 3, spread=True),
 )
 SURENESS = (Column("right codes", "accuracy", 3), Column("confidence", "confidence", 3))
+COMPARED = (IMAGES[0], IMAGES[2], IMAGES[4], SURENESS[0])
+
+
+def tables(results: Results, extent: Extent) -> dict[str, str]:
+    """Returns every table of the study that has a row, by name, in Markdown."""
+
+    def of(name: str) -> list[Group]:
+        found: dict[str, Group] = {}
+        for row in planned(extent, [name]):
+            if row.name in results:
+                found.setdefault(row.group, Group(row, [])).results.append(results[row.name])
+        return list(found.values())
+
+    sizes = sorted(of("sizes"), key=lambda g: (PRIORS.index(g.row.prior), g.row.codebook_size))
+    with_codes = [group for group in sizes if not group.row.prior.startswith("structure")]
+    made = {
+        "sizes": table(_prior, SIZES, sizes),
+        "features": table(_prior, (*FEATURES, *CODES), with_codes),
+        "equal-bits": table(_quantizer, (*IMAGES, BITS, *CODES), of("equal-bits")),
+        "prediction": table(_training, (*IMAGES, *SURENESS), of("prediction")),
+        "gradients": _gradients(of("gradients")),
+        "stride": table(_stride, (*IMAGES, *SURENESS), of("stride")),
+    }
+    return {name: text for name, text in made.items() if text}
+
+
+def markdown(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Writes a table."""
+    heads = list(heads)
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def table(
-    heads: tuple[str, ...],
-    cells_of: Callable[[Row], tuple[str, ...]],
-    columns: Iterable[Column],
-    groups: list[Group],
+    names: Callable[[Row], dict[str, str]], columns: Iterable[Column], groups: list[Group]
 ) -> str:
-    """Writes a table in Markdown."""
-    columns = list(columns)
-    lines = [
-        _line([*heads, *(column.title for column in columns), "seeds"]),
-        _line(["---"] * (len(heads) + len(columns) + 1)),
+    """Writes a row for each group: its names, its measures, and how many seeds it has."""
+    rows = [
+        names(group.row)
+        | {column.title: column.cell(group) for column in columns}
+        | {"seeds": str(len(group.results))}
+        for group in groups
     ]
-    for group in groups:
-        cells = [column.cell(group) for column in columns]
-        lines.append(_line([*cells_of(group.row), *cells, str(len(group.results))]))
-    return "\n".join(lines)
+    return markdown(rows[0], (row.values() for row in rows)) if rows else ""
 
 
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _prior(row: TokenizerRow) -> dict[str, str]:
+    codes = "none" if row.prior.startswith("structure") else str(row.codebook_size)
+    return {"prior": row.prior, "codes": codes}
 
 
-def tables(found: dict[str, list[Finished]]) -> dict[str, str]:
-    """Returns every table of the study that has a row, by name."""
-    made = {
-        "sizes": _sizes(grouped(found["sizes"])),
-        "features": _features(grouped(found["sizes"])),
-        "equal-bits": _equal_bits(grouped(found["equal-bits"])),
-        "prediction": _prediction(grouped(found["prediction"])),
-        "gradients": _gradients(grouped(found["gradients"])),
-        "stride": _stride(grouped(found["stride"])),
-    }
-    return {name: text for name, text in made.items() if text.count("\n") > 1}
+def _quantizer(row: TokenizerRow) -> dict[str, str]:
+    return {"quantizer": row.quantizer, "prior": row.prior}
 
 
-def _by_prior(groups: list[Group]) -> list[Group]:
-    order = list(PRIORS)
-    return sorted(groups, key=lambda group: (order.index(group.row.prior), group.row.codebook_size))
-
-
-def _codes_of(row: TokenizerRow) -> str:
-    return "none" if row.prior.startswith("structure") else str(row.codebook_size)
-
-
-def _sizes(groups: list[Group]) -> str:
-    columns = (
-        *IMAGES,
-        Column("bits/pixel", "bits_per_pixel", 3),
-        Column("numbers/pixel", "structure_per_pixel", 4),
-        Column("PSNR-Y, 8 bits", "psnr_8_bits", 2),
-        Column("parameters", "parameters", 0),
-    )
-    return table(
-        ("prior", "codes"), lambda row: (row.prior, _codes_of(row)), columns, _by_prior(groups)
-    )
-
-
-def _features(groups: list[Group]) -> str:
-    with_codes = [group for group in groups if not group.row.prior.startswith("structure")]
-    return table(
-        ("prior", "codes"),
-        lambda row: (row.prior, _codes_of(row)),
-        (*FEATURES, *CODES),
-        _by_prior(with_codes),
-    )
-
-
-def _equal_bits(groups: list[Group]) -> str:
-    columns = (*IMAGES, Column("bits/pixel", "bits_per_pixel", 3), *CODES)
-    return table(("quantizer", "prior"), lambda row: (row.quantizer, row.prior), columns, groups)
-
-
-def label(row: Row) -> str:
-    """Names a row of the question ``prediction``."""
+def _training(row: Row) -> dict[str, str]:
+    """Names a row between what needs no codes and what the true ones give."""
     if isinstance(row, PredictorRow):
-        return row.method
-    return LIMITS[row.prior] if isinstance(row, TokenizerRow) else row.name
+        return {"training": row.method}
+    limits = {"structure-lr": "no codes", "texture-lr": "true codes"}
+    return {"training": limits[row.prior] if isinstance(row, TokenizerRow) else row.name}
 
 
-def _prediction(groups: list[Group]) -> str:
-    """Predictors, between what needs no codes and what the true ones give."""
-    return table(("training",), lambda row: (label(row),), (*IMAGES, *SURENESS), groups)
-
-
-def _stride(groups: list[Group]) -> str:
-    def cells_of(row: PredictorRow) -> tuple[str, ...]:
-        tokenizer = row.tokenizer
-        where = f"H/{tokenizer.stride}" if tokenizer.prior == "texture" else ""
-        return tokenizer.prior, where, row.method
-
-    return table(("prior", "structure", "training"), cells_of, (*IMAGES, *SURENESS), groups)
+def _stride(row: PredictorRow) -> dict[str, str]:
+    prior, side = row.tokenizer.prior, f"H/{row.tokenizer.stride}"
+    return {
+        "prior": prior, "structure": side if prior == "texture" else "", "training": row.method
+    }  # fmt: skip
 
 
 def _gradients(groups: list[Group]) -> str:
-    heads = (
-        "training",
-        "logits",
-        "confidence",
-        "exact length",
-        "estimator",
-        "cosine",
-        "of one draw",
-        "norm",
-        "improves",
-    )
-    lines = [_line(heads), _line(["---"] * len(heads))]
-    for group in groups:
-        places = [place for result in group.results for place in result["places"]]
-        sure = statistics.fmean(place["confidence"] for place in places)
-        exact = statistics.median(place["exact"] for place in places)
-        first = (group.row.predictor.method, f"x {group.row.sharpened:g}")
-        for estimator in ("straight_through", "soft", "gumbel", "reinmax"):
+    rows = []
+    for row, results in groups:
+        places = [place for result in results for place in result["places"]]
+        for estimator in ESTIMATORS:
             ones = [place[estimator] for place in places]
             moves = [one["improves"] for one in ones if one["improves"] is not None]
-            cells = (
-                f"{statistics.fmean(one['cosine'] for one in ones):.2f}",
-                f"{statistics.fmean(one['single'] for one in ones):.2f}",
-                f"{statistics.median(one['norm'] for one in ones):.2f}",
-                f"{sum(moves)} of {len(moves)}",
-            )
-            lines.append(_line((*first, f"{sure:.3f}", f"{exact:.1e}", estimator, *cells)))
-    return "\n".join(lines)
+            exact = statistics.median(place["exact"] for place in places)
+            rows.append({
+                "training": row.predictor.method,
+                "logits": f"x {row.sharpened:g}",
+                "confidence": f"{statistics.fmean(one['confidence'] for one in places):.3f}",
+                "exact length": f"{exact:.1e}",
+                "estimator": estimator,
+                "cosine": f"{statistics.fmean(one['cosine'] for one in ones):.2f}",
+                "of one draw": f"{statistics.fmean(one['single'] for one in ones):.2f}",
+                "norm": f"{statistics.median(one['norm'] for one in ones):.2f}",
+                "improves": f"{sum(moves)} of {len(moves)}",
+            })  # fmt: skip
+    return markdown(rows[0], (row.values() for row in rows)) if rows else ""
 
 
-COMPARED = (("PSNR-Y", "psnr", 2), ("GMSD", "gmsd", 4), ("Frechet", "frechet", 3),
-            ("right codes", "accuracy", 3))  # fmt: skip
-
-
-def agreement(ours: dict[str, dict], theirs: dict[str, dict], extent: Extent) -> str:
+def agreement(ours: Results, theirs: Results, extent: Extent) -> str:
     """Writes how far apart two studies are: of each measure the mean and the largest difference.
 
-    Args:
-        ours: Results by the name of the row.
-        theirs: Those of the other study; rows that only one of them has are left out.
-        extent: How much of the study there is.
+    Rows that only one of them has are left out.
     """
     families: dict[str, list[tuple[dict, dict]]] = {}
-    for row in planned(extent, EXPERIMENTS):
+    for row in planned(extent):
         if isinstance(row, TokenizerRow | PredictorRow) and row.name in ours.keys() & theirs.keys():
             pair = (ours[row.name], theirs[row.name])
             families.setdefault(family_of(row), []).append(pair)
-    heads = ("training", "rows in both", *(title for title, _, _ in COMPARED))
-    lines = [_line(heads), _line(["---"] * len(heads))]
-    for family, pairs in families.items():
-        cells = [_apart(pairs, name, digits) for _, name, digits in COMPARED]
-        lines.append(_line((family, str(len(pairs)), *cells)))
-    return "\n".join(lines)
+    rows = (
+        [family, str(len(pairs)), *(_apart(pairs, column) for column in COMPARED)]
+        for family, pairs in families.items()
+    )
+    return markdown(("training", "rows in both", *(column.title for column in COMPARED)), rows)
 
 
-def _apart(pairs: list[tuple[dict, dict]], name: str, digits: int) -> str:
-    found = [abs(a[name] - b[name]) for a, b in pairs if None not in (a.get(name), b.get(name))]
-    if not found:
-        return ""
-    return f"{statistics.fmean(found):.{digits}f}, {max(found):.{digits}f}"
-
-
-def as_csv(found: dict[str, list[Finished]]) -> str:
-    """Writes the numbers of all rows, one line each."""
-    lines = []
-    for experiment, rows in found.items():
-        for one in rows:
-            numbers = {
-                name: value for name, value in one.result.items() if isinstance(value, int | float)
-            }
-            head = {"question": experiment, "name": one.row.name, "seed": one.row.seed}
-            lines.append(head | numbers)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for line in lines for name in line)))
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+def _apart(pairs: list[tuple[dict, dict]], column: Column) -> str:
+    name, digits = column.name, column.digits
+    found = [abs(a[name] - b[name]) for a, b in pairs if name in a and name in b]
+    return f"{statistics.fmean(found):.{digits}f}, {max(found):.{digits}f}" if found else ""

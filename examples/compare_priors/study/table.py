@@ -1,4 +1,4 @@
-"""The table of the study: what models are trained, and how.
+"""The rows of the study: what models are trained, and how.
 
 A row names everything that it depends on but the photos. Rows are small dataclasses, so that
 whatever is finished can be told by comparing them.
@@ -12,9 +12,9 @@ PATIENT = 3000  # steps of what follows it, in the methods named so
 
 
 class Trained:
-    """What a row says of itself, from what it has in common with others and from its seed."""
+    """What a row says of itself."""
 
-    group: str
+    group: str  # its name without the seed
     seed: int
     needs: "tuple[Row, ...]" = ()  # rows whose weights it starts from
 
@@ -26,27 +26,18 @@ class Trained:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerRow(Trained):
-    """A tokenizer to train.
+    """A tokenizer to train."""
 
-    Attributes:
-        prior: A name in ``priors.PRIORS``.
-        quantizer: A name in ``quantizers.QUANTIZERS``.
-        codebook_size: Number of codes.
-        stride: Pixels for each vector of an encoded structure, along a side.
-        seed: Starts weights and crops.
-        steps: How long.
-    """
-
-    prior: str
-    quantizer: str = "vq"
+    prior: str  # a name in priors.PRIORS
+    quantizer: str = "vq"  # a name in quantizers.QUANTIZERS
     codebook_size: int = PREDICTED
-    stride: int = 32
-    seed: int = 0
+    stride: int = 32  # pixels for each vector of an encoded structure, along a side
+    seed: int = 0  # of weights and crops
     steps: int = 3000
 
     @property
     def group(self) -> str:
-        """What rows have in common that differ in their seed alone."""
+        """Everything but the seed."""
         kind = f"{self.prior}-{self.quantizer}-{self.codebook_size}"
         return f"{kind}-stride{self.stride}-steps{self.steps}"
 
@@ -55,42 +46,27 @@ class TokenizerRow(Trained):
 class Phase:
     """Some steps of the training of a predictor, with one loss.
 
-    Attributes:
-        steps: How many.
-        image: Weight of the loss on the decoded image.
-        code: Weight of the loss on codes.
-        targets: Whether that one is the cross-entropy to the true ``"index"``, or to the codes
-            near it by ``"distance"``.
-        estimator: How the gradient passes the choice: a name of ``select_codes``, or
-            ``"continuous"`` for a predictor of vectors, which chooses no code, or
-            ``"nearest"`` for one that chooses the code nearest to its vector.
-        temperature: Of the choice.
-        learning_rate: Of Adam, falling to 0 along a cosine.
-        batch: Crops in a step.
-        perceptual: Weight of the filter-bank loss in the loss on the image.
-        adversarial: Weight of the adversarial loss in it.
-        end_to_end: Whether the tokenizer learns, too, from the same loss and from its own.
+    The cross-entropy on codes is to the true ``"index"``, or to the codes near it by
+    ``"distance"``. The gradient passes the choice of codes by an estimator of ``select_codes``; a
+    ``"continuous"`` predictor gives vectors and chooses no code, a ``"nearest"`` one chooses the
+    code nearest to its vector.
     """
 
     steps: int
-    image: float = 0.0
-    code: float = 0.0
+    image: float = 0.0  # weight of the loss on the decoded image
+    code: float = 0.0  # weight of the loss on codes
     targets: str = "index"
     estimator: str = "straight_through"
     temperature: float = 1.0
-    learning_rate: float = 1e-4
+    learning_rate: float = 1e-4  # of Adam, falling to 0 along a cosine
     batch: int = 16
-    perceptual: float = 0.2
-    adversarial: float = 0.0
-    end_to_end: bool = False
+    perceptual: float = 0.2  # weight of the filter-bank loss in the loss on the image
+    adversarial: float = 0.0  # weight of the adversarial loss in it
+    end_to_end: bool = False  # the tokenizer learns, too, from the same loss and from its own
 
 
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """How a predictor is trained: from where, and through which phases."""
-
-    start: str | None
-    phases: tuple[Phase, ...]
+# Whose predictor is trained further, if any, and through which phases.
+Method = tuple[str | None, tuple[Phase, ...]]
 
 
 def code_level(steps: int, **options: object) -> Phase:
@@ -105,14 +81,14 @@ def rap(steps: int = SHORT, **options: object) -> Phase:
 
 def after_code_level(*phases: Phase) -> Method:
     """Phases that follow the same code-level training."""
-    return Method("code", phases)
+    return "code", phases
 
 
 METHODS: dict[str, Method] = {
-    "code-100": Method(None, (code_level(100),)),
-    "code": Method(None, (code_level(LONG),)),
+    "code-100": (None, (code_level(100),)),
+    "code": (None, (code_level(LONG),)),
     "code-longer": after_code_level(code_level(SHORT, learning_rate=1e-4)),
-    "code-distance": Method(None, (code_level(LONG, targets="distance"),)),
+    "code-distance": (None, (code_level(LONG, targets="distance"),)),
     "rap": after_code_level(rap()),
     "rap-lr-2e-5": after_code_level(rap(learning_rate=2e-5)),
     "rap-lr-4e-4": after_code_level(rap(learning_rate=4e-4)),
@@ -127,12 +103,12 @@ METHODS: dict[str, Method] = {
     "rap-keep-code-0.001": after_code_level(rap(code=0.001)),
     "rap-pixel-only": after_code_level(rap(perceptual=0.0)),
     "rap-adversarial": after_code_level(rap(adversarial=0.2)),
-    "rap-distance": Method("code-distance", (rap(),)),
+    "rap-distance": ("code-distance", (rap(),)),
     "code-patient": after_code_level(code_level(PATIENT, learning_rate=1e-4)),
     "rap-patient": after_code_level(rap(PATIENT)),
     "rap-patient-keep-code-0.01": after_code_level(rap(PATIENT, code=0.01)),
-    "rap-patient-distance": Method("code-distance", (rap(PATIENT),)),
-    "rap-from-start": Method(None, (rap(LONG + SHORT, learning_rate=4e-4),)),
+    "rap-patient-distance": ("code-distance", (rap(PATIENT),)),
+    "rap-from-start": (None, (rap(LONG + SHORT, learning_rate=4e-4),)),
     "soft": after_code_level(rap(estimator="soft")),
     "soft-keep-code-0.01": after_code_level(rap(estimator="soft", code=0.01)),
     "soft-then-rap": after_code_level(rap(SHORT // 2, estimator="soft"), rap(SHORT // 2)),
@@ -140,30 +116,23 @@ METHODS: dict[str, Method] = {
     "reinmax": after_code_level(rap(estimator="reinmax")),
     "reinmax-keep-code-0.01": after_code_level(rap(estimator="reinmax", code=0.01)),
     "end-to-end": after_code_level(rap(end_to_end=True)),
-    "continuous": Method(None, (rap(LONG + SHORT, learning_rate=4e-4, estimator="continuous"),)),
-    "nearest": Method(None, (rap(LONG + SHORT, learning_rate=4e-4, estimator="nearest"),)),
+    "continuous": (None, (rap(LONG + SHORT, learning_rate=4e-4, estimator="continuous"),)),
+    "nearest": (None, (rap(LONG + SHORT, learning_rate=4e-4, estimator="nearest"),)),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class PredictorRow(Trained):
-    """A predictor to train for a tokenizer.
-
-    Attributes:
-        tokenizer: What gives the codes.
-        method: A name in ``METHODS``.
-        phases: Its phases, as long as they are here.
-        start: The row whose predictor it starts from.
-    """
+    """A predictor to train for a tokenizer."""
 
     tokenizer: TokenizerRow
-    method: str
-    phases: tuple[Phase, ...]
-    start: "PredictorRow | None" = None
+    method: str  # a name in METHODS
+    phases: tuple[Phase, ...]  # of the method, as long as they are here
+    start: "PredictorRow | None" = None  # whose predictor it goes on from
 
     @property
     def group(self) -> str:
-        """What rows have in common that differ in their seed alone."""
+        """The tokenizer and the method."""
         return f"{self.tokenizer.group}-{self.method}"
 
     @property
@@ -176,26 +145,25 @@ class PredictorRow(Trained):
         """Its tokenizer, and the predictor that it goes on from."""
         return (self.tokenizer,) if self.start is None else (self.tokenizer, self.start)
 
+    @property
+    def steps_before(self) -> int:
+        """How long the predictor that it goes on from was trained."""
+        start = self.start
+        return 0 if start is None else start.steps_before + sum(p.steps for p in start.phases)
+
 
 @dataclasses.dataclass(frozen=True)
 class GradientRow(Trained):
-    """A predictor at which estimated gradients are compared with the exact one.
-
-    Attributes:
-        predictor: The predictor.
-        places: At how many places.
-        sharpened: Factor of its logits: how sure a predictor is compared that ranks codes alike.
-        draws: How often a random estimate is drawn at each.
-    """
+    """A predictor at which estimated gradients are compared with the exact one."""
 
     predictor: PredictorRow
     places: int
-    sharpened: float = 1.0
-    draws: int = 32
+    sharpened: float = 1.0  # factor of its logits: a surer predictor that ranks codes alike
+    draws: int = 32  # of a random estimate at each place
 
     @property
     def group(self) -> str:
-        """What rows have in common that differ in their seed alone."""
+        """The predictor and how sure it is."""
         sharpened = "" if self.sharpened == 1 else f"-sharpened{self.sharpened:g}"
         return f"gradients-{self.predictor.group}{sharpened}"
 
@@ -212,16 +180,12 @@ class GradientRow(Trained):
 
 @dataclasses.dataclass(frozen=True)
 class BicubicRow:
-    """Bicubic enlargement, which nothing is trained for."""
+    """Bicubic upscaling, which nothing is trained for."""
 
     name: str = "bicubic"
     seed: int = 0
-    needs = ()  # no weights of others
-
-    @property
-    def group(self) -> str:
-        """Its name."""
-        return self.name
+    group = "bicubic"
+    needs = ()
 
 
 Row = TokenizerRow | PredictorRow | GradientRow | BicubicRow

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tvqrap.models.official_checkpoint import shift_mask
-from tvqrap.models.paper import Around
+from tvqrap.models.paper import Skip
 from vqprior.nn import ResidualBlock, SwinLayer, Upsample
 
 
@@ -30,7 +30,7 @@ def _replaced(module: nn.Module, *, grid: int) -> nn.Module:
             setattr(module, name, Doubling(child))
         elif isinstance(child, ResidualBlock):
             setattr(module, name, ResidualQuantizer(child))
-        elif isinstance(child, Around):
+        elif isinstance(child, Skip):
             setattr(module, name, Group(child, own_grid))
         else:
             _replaced(child, grid=own_grid)
@@ -38,7 +38,7 @@ def _replaced(module: nn.Module, *, grid: int) -> nn.Module:
 
 
 class Doubling(nn.Module):
-    """Nearest-neighbor enlargement, then a convolution."""
+    """Nearest-neighbor upscaling, then a convolution."""
 
     def __init__(self, ours: Upsample) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class ResidualQuantizer(nn.Module):
 class Group(nn.Module):
     """Swin layers on tokens, maybe a convolution on a map, and a skip connection on tokens."""
 
-    def __init__(self, ours: Around, grid: int) -> None:
+    def __init__(self, ours: Skip, grid: int) -> None:
         super().__init__()
         layers = [layer for layer in ours.body if isinstance(layer, SwinLayer)]
         self.layers = nn.ModuleList(Layer(layer, grid) for layer in layers)

@@ -14,7 +14,7 @@ Identity = tuple[int, int]
 
 @dataclass(frozen=True)
 class Job:
-    """One image to enlarge, and where the results go."""
+    """One image to upscale, and where the results go."""
 
     source: Path
     result: Path

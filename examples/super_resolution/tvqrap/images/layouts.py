@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,39 +20,41 @@ STRIDE_STEP = 8  # input pixels; what the authors' stride, too, is a multiple of
 Span = tuple[int, int]  # start and end, in input pixels
 
 
-class Geometry(Protocol):
-    """What must be known of a model to lay out tiles for it."""
+@dataclass(frozen=True)
+class Tiling:
+    """What must be known of a model to cut images into tiles for it.
 
-    @property
-    def scale(self) -> int:
-        """Result pixels for each input pixel, along a side."""
-        ...
+    Lengths are in input pixels along a side.
 
-    @property
-    def multiple(self) -> int:
-        """The model pads its input up to a multiple of this, along a side."""
-        ...
+    Attributes:
+        multiple: The model pads its input up to a multiple of this.
+        overlap: What is seen at the border of a tile but not used. A model of which nothing beyond
+            ``overlap`` influences a pixel says at least ``multiple``; its tiles begin at multiples
+            of ``multiple``, as cells of the whole image do, and give what the whole image gives.
+            One that says less can never be exact, and its tiles begin anywhere.
+        blend: On either side of a border, over how much two tiles are mixed.
+        default_tile: The side of a tile, where the user does not say.
+        scale: Result pixels for each input pixel.
+    """
 
-    @property
-    def overlap(self) -> int:
-        """Input pixels at the border of a tile that are seen but not used.
+    multiple: int
+    overlap: int
+    blend: int = 4
+    default_tile: int = 256
+    scale: int = 4
 
-        A model of which nothing beyond ``overlap`` influences a pixel says at least ``multiple``;
-        its tiles begin at multiples of ``multiple``, as cells of the whole image do, and give
-        what the whole image gives. One that says less can never be exact, and its tiles begin
-        anywhere.
-        """
-        ...
 
-    @property
-    def blend(self) -> int:
-        """Input pixels on either side of a border over which two tiles are mixed."""
-        ...
+def reflect(image: Tensor, multiple: int) -> Tensor:
+    """Mirrors ``(..., h, w)`` at the bottom and on the right, up to multiples of ``multiple``.
 
-    @property
-    def default_tile(self) -> int:
-        """Input pixels along the side of a tile, where the user does not say."""
-        ...
+    The last row is not repeated; an image smaller than what it lacks is mirrored several times.
+    """
+    for dim in (-2, -1):
+        side = image.shape[dim]
+        if missing := -side % multiple:
+            order = np.pad(np.arange(side), (0, missing), mode="reflect")
+            image = image.index_select(dim, torch.from_numpy(order).to(image.device))
+    return image
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Placement:
 class Layout(Protocol):
     """A way to cut images into tiles."""
 
-    def placements(self, side: int, model: Geometry) -> list[Placement]:
+    def placements(self, side: int, tiling: Tiling) -> list[Placement]:
         """Lays out tiles along a side of ``side`` input pixels, from its start to its end."""
         ...
 
@@ -82,8 +85,8 @@ class Layout(Protocol):
 class Blended:
     """Tiles that see more than is used of them, and give way to each other linearly.
 
-    What is used of a tile ends ``model.overlap`` input pixels before what it sees, if that is not
-    the border of the image, and over ``model.blend`` pixels on either side of the border between
+    What is used of a tile ends ``tiling.overlap`` input pixels before what it sees, if that is not
+    the border of the image, and over ``tiling.blend`` pixels on either side of the border between
     two tiles the weight of one falls from 1 to 0 as the other's rises. So whatever little
     difference the overlap has left can nowhere make an edge.
 
@@ -98,29 +101,29 @@ class Blended:
 
     tile: int | None = None
 
-    def placements(self, side: int, model: Geometry) -> list[Placement]:
+    def placements(self, side: int, tiling: Tiling) -> list[Placement]:
         """See ``Layout``."""
-        starts, length = self._cut(side, model)
+        starts, length = self._cut(side, tiling)
         shared = [(start, before + length) for before, start in pairwise(starts)]
         borders = [(start + end) // 2 for start, end in shared]
         tiles = []
         for i, start in enumerate(starts):
             used = (
-                borders[i - 1] - model.blend if i else 0,
-                borders[i] + model.blend if i < len(borders) else side,
+                borders[i - 1] - tiling.blend if i else 0,
+                borders[i] + tiling.blend if i < len(borders) else side,
             )
-            weights = _ramps(used, 2 * model.blend, side, model.scale)
+            weights = _ramps(used, 2 * tiling.blend, side, tiling.scale)
             tiles.append(Placement((start, start + length), used, weights))
-        return _normalized(tiles, side * model.scale)
+        return _normalized(tiles, side * tiling.scale)
 
-    def _cut(self, side: int, model: Geometry) -> tuple[list[int], int]:
+    def _cut(self, side: int, tiling: Tiling) -> tuple[list[int], int]:
         """Returns where tiles start to see, and how much they see."""
-        common = 2 * (model.overlap + model.blend)  # what two neighbors both see
-        most = _up((self.tile or model.default_tile) + common, model.multiple)
+        common = 2 * (tiling.overlap + tiling.blend)  # what two neighbors both see
+        most = _up((self.tile or tiling.default_tile) + common, tiling.multiple)
         fewest = max(1, -(-(side - common) // (most - common)))
         # With large multiples, more and smaller tiles may come to less in all.
-        options = [_equal(side, count, common, model) for count in range(fewest, 2 * fewest + 1)]
-        return min(options, key=lambda cut: len(cut[0]) * _up(cut[1], model.multiple))
+        options = [_equal(side, count, common, tiling) for count in range(fewest, 2 * fewest + 1)]
+        return min(options, key=lambda cut: len(cut[0]) * _up(cut[1], tiling.multiple))
 
 
 @dataclass(frozen=True)
@@ -150,31 +153,31 @@ class Averaged:
         """Tiles of any size of at least 32, which overlap in the authors' proportion."""
         return cls(tile, tile * cls.stride // cls.tile // STRIDE_STEP * STRIDE_STEP)
 
-    def placements(self, side: int, model: Geometry) -> list[Placement]:
+    def placements(self, side: int, tiling: Tiling) -> list[Placement]:
         """See ``Layout``."""
         length = min(self.tile, side)
         starts = {min(start, side - length) for start in range(0, side, self.stride)}
         spans = [(start, start + length) for start in sorted(starts)]
-        equal = torch.ones(length * model.scale)
-        return _normalized([Placement(span, span, equal) for span in spans], side * model.scale)
+        equal = torch.ones(length * tiling.scale)
+        return _normalized([Placement(span, span, equal) for span in spans], side * tiling.scale)
 
 
-def seen_share(layout: Layout, model: Geometry, height: int, width: int) -> float:
+def seen_share(layout: Layout, tiling: Tiling, height: int, width: int) -> float:
     """Input pixels that the network computes on, with its padding, for each of the image's."""
     seen = 1
     for side in (height, width):
-        tiles = layout.placements(side, model)
-        seen *= sum(_up(tile.seen[1] - tile.seen[0], model.multiple) for tile in tiles)
+        tiles = layout.placements(side, tiling)
+        seen *= sum(_up(tile.seen[1] - tile.seen[0], tiling.multiple) for tile in tiles)
     return seen / (height * width)
 
 
-def _equal(side: int, count: int, common: int, model: Geometry) -> tuple[list[int], int]:
+def _equal(side: int, count: int, common: int, tiling: Tiling) -> tuple[list[int], int]:
     """At most ``count`` tiles of one length, of which neighbors have ``common`` pixels or more."""
-    if model.overlap < model.multiple:  # starts anywhere; more to see is free up to a multiple
-        grid, length = 1, _up(-(-(side + (count - 1) * common) // count), model.multiple)
+    if tiling.overlap < tiling.multiple:  # starts anywhere; more to see is free up to a multiple
+        grid, length = 1, _up(-(-(side + (count - 1) * common) // count), tiling.multiple)
     else:
         # Starts are multiples of the grid, and so are lengths but for what the side has left over.
-        grid = model.multiple
+        grid = tiling.multiple
         cells, rest = divmod(side, grid)
         least = -(-(common - rest) // grid)
         length = rest + grid * (least - (least - cells) // count)

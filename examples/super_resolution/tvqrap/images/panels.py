@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from tvqrap.images.files import Photo, from_pillow, preview
 
 PANEL = 640  # longest side of an image in a comparison
-ZOOM = 3  # enlargement of the detail in a comparison
+ZOOM = 3  # upscaling of the detail in a comparison
 BICUBIC = Image.Resampling.BICUBIC
 NEAREST = Image.Resampling.NEAREST  # shows every pixel as a square, and adds nothing
 
@@ -54,16 +54,16 @@ def comparison(photo: Photo, result: Photo) -> Image.Image:
     """A sheet with bicubic on the left and ``result`` on the right: all of it, and a detail."""
     small, large = preview(photo), preview(result)
     scale = large.width // small.width
-    images = {"bicubic": enlarge(small, scale), "model": large}
+    images = {"bicubic": upscale_by(small, scale), "model": large}
     sides = find_detail(small, PANEL // ZOOM // scale)
     left, top, right, bottom = (side * scale for side in sides)
     box = (left, top, right, bottom)
     if max(large.size) <= PANEL // 2:  # a detail of so little would show the same again
-        whole = [(name, _enlarged(image)) for name, image in images.items()]
+        whole = [(name, _upscaled(image)) for name, image in images.items()]
         return contact_sheet([whole])
     whole = [(name, _shrunk(image, box)) for name, image in images.items()]
     detail = [
-        (f"{name}, {ZOOM}x", enlarge(p.crop(box), ZOOM, NEAREST)) for name, p in images.items()
+        (f"{name}, {ZOOM}x", upscale_by(p.crop(box), ZOOM, NEAREST)) for name, p in images.items()
     ]
     return contact_sheet([whole, detail])
 
@@ -80,13 +80,13 @@ def find_detail(image: Image.Image, side: int) -> tuple[int, int, int, int]:
     return left * step, top * step, left * step + width, top * step + height
 
 
-def enlarge(image: Image.Image, factor: int, filter_: Image.Resampling = BICUBIC) -> Image.Image:
+def upscale_by(image: Image.Image, factor: int, filter_: Image.Resampling = BICUBIC) -> Image.Image:
     """An image ``factor`` times as large, without a model."""
     return image.resize((image.width * factor, image.height * factor), filter_)
 
 
-def _enlarged(image: Image.Image) -> Image.Image:
-    return enlarge(image, max(PANEL // 2 // max(image.size), 1), NEAREST)
+def _upscaled(image: Image.Image) -> Image.Image:
+    return upscale_by(image, max(PANEL // 2 // max(image.size), 1), NEAREST)
 
 
 def _shrunk(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:

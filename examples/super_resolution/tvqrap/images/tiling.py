@@ -1,4 +1,4 @@
-"""Enlarging an image tile by tile, in bounded memory.
+"""Upscaling an image tile by tile, in bounded memory.
 
 Where the tiles lie and how they are weighted is up to a layout, see layouts.py. Here the network
 is run on them, a few at a time, and what it gives is summed up row of tiles by row of tiles;
@@ -14,14 +14,19 @@ from torch import Tensor, nn
 
 from tvqrap.cli import UserError, is_out_of_memory
 from tvqrap.images.files import quantize
-from tvqrap.images.layouts import Blended, Geometry, Layout, Placement, Span
+from tvqrap.images.layouts import Blended, Layout, Placement, Span, Tiling
 
 DEFAULT_LAYOUT = Blended()
 PIECE = 2**20  # pixels that are made integers at a time; a few copies of so many do not matter
 
 
-class Enlarger(Geometry, Protocol):
+class Upscaler(Protocol):
     """What a model must have to be used here."""
+
+    @property
+    def tiling(self) -> Tiling:
+        """How its tiles must be cut."""
+        ...
 
     def __call__(self, lr: Tensor, /) -> Tensor:
         """Maps ``(b, 3, h, w)`` to ``(b, 3, scale * h, scale * w)``."""
@@ -30,7 +35,7 @@ class Enlarger(Geometry, Protocol):
 
 @torch.no_grad()
 def upscale_tiled(
-    model: Enlarger,
+    model: Upscaler,
     lr: Tensor,
     layout: Layout = DEFAULT_LAYOUT,
     *,
@@ -38,7 +43,7 @@ def upscale_tiled(
     dtype: torch.dtype = torch.uint8,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Enlarges one image of any size; the whole result exists only as integers.
+    """Upscales one image of any size; the whole result exists only as integers.
 
     Args:
         model: in evaluation mode; tiles are moved to its device.
@@ -55,15 +60,15 @@ def upscale_tiled(
         UserError: the tiles of a batch do not fit into memory.
     """
     _, height, width = lr.shape
-    scale = model.scale
-    rows, columns = (layout.placements(side, model) for side in (height, width))
+    scale = model.tiling.scale
+    rows, columns = (layout.placements(side, model.tiling) for side in (height, width))
     tick = _counter(len(rows) * len(columns), progress)
     # Channels last in memory, as image files want it, and as the network likes to give it.
     levels = torch.empty(height * scale, width * scale, 3, dtype=dtype)
     strip = torch.zeros(max(len(row.weights) for row in rows), width * scale, 3)
     for row, following in zip_longest(rows, rows[1:]):
         for tiles in _batches(columns, batch):
-            results = _enlarge(model, lr, row.seen, [tile.seen for tile in tiles])
+            results = _upscale(model, lr, row.seen, [tile.seen for tile in tiles])
             for tile, result in zip(tiles, results, strict=True):
                 _add(strip, row, tile, result, scale)
             tick(len(tiles))
@@ -83,7 +88,7 @@ def _batches(tiles: Sequence[Placement], most: int) -> list[Sequence[Placement]]
     return [tiles[i : i + size] for i in range(0, len(tiles), size)]
 
 
-def _enlarge(model: Enlarger, lr: Tensor, rows: Span, columns: Sequence[Span]) -> Tensor:
+def _upscale(model: Upscaler, lr: Tensor, rows: Span, columns: Sequence[Span]) -> Tensor:
     """The model's results for tiles of one row: floats ``(b, 3, rows, columns)`` on the CPU."""
     seen = [lr[:, rows[0] : rows[1], left:right] for left, right in columns]
     try:

@@ -1,52 +1,44 @@
-"""TVQ&RAP, assembled from vqprior blocks: a texture tokenizer and a super-resolver over it.
+"""TVQ&RAP from top to bottom: the tokenizer, the super-resolver over it, and their three losses.
 
-The tokenizer (stage 1) describes an image by a continuous *structure* and by codes for the
-*texture* that the structure does not explain. The super-resolver (stages 2 and 3) has only the
-low-resolution image: it gets the structure from it, predicts the codes, and decodes both.
+1. ``TextureTokenizer`` describes an image by a continuous *structure* and by codes for the
+   *texture* that the structure does not explain. ``tokenizer_loss`` trains it.
+2. ``SuperResolver`` has only the low-resolution image: it gets the structure from it and predicts
+   the codes. ``predictor_losses`` compares them with the true ones.
+3. ``rap_loss``, reconstruction-aware prediction, compares the decoded images instead.
 
-What networks these are made of is up to an ``Architecture``: convolutional.py has a small one,
-paper.py the authors'.
-
-Images are RGB in [0, 1]. Sizes in comments: H x W is the high-resolution image, the
+An ``Architecture`` makes the networks: see convolutional.py for small ones, paper.py for the
+authors'. Images are RGB in [0, 1]. Sizes in comments: H x W is the high-resolution image, the
 low-resolution one is H/4 x W/4, codes live on the grid H/g x W/g with g = 8 or 4.
 
-Method: Li et al., "Texture Vector-Quantization and Reconstruction Aware Prediction for Generative
+Li et al., "Texture Vector-Quantization and Reconstruction Aware Prediction for Generative
 Super-Resolution", ICLR 2026, arXiv 2509.23774.
 """
 
+import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqprior import ChannelsFirst, QuantizerOutput, TextureQuantizer, VectorQuantizer
-from vqprior.functional import select_codes
+from tvqrap.images.layouts import Tiling, reflect
+from vqprior import ChannelsFirst, Quantizer, QuantizerOutput, TextureQuantizer
+from vqprior.functional import index_cross_entropy, select_codes
+from vqprior.losses import alignment_loss
 
 SCALE = 4  # high-resolution pixels for each low-resolution pixel, along a side
 
+# From an image and its target to the loss and its terms: a vqprior.losses.ReconstructionAwareLoss.
+Objective = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
+
 
 class Architecture(Protocol):
-    """A configuration that makes the networks of a model; saved with its weights.
-
-    Attributes:
-        codebook_size: Number of codes.
-        grid: High-resolution pixels for each code, along a side.
-        fold: Low-resolution pixels for each code, along a side.
-        multiple: A side of a low-resolution image is padded to a multiple of this.
-        overlap: Low-resolution pixels at the border of a tile that are not used.
-        blend: Low-resolution pixels on either side of a border over which tiles are mixed.
-        default_tile: Side of a tile in low-resolution pixels.
-    """
+    """A configuration that makes the networks of a model; saved with its weights."""
 
     codebook_size: int
-    grid: int
-    fold: int
-    multiple: int
-    overlap: int
-    blend: int
-    default_tile: int
+    grid: int  # high-resolution pixels for each code, along a side
+    tiling: Tiling
 
     def make_structure(self) -> nn.Module:
         """Has ``features(hr, lr, texture)``, ``expand(features)``, ``losses(features, hr)``, and
@@ -59,7 +51,7 @@ class Architecture(Protocol):
     def make_fusion(self) -> nn.Module:
         """``(structure, texture)`` to what is quantized, ``(b, d, H/g, W/g)``."""
 
-    def make_quantizer(self) -> VectorQuantizer:
+    def make_quantizer(self) -> Quantizer:
         """Of vectors of ``d`` features."""
 
     def make_decoder(self) -> nn.Module:
@@ -71,11 +63,15 @@ class Architecture(Protocol):
         """
 
 
-def enlarge(lr: Tensor) -> Tensor:
-    """Bicubic enlargement by 4, with the kernel that Pillow uses."""
-    return F.interpolate(
-        lr, scale_factor=SCALE, mode="bicubic", align_corners=False, antialias=True
-    )
+@dataclasses.dataclass
+class Step:
+    """What a loss gives for one batch."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    indices: Tensor  # for the meter of codebook usage
+    image: Tensor | None = None  # for a discriminator
+    quantizer_output: QuantizerOutput | None = None  # for rules
 
 
 class Tokenized(NamedTuple):
@@ -83,7 +79,7 @@ class Tokenized(NamedTuple):
 
     image: Tensor
     quantizer_output: QuantizerOutput
-    terms: dict[str, Tensor]
+    terms: dict[str, Tensor]  # losses of the structure
 
 
 class Description(NamedTuple):
@@ -128,6 +124,21 @@ class TextureTokenizer(nn.Module):
         return self.quantizer.codebooks[0].codes()
 
 
+def tokenizer_loss(
+    tokenizer: TextureTokenizer, hr: Tensor, lr: Tensor, objective: Objective, *,
+    mask: Tensor | None = None, code_weight: Tensor | float = 1.0,
+) -> Step:  # fmt: skip
+    """Stage 1: the loss on the reconstruction, plus those of the codebook and of the structure.
+
+    Places where ``mask`` ``(b, H/g, W/g)`` is False are decoded without codes.
+    """
+    image, out, structure_terms = tokenizer(hr, lr, mask)
+    code_terms = {name: code_weight * term for name, term in out.terms.items()}
+    loss, terms = objective(image, hr)
+    loss = loss + sum(code_terms.values()) + sum(structure_terms.values())
+    return Step(loss, terms | structure_terms | code_terms, out.indices, image, out)
+
+
 class Prediction(NamedTuple):
     """What the super-resolver knows before it decides on codes."""
 
@@ -139,16 +150,13 @@ class Prediction(NamedTuple):
 class SuperResolver(nn.Module):
     """A frozen tokenizer and a predictor of its codes: 4 times larger images.
 
-    Without a predictor (``predictor=None``, as after stage 1) the texture is left out and the
-    structure is decoded alone; that needs a structure from the low-resolution image.
+    Without a predictor (``predictor=None``, as after stage 1) the structure is decoded alone, which
+    must then come from the low-resolution image.
 
     Attributes:
-        texture: How much of the predicted texture is added to the structure, from 0 to 1. A guess
-            that is not certain costs fidelity; less of it costs less, and shows less. CodeFormer
-            (Zhou et al., 2022) calls such a weight that of fidelity.
+        texture_strength: The share of the predicted texture that is added to the structure, from 0
+            (most faithful) to 1 (most detail). CodeFormer (Zhou et al., 2022) has such a weight.
     """
-
-    scale = SCALE
 
     def __init__(self, tokenizer: TextureTokenizer, predictor: nn.Module | None) -> None:
         super().__init__()
@@ -157,42 +165,14 @@ class SuperResolver(nn.Module):
                 "`predictor` must be given for a tokenizer with regressed structure: what it "
                 "regresses the structure from is the predictor. Train `--stage predictor` first."
             )
+        self.config = tokenizer.config
+        self.tiling, self.codebook_size = self.config.tiling, self.config.codebook_size
         self.tokenizer = tokenizer.requires_grad_(requires_grad=False)
         self.predictor = predictor
-        self.texture = 1.0
-
-    @property
-    def config(self) -> Architecture:
-        """The architecture."""
-        return self.tokenizer.config
-
-    @property
-    def codebook_size(self) -> int:
-        """Number of codes."""
-        return self.config.codebook_size
-
-    @property
-    def multiple(self) -> int:
-        """A side of a low-resolution image is padded to a multiple of this."""
-        return self.config.multiple
-
-    @property
-    def overlap(self) -> int:
-        """Low-resolution pixels at the border of a tile that are not used."""
-        return self.config.overlap
-
-    @property
-    def blend(self) -> int:
-        """Low-resolution pixels on either side of a border over which tiles are mixed."""
-        return self.config.blend
-
-    @property
-    def default_tile(self) -> int:
-        """Side of a tile in low-resolution pixels."""
-        return self.config.default_tile
+        self.texture_strength = 1.0
 
     def predict(self, lr: Tensor) -> Prediction:
-        """Returns structure and logits for sides that are multiples of ``multiple``."""
+        """Returns structure and logits for sides that are multiples of ``tiling.multiple``."""
         if self.predictor is None:
             raise ValueError("`predict` needs a predictor, got none. Train `--stage predictor`.")
         trunk = self.predictor.trunk(lr)
@@ -200,56 +180,70 @@ class SuperResolver(nn.Module):
         structure = self.tokenizer.structure.expand(features)
         return Prediction(features, structure, self.predictor(trunk, structure))
 
-    def reconstruct(
-        self,
-        prediction: Prediction,
-        lr: Tensor,
-        *,
-        estimator: str = "straight_through",
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Decodes predicted codes so that a loss on the image trains the predictor."""
-        texture, _ = select_codes(
-            prediction.logits,
-            self.tokenizer.codes.detach(),
-            estimator=estimator,
-            temperature=temperature,
-            generator=generator,
-        )
-        features = prediction.structure + self.texture * texture.movedim(-1, 1)
+    def choose(self, prediction: Prediction, **options: object) -> Tensor:
+        """Returns codes ``(b, H/g, W/g, d)``: the likeliest, with options of ``select_codes``."""
+        return select_codes(prediction.logits, self.tokenizer.codes.detach(), **options)[0]
+
+    def decode(self, prediction: Prediction, codes: Tensor, lr: Tensor) -> Tensor:
+        """Decodes structure plus codes."""
+        features = prediction.structure + self.texture_strength * codes.movedim(-1, 1)
         return self.tokenizer.decoder(features, lr)
 
+    def reconstruct(self, prediction: Prediction, lr: Tensor, **options: object) -> Tensor:
+        """Decodes predicted codes so that a loss on the image trains the predictor."""
+        return self.decode(prediction, self.choose(prediction, **options), lr)
+
     def forward(self, lr: Tensor) -> Tensor:
-        """Enlarges images ``(b, 3, h, w)`` of any size to ``(b, 3, 4h, 4w)``; not clamped."""
+        """Upscales images ``(b, 3, h, w)`` of any size to ``(b, 3, 4h, 4w)``; not clamped."""
         height, width = lr.shape[-2:]
-        lr = reflect(lr, self.multiple)
+        padded = reflect(lr, self.tiling.multiple)
         if self.predictor is None:
-            image = self.tokenizer.decoder(self.tokenizer.structure.expand(lr), lr)
+            image = self.tokenizer.decoder(self.tokenizer.structure.expand(padded), padded)
         else:
-            image = self.reconstruct(self.predict(lr), lr)
+            image = self.reconstruct(self.predict(padded), padded)
         return image[..., : SCALE * height, : SCALE * width]
 
     @torch.no_grad()
     def indices(self, lr: Tensor) -> Tensor:
         """Returns the predicted indices ``(b, H/g, W/g)``, rounded up; -1 without a predictor."""
-        fold = self.config.fold
-        rows, columns = (-(-side // fold) for side in lr.shape[-2:])
+        rows, columns = (-(-SCALE * side // self.config.grid) for side in lr.shape[-2:])
         if self.predictor is None:
             return torch.full((len(lr), rows, columns), -1, device=lr.device)
-        logits = self.predict(reflect(lr, self.multiple)).logits
+        logits = self.predict(reflect(lr, self.tiling.multiple)).logits
         return logits.argmax(dim=-1)[:, :rows, :columns]
 
 
-def reflect(image: Tensor, multiple: int) -> Tensor:
-    """Mirrors ``(..., h, w)`` at the bottom and on the right, up to multiples of ``multiple``.
+def predictor_losses(
+    model: SuperResolver, prediction: Prediction, hr: Tensor, lr: Tensor
+) -> dict[str, Tensor]:
+    """Stage 2: compares a prediction with what the tokenizer sees in the image ``hr``."""
+    truth = model.tokenizer.describe(hr, lr)
+    terms = {"code": index_cross_entropy(prediction.logits, truth.indices)}
+    if model.tokenizer.structure.regressed:
+        # The paper weighs 1 : 0.5; only the ratio matters to Adam.
+        terms["structure"] = 2 * alignment_loss(prediction.features, truth.features)
+    return terms
 
-    The last row is not repeated; an image smaller than what it lacks is mirrored several times.
+
+def rap_loss(
+    model: SuperResolver, hr: Tensor, lr: Tensor, objective: Objective, *,
+    code_weight: float = 0.0, **options: object,
+) -> Step:  # fmt: skip
+    """Stage 3: predicts codes, decodes them, and compares images.
+
+    ``code_weight`` is that of the loss of stage 2, which is kept beside; the paper has 0. Options
+    of ``select_codes`` say how the gradient passes the choice of codes.
     """
-    for dim in (-2, -1):
-        side = image.shape[dim]
-        if missing := -side % multiple:
-            order = np.pad(np.arange(side), (0, missing), mode="reflect")
-            order = torch.from_numpy(order).to(image.device)
-            image = image.index_select(dim, order)
-    return image
+    prediction = model.predict(lr)
+    image = model.reconstruct(prediction, lr, **options)
+    loss, terms = objective(image, hr)
+    if code_weight > 0:
+        kept = predictor_losses(model, prediction, hr, lr)
+        kept = {name: code_weight * term for name, term in kept.items()}
+        loss, terms = loss + sum(kept.values()), terms | kept
+    return Step(loss, terms, prediction.logits.argmax(dim=-1), image)
+
+
+def upscale_bicubic(lr: Tensor) -> Tensor:
+    """Bicubic upscaling by 4, with the kernel that Pillow uses."""
+    return F.interpolate(lr, scale_factor=SCALE, mode="bicubic", antialias=True)

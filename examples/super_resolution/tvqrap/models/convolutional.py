@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tvqrap.models.assembly import SCALE, enlarge
+from tvqrap.images.layouts import Tiling
+from tvqrap.models.assembly import SCALE, upscale_bicubic
 from vqprior import IndexPredictor, VectorQuantizer
 from vqprior.losses import alignment_loss
 from vqprior.nn import Downsample, ResidualBlock, Upsample
@@ -22,7 +23,7 @@ class ConvolutionalConfig:
 
     Attributes:
         structure: Where the structure comes from: ``"lowres"``, computed from the low-resolution
-            image, or ``"regressed"``, the paper's: encoded at H/32 from the high-resolution
+            image, or ``"regressed"``, the paper's: encoded from the high-resolution
             image and regressed when that is not there.
         grid: High-resolution pixels for each code, along a side: 8 (the paper's) or 4.
         width: Channels at H/4.
@@ -33,6 +34,8 @@ class ConvolutionalConfig:
         predictor_width: Channels of the predictor at H/4.
         predictor_blocks: Residual blocks of the predictor at H/4.
         head_blocks: Residual blocks of the predictor at H/g.
+        stride: High-resolution pixels for each vector of a regressed structure, along a side: 32
+            (the paper's), 16 or 8.
     """
 
     structure: str = "lowres"
@@ -45,10 +48,7 @@ class ConvolutionalConfig:
     predictor_width: int = 64
     predictor_blocks: int = 6
     head_blocks: int = 2
-
-    # Where tiles meet, over how many low-resolution pixels on either side they are mixed.
-    blend = 4
-    default_tile = 256
+    stride: int = 32
 
     @property
     def fold(self) -> int:
@@ -61,19 +61,16 @@ class ConvolutionalConfig:
         return self.fold**2 * self.width
 
     @property
-    def multiple(self) -> int:
-        """A side of a low-resolution image is padded to a multiple of this."""
-        return self.fold if self.structure == "lowres" else 32 // SCALE
-
-    @property
-    def overlap(self) -> int:
-        """Low-resolution pixels beyond which nothing influences a pixel of the result."""
+    def tiling(self) -> Tiling:
+        """How tiles must be cut: nothing beyond ``overlap`` influences a pixel of the result."""
         if self.structure == "regressed":
-            return 8 * 16  # two levels deeper: practically, not exactly
+            # Two levels deeper: practically nothing, not exactly.
+            return Tiling(multiple=self.stride // SCALE, overlap=8 * 16)
         head = 2 * self.fold * self.head_blocks
         path = max(1 + 2 * self.structure_blocks, 1 + 2 * self.predictor_blocks + head)
         # A code or a bicubic kernel may straddle the border.
-        return path + 2 * self.decoder_blocks + 1 + 2 * self.multiple
+        overlap = path + 2 * self.decoder_blocks + 1 + 2 * self.fold
+        return Tiling(multiple=self.fold, overlap=overlap)
 
     def make_structure(self) -> nn.Module:
         """The network of the structure."""
@@ -115,6 +112,14 @@ def blocks(channels: int, count: int) -> nn.Sequential:
     return nn.Sequential(*[block(channels) for _ in range(count)])
 
 
+def reducing(channels: int, halvings: int, out_channels: int) -> list[nn.Module]:
+    """Layers that halve height and width so often, each with a residual block behind."""
+    if not halvings:
+        return [block(channels, out_channels)]
+    widths = [channels] * (halvings - 1) + [out_channels]
+    return [layer for width in widths for layer in (Downsample(channels), block(channels, width))]
+
+
 class LowResolutionStructure(nn.Module):
     """Structure that the receiver computes itself: nothing of the low-resolution image is lost,
     and training and inference see the same thing.
@@ -144,45 +149,43 @@ class LowResolutionStructure(nn.Module):
 
 
 class RegressedStructure(nn.Module):
-    """The paper's structure: H/32, kept free of texture by alignment to a low-resolution latent."""
+    """The paper's structure: coarse (H/s, s = 32 there), and kept free of texture by alignment to
+    the latent of a small image.
+    """
 
     regressed = True
     channels = 64
 
     def __init__(self, config: ConvolutionalConfig) -> None:
         super().__init__()
-        width = config.width
-        self.encoder = nn.Sequential(  # H -> H/32
+        width, channels = 2 * config.width, self.channels
+        halvings = (config.stride // 8).bit_length() - 1
+        self.encoder = nn.Sequential(  # H -> H/s
             nn.PixelUnshuffle(8),
-            nn.Conv2d(192, 2 * width, 3, padding=1),
-            blocks(2 * width, config.structure_blocks),
-            Downsample(2 * width),
-            block(2 * width),
-            Downsample(2 * width),
-            block(2 * width, self.channels),
-            nn.Conv2d(self.channels, self.channels, 3, padding=1),
+            nn.Conv2d(192, width, 3, padding=1),
+            blocks(width, config.structure_blocks),
+            *reducing(width, halvings, channels),
+            nn.Conv2d(channels, channels, 3, padding=1),
         )
-        self.expander = nn.Sequential(  # H/32 -> H/8
-            nn.Conv2d(self.channels, 2 * width, 3, padding=1),
-            block(2 * width),
-            Upsample(2 * width),
-            block(2 * width),
-            Upsample(2 * width),
-            block(2 * width, config.code_dim),
+        self.expander = nn.Sequential(  # H/s -> H/8
+            nn.Conv2d(channels, width, 3, padding=1),
+            *[layer for _ in range(halvings) for layer in (block(width), Upsample(width))],
+            block(width, config.code_dim),
         )
-        self.small_encoder = nn.Sequential(  # H/8 -> H/32
-            nn.PixelUnshuffle(4),
-            nn.Conv2d(48, self.channels, 3, padding=1),
-            blocks(self.channels, 2),
+        pixels = 3 * 4**halvings
+        self.small_encoder = nn.Sequential(  # H/8 -> H/s
+            nn.PixelUnshuffle(2**halvings),
+            nn.Conv2d(pixels, channels, 3, padding=1),
+            blocks(channels, 2),
         )
-        self.small_decoder = nn.Sequential(  # H/32 -> H/8
-            blocks(self.channels, 2),
-            nn.Conv2d(self.channels, 48, 3, padding=1),
-            nn.PixelShuffle(4),
+        self.small_decoder = nn.Sequential(  # H/s -> H/8
+            blocks(channels, 2),
+            nn.Conv2d(channels, pixels, 3, padding=1),
+            nn.PixelShuffle(2**halvings),
         )
 
     def features(self, hr: Tensor, lr: Tensor, texture: Tensor) -> Tensor:
-        """Returns what a predictor regresses: ``(b, 64, H/32, W/32)``, from ``hr`` alone."""
+        """Returns what a predictor regresses: ``(b, 64, H/s, W/s)``, from ``hr`` alone."""
         return self.encoder(hr)
 
     def expand(self, features: Tensor) -> Tensor:
@@ -241,10 +244,10 @@ class Decoder(nn.Module):
         """Returns the image ``(b, 3, H, W)``.
 
         With structure from the low-resolution image the network predicts what bicubic
-        enlargement misses; the paper's structure has to carry everything.
+        upscaling misses; the paper's structure has to carry everything.
         """
         image = self.network(features)
-        return image + enlarge(lr) if self.adds_to_lr else image
+        return image + upscale_bicubic(lr) if self.adds_to_lr else image
 
 
 class ConvolutionalPredictor(nn.Module):
@@ -264,12 +267,11 @@ class ConvolutionalPredictor(nn.Module):
         self.head = IndexPredictor(2 * width, config.codebook_size)
         if config.structure == "regressed":
             channels = RegressedStructure.channels
-            self.regressor = nn.Sequential(  # H/4 -> H/32
-                Downsample(width), block(width),
-                Downsample(width), block(width),
-                Downsample(width), block(width, channels),
+            halvings = (config.stride // SCALE).bit_length() - 1
+            self.regressor = nn.Sequential(  # H/4 -> H/s
+                *reducing(width, halvings, channels),
                 nn.Conv2d(channels, channels, 3, padding=1),
-            )  # fmt: skip
+            )
 
     def forward(self, trunk: Tensor, structure: Tensor) -> Tensor:
         """Returns the logits of each code, ``(b, H/g, W/g, k)``."""

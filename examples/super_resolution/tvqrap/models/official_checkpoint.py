@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tvqrap.cli import UserError, describe
 from tvqrap.models.assembly import SuperResolver, TextureTokenizer
-from tvqrap.models.paper import WINDOW, Around, PaperConfig
+from tvqrap.models.paper import WINDOW, PaperConfig, Skip
 from vqprior.nn import ResidualBlock, SwinLayer, Upsample
 
 # Our list of layers, theirs, and the number that their first one has.
@@ -190,7 +190,7 @@ def layer_entries(layer: nn.Module, name: str, *, grid: int) -> Iterator[tuple[s
             yield from _plain_entries(layer.get_submodule(ours), f"{name}.{theirs}")
     elif isinstance(layer, Upsample):
         yield from _plain_entries(layer.conv, f"{name}.conv")
-    elif isinstance(layer, nn.Sequential) and isinstance(layer[0], Around):
+    elif isinstance(layer, nn.Sequential) and isinstance(layer[0], Skip):
         for number, group in enumerate(layer):
             yield from _group_entries(group, f"{name}.swin_blks.{number}", grid)
     elif isinstance(layer, nn.Sequential):  # `down`
@@ -199,7 +199,7 @@ def layer_entries(layer: nn.Module, name: str, *, grid: int) -> Iterator[tuple[s
         yield from _plain_entries(layer, name)
 
 
-def _group_entries(group: Around, name: str, grid: int) -> Iterator[tuple[str, Entry]]:
+def _group_entries(group: Skip, name: str, grid: int) -> Iterator[tuple[str, Entry]]:
     for number, layer in enumerate(group.body):
         if isinstance(layer, SwinLayer):
             yield from _swin_entries(layer, f"{name}.residual_group.blocks.{number}", grid)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tvqrap.models.assembly import SCALE
+from tvqrap.images.layouts import Tiling
 from vqprior import IndexPredictor, VectorQuantizer
 from vqprior.losses import alignment_loss
 from vqprior.nn import ResidualBlock, SwinLayer, Upsample, group_norm
@@ -43,15 +43,15 @@ class PaperConfig:
 
     # As annotations would make them settings, these have none.
     grid = 8
-    fold = grid // SCALE
-    # What the authors pad to. A multiple of 32 would fill all windows as well, but the statistics
-    # of the normalizations would then differ from those of the release.
-    multiple = 64
-    # Normalization and attention reach all over a tile, so no overlap makes tiles join exactly. At
-    # the border of a tile convolutions see zeros; this much is thrown away.
-    overlap = 2
-    blend = 4
-    default_tile = 244  # with what tiles have in common, 256 are seen
+    tiling = Tiling(
+        # What the authors pad to. A multiple of 32 would fill all windows as well, but the
+        # statistics of the normalizations would then differ from those of the release.
+        multiple=64,
+        # Normalization and attention reach all over a tile, so no overlap makes tiles join exactly.
+        # At the border of a tile convolutions see zeros; this much is thrown away.
+        overlap=2,
+        default_tile=244,  # with what tiles have in common, 256 are seen
+    )
 
     @property
     def code_dim(self) -> int:
@@ -85,7 +85,7 @@ class PaperConfig:
         return PaperPredictor(self)
 
 
-class Around(nn.Module):
+class Skip(nn.Module):
     """A skip connection around any body."""
 
     def __init__(self, *body: nn.Module) -> None:
@@ -117,13 +117,13 @@ def swin(channels: int, depth: int) -> list[nn.Module]:
 
 def attention(channels: int, depth: int, groups: int = 1) -> nn.Sequential:
     """Groups of Swin layers, each with a second skip connection around it."""
-    return nn.Sequential(*[Around(*swin(channels, depth)) for _ in range(groups)])
+    return nn.Sequential(*[Skip(*swin(channels, depth)) for _ in range(groups)])
 
 
 def convolved_attention(channels: int, depth: int, groups: int = 1) -> nn.Sequential:
     """The same with a convolution at the end of each group: the RSTB of SwinIR."""
     return nn.Sequential(
-        *[Around(*swin(channels, depth), conv(channels, channels)) for _ in range(groups)]
+        *[Skip(*swin(channels, depth), conv(channels, channels)) for _ in range(groups)]
     )
 
 

@@ -1,4 +1,4 @@
-"""A model made ready to enlarge: precision, memory format, compilation."""
+"""A model made ready to upscale: precision, memory format, compilation."""
 
 import sys
 
@@ -18,7 +18,7 @@ class Prepared(nn.Module):
     does not concern the network, and so is not rounded.
 
     Args:
-        model: an ``Enlarger`` in evaluation mode, on the device where it will run; its memory
+        model: an ``Upscaler`` in evaluation mode, on the device where it will run; its memory
             format changes, and in bfloat16 the precision of its weights.
         precision: of the network's convolutions and products: ``"float32"`` or ``"bfloat16"``.
         compiled: whether to compile the network, when it is first called and for each new shape.
@@ -31,9 +31,7 @@ class Prepared(nn.Module):
         self, model: nn.Module, *, precision: str = "float32", compiled: bool = False
     ) -> None:
         super().__init__()
-        self.scale, self.multiple = model.scale, model.multiple
-        self.overlap, self.blend = model.overlap, model.blend
-        self.default_tile = model.default_tile
+        self.tiling = model.tiling
         self.dtype = PRECISIONS[precision]
         model = model.to(memory_format=torch.channels_last)
         for layer in model.modules():

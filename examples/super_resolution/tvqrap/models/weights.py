@@ -43,7 +43,7 @@ def save_model(
     }
     header = {**notes, "format": FORMAT, "config": config_to_json(model.config)}
     if isinstance(model, SuperResolver):
-        header["texture"] = str(model.texture)
+        header["texture"] = str(model.texture_strength)
     with atomic_write(path) as file:
         file.write(save(tensors, metadata=header))
 
@@ -85,7 +85,7 @@ def load_model(path: Path) -> SuperResolver | TextureTokenizer:
     """
     if path.suffix == ".pth":
         return load_official(path)
-    config, tensors, texture = _read(path)
+    config, tensors, texture_strength = _read(path)
     tokenizer = TextureTokenizer(config)
     _fill(path, tokenizer, tensors, "tokenizer.")
     if not any(name.startswith("predictor.") for name in tensors):
@@ -93,7 +93,7 @@ def load_model(path: Path) -> SuperResolver | TextureTokenizer:
     predictor = config.make_predictor()
     _fill(path, predictor, tensors, "predictor.")
     model = SuperResolver(tokenizer, predictor).eval()
-    model.texture = texture
+    model.texture_strength = texture_strength
     return model
 
 
@@ -111,7 +111,7 @@ def load_super_resolver(path: Path) -> SuperResolver:
     """Reads a super-resolver; from a tokenizer alone, one that leaves out the texture.
 
     Raises:
-        UserError: As ``load_model``, and if the tokenizer alone cannot enlarge.
+        UserError: As ``load_model``, and if the tokenizer alone cannot upscale.
     """
     model = load_model(path)
     if isinstance(model, SuperResolver):
@@ -129,13 +129,13 @@ def _read(path: Path) -> tuple[Architecture, dict[str, Tensor], float]:
     header = read_notes(path)
     try:
         config = config_from_json(header["config"])
-        texture = float(header.get("texture", "1"))  # which files had not at first
+        texture_strength = float(header.get("texture", "1"))  # the first files had none
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: the configuration in the header is not understood ({error})"
         ) from None
     tensors = {_named(name): value.float() for name, value in load_file(str(path)).items()}
-    return config, tensors, texture
+    return config, tensors, texture_strength
 
 
 def _named(name: str) -> str:

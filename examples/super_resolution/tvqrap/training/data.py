@@ -146,7 +146,7 @@ class Data:
         return batch._replace(lr=lr.contiguous(memory_format=torch.channels_last))
 
 
-class Numbers(Sampler[range]):
+class SampleNumbers(Sampler[range]):
     """The numbers of the samples of each part, for all steps from one on."""
 
     def __init__(self, split: Split, first_step: int) -> None:
@@ -162,7 +162,7 @@ class Numbers(Sampler[range]):
 
 @contextmanager
 def reading(
-    crops: Crops, numbers: Numbers, *, workers: int, device: torch.device
+    crops: Crops, numbers: SampleNumbers, *, workers: int, device: torch.device
 ) -> Iterator[Iterator[Batch]]:
     """Reads the parts of all steps, one after the other.
 
@@ -215,7 +215,7 @@ def collate(samples: list[Batch | UserError]) -> Batch | UserError:
     return Batch(torch.cat(hr), torch.cat(lr), [seed for part in seeds for seed in part])
 
 
-def turned(photo: np.ndarray, crop: int, rng: np.random.Generator) -> tuple:
+def crop_flip_rotate(photo: np.ndarray, crop: int, rng: np.random.Generator) -> tuple:
     """A part of the photo, mirrored and turned in any of the eight ways."""
     pair = cut(photo, crop, rng)
     flip, turns = bool(rng.integers(2)), int(rng.integers(4))
@@ -223,14 +223,14 @@ def turned(photo: np.ndarray, crop: int, rng: np.random.Generator) -> tuple:
     return tuple(part[:, ::-1] if flip else part for part in pair)
 
 
-def mirrored(photo: np.ndarray, crop: int, rng: np.random.Generator) -> tuple:
+def crop_flip(photo: np.ndarray, crop: int, rng: np.random.Generator) -> tuple:
     """A part of the photo or of its mirror image; the paper's stage 1."""
     pair = cut(extend(photo, crop), crop, rng)
     flip = bool(rng.integers(2))
     return tuple(part[:, ::-1] if flip else part for part in pair)
 
 
-def reduced(photo: np.ndarray, crop: int, rng: np.random.Generator) -> tuple:
+def resize_flip(photo: np.ndarray, crop: int, rng: np.random.Generator) -> tuple:
     """The largest square of the photo or of its mirror image, made smaller; stages 2 and 3."""
     photo = extend(photo, crop)
     side = min(photo.shape[:2])
@@ -241,7 +241,11 @@ def reduced(photo: np.ndarray, crop: int, rng: np.random.Generator) -> tuple:
     return hr, reduce_part(hr, 0, 0, crop)
 
 
-AUGMENTATIONS: dict[str, Crop] = {"turned": turned, "mirrored": mirrored, "reduced": reduced}
+AUGMENTATIONS: dict[str, Crop] = {
+    "crop_flip_rotate": crop_flip_rotate,
+    "crop_flip": crop_flip,
+    "resize_flip": resize_flip,
+}
 
 
 def cut(photo: np.ndarray, crop: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

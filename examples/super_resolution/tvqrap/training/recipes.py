@@ -54,7 +54,7 @@ class Recipe:
     adversarial: float = 0.0
     signed: bool = False
     degradation: str = "bicubic"
-    augmentation: str = "turned"
+    augmentation: str = "crop_flip_rotate"
     codebook: str = "rules"
     code_weight: float = 0.0
     code_dropout: float = 0.1
@@ -78,7 +78,7 @@ PAPER_TOKENIZER = Recipe(
     perceptual=1.0,
     adversarial=0.75,
     signed=True,
-    augmentation="mirrored",
+    augmentation="crop_flip",
     codebook="gradient",
     code_dropout=0.0,
 )
@@ -89,7 +89,7 @@ PAPER_RAP = dataclasses.replace(
     averaging=0.997,
     batch=4,
     degradation="second-order",
-    augmentation="reduced",
+    augmentation="resize_flip",
 )
 PAPER = {
     "tokenizer": PAPER_TOKENIZER,

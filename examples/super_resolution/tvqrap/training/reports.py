@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from tvqrap.cli import atomic_write
-from tvqrap.models.assembly import enlarge
+from tvqrap.models.assembly import upscale_bicubic
 from tvqrap.training.ranks import Ranks
 from tvqrap.training.update import Outcome
 from vqprior.metrics import CodebookUsage, psnr, rgb_to_luma
@@ -18,7 +18,7 @@ SHOWN = 8  # images in a sample
 Row = dict[str, float]
 
 
-class Tally:
+class RunningLog:
     """Sums what steps gave, on the device, until a row of the log is made of it."""
 
     def __init__(self, codebook_size: int, ranks: Ranks) -> None:
@@ -98,9 +98,9 @@ def write_csv(path: Path, rows: list[Row]) -> None:
 
 
 def save_samples(path: Path, lr: Tensor, image: Tensor, hr: Tensor) -> None:
-    """Draws bicubic enlargement, result and truth side by side, one sample a row."""
+    """Draws bicubic upscaling, result and truth side by side, one sample a row."""
     path.parent.mkdir(exist_ok=True)
-    rows = torch.cat([enlarge(lr), image, hr], dim=3)[:SHOWN]
+    rows = torch.cat([upscale_bicubic(lr), image, hr], dim=3)[:SHOWN]
     pixels = (torch.cat(list(rows), dim=1).clamp(0, 1) * 255).round().byte()
     with atomic_write(path) as file:
         Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(file, "PNG")

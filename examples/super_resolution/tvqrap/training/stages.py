@@ -1,27 +1,32 @@
 """What each of the three stages trains, on which loss.
 
 A stage holds the networks that learn (``trained``) beside those that do not, and turns a batch into
-a ``Step``. Everything else (optimizer, averaging, checkpoints, logs) is the same for all stages:
-see update.py and trainer.py.
+a ``Step``, by a loss of tvqrap/models/assembly.py. Everything else (optimizer, averaging,
+checkpoints, logs) is the same for all stages: see update.py and trainer.py.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tvqrap.models.assembly import Prediction, SuperResolver, TextureTokenizer
-from vqprior import CodebookEMA, CodebookRevival, QuantizerOutput, initialize_codebooks_
-from vqprior.functional import index_cross_entropy
-from vqprior.losses import ReconstructionAwareLoss, alignment_loss
+from tvqrap.models.assembly import (
+    Step,
+    SuperResolver,
+    TextureTokenizer,
+    predictor_losses,
+    rap_loss,
+    tokenizer_loss,
+)
+from vqprior import CodebookEMA, CodebookRevival, initialize_codebooks_
+from vqprior.losses import ReconstructionAwareLoss
 
 # The loss on images is made for the parameter at which an adversarial gradient is balanced.
 MakeObjective = Callable[[nn.Parameter], ReconstructionAwareLoss]
 
 
-class Chance(NamedTuple):
+class StepRandomness(NamedTuple):
     """What is random in a step, beside the samples.
 
     Attributes:
@@ -33,17 +38,6 @@ class Chance(NamedTuple):
     joint: Tensor
     own: range
     generator: torch.Generator | None = None
-
-
-@dataclasses.dataclass
-class Step:
-    """What one batch gave."""
-
-    loss: Tensor
-    terms: dict[str, Tensor]
-    indices: Tensor  # for the meter of codebook usage
-    image: Tensor | None = None  # for a discriminator
-    quantizer_output: QuantizerOutput | None = None  # for rules
 
 
 class Stage(nn.Module):
@@ -60,7 +54,7 @@ class Stage(nn.Module):
         super().__init__()
         self.rules = nn.ModuleList()
 
-    def forward(self, hr: Tensor, lr: Tensor, chance: Chance) -> Step:
+    def forward(self, hr: Tensor, lr: Tensor, randomness: StepRandomness) -> Step:
         """Computes the loss of ``(b, 3, H, W)`` and ``(b, 3, H/4, W/4)`` in [0, 1]."""
         raise NotImplementedError
 
@@ -119,22 +113,17 @@ class TokenizerStage(Stage):
         generator = torch.Generator().manual_seed(0)
         initialize_codebooks_(self.trained.quantizer, texture, structure, generator=generator)
 
-    def forward(self, hr: Tensor, lr: Tensor, chance: Chance) -> Step:
+    def forward(self, hr: Tensor, lr: Tensor, randomness: StepRandomness) -> Step:
         """Reconstructs a batch."""
         grid = self.config.grid
         size = (len(hr), hr.shape[-2] // grid, hr.shape[-1] // grid)
-        kept = chance.joint >= self.code_dropout
-        own = kept[chance.own.start : chance.own.stop]
-        tokenized = self.trained(hr, lr, own[:, None, None].expand(size))
-        out = tokenized.quantizer_output
+        kept = randomness.joint >= self.code_dropout
+        own = kept[randomness.own.start : randomness.own.stop]
+        mask = own[:, None, None].expand(size)
         # The quantizer averages over samples with codes, of which other processes may have more:
         # so weighted, the mean over processes is that of the joint batch.
         share = own.float().mean() / kept.float().mean().clamp_min(1 / len(kept))
-        quantizer_terms = {name: share * term for name, term in out.terms.items()}
-        loss, terms = self.objective(tokenized.image, hr)
-        terms = terms | tokenized.terms | quantizer_terms
-        loss = loss + sum(quantizer_terms.values()) + sum(tokenized.terms.values())
-        return Step(loss, terms, out.indices, tokenized.image, out)
+        return tokenizer_loss(self.trained, hr, lr, self.objective, mask=mask, code_weight=share)
 
     def model(self, trained: nn.Module) -> TextureTokenizer:
         """Returns what is saved."""
@@ -163,21 +152,13 @@ class PredictorStage(Stage):
         self.tokenizer = tokenizer.requires_grad_(requires_grad=False).eval()
         self.trained = tokenizer.config.make_predictor() if predictor is None else predictor
 
-    def forward(self, hr: Tensor, lr: Tensor, chance: Chance) -> Step:
+    def forward(self, hr: Tensor, lr: Tensor, randomness: StepRandomness) -> Step:
         """Predicts the codes of a batch."""
-        prediction = SuperResolver(self.tokenizer, self.trained).predict(lr)
-        terms = self.code_losses(prediction, hr, lr)
+        model = SuperResolver(self.tokenizer, self.trained)
+        prediction = model.predict(lr)
+        terms = predictor_losses(model, prediction, hr, lr)
         indices = prediction.logits.argmax(dim=-1)
         return Step(sum(terms.values()), terms, indices)
-
-    def code_losses(self, prediction: Prediction, hr: Tensor, lr: Tensor) -> dict[str, Tensor]:
-        """Compares a prediction with what the tokenizer sees in the high-resolution image."""
-        truth = self.tokenizer.describe(hr, lr)
-        terms = {"code": index_cross_entropy(prediction.logits, truth.indices)}
-        if self.tokenizer.structure.regressed:
-            # The paper weighs 1 : 0.5; only the ratio matters to Adam.
-            terms["structure"] = 2 * alignment_loss(prediction.features, truth.features)
-        return terms
 
     def model(self, trained: nn.Module) -> SuperResolver:
         """Returns what is saved."""
@@ -221,19 +202,11 @@ class RapStage(PredictorStage):
         self.temperature = temperature
         self.code_weight = code_weight
 
-    def forward(self, hr: Tensor, lr: Tensor, chance: Chance) -> Step:
+    def forward(self, hr: Tensor, lr: Tensor, randomness: StepRandomness) -> Step:
         """Predicts codes, decodes them, compares images."""
         model = SuperResolver(self.tokenizer, self.trained)
-        prediction = model.predict(lr)
-        image = model.reconstruct(
-            prediction, lr, estimator=self.estimator, temperature=self.temperature,
-            generator=chance.generator,
+        return rap_loss(
+            model, hr, lr, self.objective, code_weight=self.code_weight,
+            estimator=self.estimator, temperature=self.temperature,
+            generator=randomness.generator,
         )  # fmt: skip
-        loss, terms = self.objective(image, hr)
-        if self.code_weight > 0:
-            kept = {
-                name: self.code_weight * term
-                for name, term in self.code_losses(prediction, hr, lr).items()
-            }
-            loss, terms = loss + sum(kept.values()), terms | kept
-        return Step(loss, terms, prediction.logits.argmax(dim=-1), image)

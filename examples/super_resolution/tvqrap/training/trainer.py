@@ -10,14 +10,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tvqrap.cli import UserError, check_free_space
-from tvqrap.models.assembly import enlarge
+from tvqrap.models.assembly import upscale_bicubic
 from tvqrap.models.weights import save_model
 from tvqrap.training.checkpoints import load_checkpoint, save_checkpoint
-from tvqrap.training.data import Data, Numbers, Split, reading
+from tvqrap.training.data import Data, SampleNumbers, Split, reading
 from tvqrap.training.ranks import Ranks
 from tvqrap.training.recipes import Recipe
-from tvqrap.training.reports import Row, Tally, mean_psnr, plot, save_samples, write_csv
-from tvqrap.training.stages import Chance, Stage, TokenizerStage
+from tvqrap.training.reports import Row, RunningLog, mean_psnr, plot, save_samples, write_csv
+from tvqrap.training.stages import Stage, StepRandomness, TokenizerStage
 from tvqrap.training.stopping import stop_between_steps
 from tvqrap.training.update import Critic, Update
 
@@ -91,7 +91,7 @@ class Trainer:
             stage, recipe, ranks,
             split=self.split, critic=critic, precision=settings.precision,
         )  # fmt: skip
-        self.tally = Tally(stage.config.codebook_size, ranks)
+        self.running_log = RunningLog(stage.config.codebook_size, ranks)
         self.done = 0
         self.seconds = 0.0
         self.skipped_in_a_row = 0
@@ -116,7 +116,7 @@ class Trainer:
             self._start()
         photos = reading(
             self.data.training,
-            Numbers(self.split, self.done),
+            SampleNumbers(self.split, self.done),
             workers=self.settings.workers,
             device=self.ranks.device,
         )
@@ -125,7 +125,7 @@ class Trainer:
         with photos as batches, stop_between_steps() as asked, self._bar() as bar:
             parts = map(self.data.degraded, batches)
             while not (interrupted or late or self._is_out_of_steps()):
-                outcome = self.update.compute(parts, self._chances())
+                outcome = self.update.compute(parts, self._step_randomness())
                 self.seconds = time.monotonic() - started
                 # The clock of the first process counts.
                 late = self.ranks.is_first and self._is_late()
@@ -136,8 +136,8 @@ class Trainer:
                 else:
                     self.skipped_in_a_row = 0
                     if not self.update.apply(outcome):
-                        self.tally.skip()
-                    self.tally.add(outcome)
+                        self.running_log.skip()
+                    self.running_log.add(outcome)
                 bar.update(self._progress() - bar.n)
                 self._report_or_save(bar, last=late or self._is_out_of_steps())
             self._save_checkpoint()
@@ -159,7 +159,7 @@ class Trainer:
         self.update.set_learning_rate(self.recipe.learning_rate)
         self.done, self.seconds = progress["done"], progress["seconds"]
         self.skipped_in_a_row, self.rows = progress["skipped_in_a_row"], progress["rows"]
-        self.tally.continue_from(progress["tally"])
+        self.running_log.continue_from(progress["tally"])
 
     def _start(self) -> None:
         if isinstance(self.stage, TokenizerStage) and self.stage.starts_from_data:
@@ -170,18 +170,18 @@ class Trainer:
             self.stage.start_codes(batch.hr, batch.lr)
         self.update.average.update_parameters(self.stage.trained)
 
-    def _chances(self) -> list[Chance]:
+    def _step_randomness(self) -> list[StepRandomness]:
         """What is random in this step, which follows from the seed and the number of the step."""
         generator = torch.Generator().manual_seed(mixed(self.settings.seed, self.done))
         joint = torch.rand(self.split.batch, generator=generator).to(self.ranks.device)
         return [
-            Chance(joint, own, torch.Generator(self.ranks.device).manual_seed(seed))
+            StepRandomness(joint, own, torch.Generator(self.ranks.device).manual_seed(seed))
             for own in self.split.parts()
             for seed in [mixed(self.settings.seed, self.done, own.start, own.stop)]
         ]
 
     def _skip(self) -> None:
-        self.tally.skip()
+        self.running_log.skip()
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row == MOST_SKIPPED:
             raise UserError(
@@ -218,7 +218,7 @@ class Trainer:
             self._save_checkpoint()
 
     def _report(self, bar: tqdm) -> None:
-        means = self.tally.close()  # all processes take part
+        means = self.running_log.close()  # all processes take part
         if not self.ranks.is_first:
             return
         row = {"step": self.done, "seconds": round(self.seconds, 1), **means}
@@ -255,7 +255,7 @@ class Trainer:
             "seconds": self.seconds,
             "skipped_in_a_row": self.skipped_in_a_row,
             "rows": self.rows,
-            "tally": self.tally.state(),  # all processes take part
+            "tally": self.running_log.state(),  # all processes take part
         }
         if self.ranks.is_first:
             parts = self.update.state_parts()
@@ -263,7 +263,7 @@ class Trainer:
 
     def _save_results(self) -> None:
         self._save_samples()
-        bicubic = mean_psnr(enlarge(self.validation.lr), self.validation.hr)
+        bicubic = mean_psnr(upscale_bicubic(self.validation.lr), self.validation.hr)
         plot(self.settings.out / "plot.png", self.rows, bicubic)
         notes = {
             "stage": self.stage.name,

@@ -16,7 +16,7 @@ from tvqrap.models.paper import to_signed
 from tvqrap.training.data import Batch, Split
 from tvqrap.training.ranks import Ranks, accumulating
 from tvqrap.training.recipes import Recipe
-from tvqrap.training.stages import Chance, Stage, Step
+from tvqrap.training.stages import Stage, Step, StepRandomness
 from vqprior import QuantizerOutput
 from vqprior.losses import AdversarialLoss
 from vqprior.nn import PatchDiscriminator
@@ -110,24 +110,24 @@ class Update:
             stage.trained, avg_fn=moving_average(recipe.averaging), use_buffers=True
         )
 
-    def compute(self, batches: Iterator[Batch], chances: list[Chance]) -> Outcome:
+    def compute(self, batches: Iterator[Batch], randomness: list[StepRandomness]) -> Outcome:
         """Computes the gradient of a joint batch.
 
         Args:
             batches: The parts of this process, low-resolution images as the stage should see
-                them; as many as there are ``chances`` are taken.
-            chances: What is random about each part.
+                them; as many as ``randomness`` has are taken.
+            randomness: What is random about each part.
         """
         self.stage.trained.train()
         self.optimizer.zero_grad(set_to_none=True)
         steps: list[Step] = []
         images = []
-        for chance in chances:
+        for part in randomness:
             batch = next(batches)
             with self._synchronized(self.parallel, len(steps)):
                 with self._autocast():
-                    step = self.parallel(batch.hr, batch.lr, chance)
-                (step.loss / len(chances)).backward()
+                    step = self.parallel(batch.hr, batch.lr, part)
+                (step.loss / len(randomness)).backward()
             if self.critic is not None:
                 images.append((step.image.detach(), batch.hr))
             steps.append(self._without_graph(step))
