@@ -13,6 +13,9 @@ from tests.test_public_api import DEFINITIONS, REPO
 PAGES = [
     page for page in [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))] if page.exists()
 ]
+SLOW = {"models.md"}  # trains fifteen models
+RUN = [page for page in PAGES if page.name not in SLOW]
+RUN += [pytest.param(page, marks=pytest.mark.full) for page in PAGES if page.name in SLOW]
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]+)")
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
@@ -30,7 +33,7 @@ def test_docstring_examples(name):
         run(test)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
+@pytest.mark.parametrize("page", RUN, ids=lambda p: str(p.relative_to(REPO)))
 def test_page_examples(page: Path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # an example may write files
     text, names = page.read_text(), {"__name__": "__main__"}  # a page tells one story

@@ -64,7 +64,7 @@ def test_no_row_begins_before_what_it_needs(monkeypatch, count):
         assert done == ROWS
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_several_processes_do_the_same_rows(tmp_path, folders):
     alone, together = (
         {
@@ -92,7 +92,7 @@ class Slow:
         return {}
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_who_stops_waits_for_no_row_and_leaves_no_process_behind(tmp_path, capfd):
     found = jobs.results(ROWS, partial(Slow, tmp_path), 2)
     assert next(found) == (ROWS[0], {})
@@ -102,13 +102,13 @@ def test_who_stops_waits_for_no_row_and_leaves_no_process_behind(tmp_path, capfd
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_process_that_dies_is_one_line():
     with pytest.raises(UserError, match="has died"):
         list(jobs.results(ROWS, end_at_once, 2))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_mistake_is_raised_where_it_is_reported(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         list(jobs.results(ROWS, partial(make_runner, tmp_path, [tmp_path / "nowhere"] * 2), 2))

@@ -49,7 +49,7 @@ def width(path):
         return image.width
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_quick_study_is_done_once(folders, tmp_path, capsys):
     assert compare.main(command(folders, tmp_path)) is None
     printed = capsys.readouterr().out
@@ -192,7 +192,7 @@ def test_a_list_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_the_predictor_and_what_else_it_says(setting, method):
     tokenizer_row = NOW.tokenizer("texture-lr", 0)

@@ -20,13 +20,8 @@ else:
 
 from tests.contracts.observers import NoHostSync
 from vqprior import CodebookEMA, VectorQuantizer
-from vqprior.functional import (
-    _triton,
-    _triton_search,
-    _triton_statistics,
-    code_sums_and_counts,
-    nearest_indices,
-)
+from vqprior.functional import code_sums_and_counts, nearest_indices
+from vqprior.functional._kernels import _triton, _triton_search, _triton_statistics
 from vqprior.functional._kernels._triton_search import nearest, plan_search
 from vqprior.functional._kernels._triton_statistics import add_statistics_
 
