@@ -183,6 +183,7 @@ def test_the_library_does_not_know_its_applications(path):
     assert not found, f"name what it does, not who uses it: {found}"
 
 
+@pytest.mark.full
 def test_import_has_no_side_effects():
     """Importing changes no environment variable, logger, warning filter, default or RNG.
 

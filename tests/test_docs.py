@@ -15,6 +15,9 @@ from tests.test_public_api import DEFINITIONS, REPO
 PAGES = [
     page for page in [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))] if page.exists()
 ]
+SLOW = {"models.md"}  # trains fifteen models
+RUN = [page for page in PAGES if page.name not in SLOW]
+RUN += [pytest.param(page, marks=pytest.mark.full) for page in PAGES if page.name in SLOW]
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]+)")
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
@@ -32,7 +35,7 @@ def test_docstring_examples(name):
         run(test)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
+@pytest.mark.parametrize("page", RUN, ids=lambda p: str(p.relative_to(REPO)))
 def test_page_examples(page: Path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # an example may write files
     module = ModuleType("__main__")  # where `pickle` looks for what a page defines

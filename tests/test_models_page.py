@@ -10,7 +10,6 @@ import re
 
 import pytest
 
-import vqprior
 from tests.test_docs import FENCE
 from tests.test_public_api import PUBLIC, REPO, SPACES
 
@@ -116,26 +115,3 @@ def test_losses_and_usage_are_asserted_and_the_paper_is_linked(model):
 def test_the_table_links_to_the_section(model):
     anchor = re.sub(r"[^\w-]", "", model.lower())
     assert f"\n| [{model}](#{anchor}) |" in PAGE
-
-
-@pytest.mark.parametrize(
-    ("block", "what"),
-    [
-        ("from vqprior.quantizers._plain import VectorQuantizer", "vqprior.quantizers._plain."),
-        ("from vqprior.functional import no_such_name", "vqprior.functional.no_such_name"),
-        ("import einops", "einops"),
-        ("from einops import rearrange", "einops"),
-        ("vq._terms(out)", "vq._terms"),
-        ("f()._terms", "_terms"),
-        ("vqprior.codebooks", "vqprior.codebooks"),
-    ],
-)
-def test_violations_are_found(block, what):
-    assert any(what in violation for violation in violations(block))
-
-
-def test_public_names_are_no_violations():
-    assert "vqprior.nn" in SPACES
-    assert hasattr(vqprior.nn, "PatchDiscriminator")
-    block = "from torch import nn\nfrom vqprior import nn, BSQ\nvqprior.nn.PatchDiscriminator(3)"
-    assert list(violations(block)) == []

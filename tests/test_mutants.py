@@ -814,7 +814,7 @@ def run_pytest(folder, arguments):
     sys.exit(EXIT + int(result))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_suite_notices(copy, processes, name):
     fault = FAULTS[name]
@@ -835,7 +835,7 @@ def test_the_suite_notices(copy, processes, name):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_without_a_fault_the_copy_passes(copy, processes):
     process = processes.Process(target=run_pytest, args=(copy, ["tests/functional/test_losses.py"]))
     process.start()

@@ -6,6 +6,8 @@ import importlib
 import inspect
 import re
 import textwrap
+from importlib.metadata import requires
+from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
 
@@ -50,6 +52,13 @@ def test_surface_is_the_recorded_one():
     assert sorted(PUBLIC) == (REPO / "tests" / "api.txt").read_text().split()
 
 
+def test_the_package_is_typed_and_needs_little():
+    assert (files("vqprior") / "py.typed").is_file()
+    names = [name for name in requires("vqprior") if "extra" not in name]
+    needed = {re.split(r"[^\w-]", name)[0] for name in names}
+    assert needed == {"torch", "einops", "numpy", "typing-extensions"}
+
+
 def test_every_object_has_one_public_path():
     assert len({id(value) for value in PUBLIC.values()}) == len(PUBLIC)
 
@@ -87,8 +96,6 @@ def test_docstring_has_every_section(name):
     required = {"Shape:", "Examples:"} | ({"Args:"} if parameters else set())
     if inspect.isfunction(thing):
         required.add("Returns:")
-    elif issubclass(thing, INTERFACES):  # "None: a convenience." is an answer too
-        required.add("References:")
     if raises(thing if inspect.isfunction(thing) else thing.__init__):
         required.add("Raises:")
     assert not {section for section in required if section not in text}

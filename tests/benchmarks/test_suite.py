@@ -133,6 +133,7 @@ def test_the_page_is_rewritten_between_its_markers(tmp_path):
     assert not report.rewrite(page, "speed-cuda", "")
 
 
+@pytest.mark.full
 def test_without_the_other_package_its_rows_are_left_out(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(peer, "version", lambda: None)
     monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
@@ -174,7 +175,7 @@ def test_a_row_that_fails_takes_no_other_with_it(tmp_path, monkeypatch, capsys):
     assert [row["value"] is None for row in rows] == [True, False]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_command_writes_file_and_image(tmp_path):
     done = command(
         "--quick", "--only", "search", "exactness", "--threads", "1", "--output", tmp_path
@@ -193,7 +194,7 @@ def test_the_command_writes_file_and_image(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"speed.json", "speed.png"}
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_memory_is_measured_in_a_process_of_its_own():
     peak = memory.Peak("training, ours")
     tensor = 65536 * 64 * memory.FLOAT / memory.MIB
@@ -201,7 +202,7 @@ def test_memory_is_measured_in_a_process_of_its_own():
     assert 2 * tensor < peak(SETTINGS, n=65536, k=16, d=64).value < 20 * tensor
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

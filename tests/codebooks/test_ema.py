@@ -85,6 +85,7 @@ def test_codes_settle_on_the_mean_of_what_chose_them():
     assert_close(quantizer.codebook.weight.detach(), expected)
 
 
+@pytest.mark.full
 def test_codes_that_nothing_chooses_stay_for_3000_steps():
     """Their counts vanish; dividing by them would throw the codes away."""
     start = torch.cat([torch.zeros(1, 2), 50 + torch.randn(7, 2)])
@@ -123,6 +124,7 @@ def test_a_loaded_codebook_is_respected():
     assert_close(quantizer.codebook.weight.detach(), loaded, rtol=0, atol=0)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("low", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_modules_keep_float32_statistics(low):
     """A step of 1 % of a step of 1 % is below the resolution of both."""

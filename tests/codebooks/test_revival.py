@@ -110,6 +110,7 @@ def test_uses_add_up_over_a_window():
     assert_close(revival.tokens_0, torch.zeros(()))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("learning", ["ema", "gradient"])
 def test_churn_dies_out_on_stationary_data(learning):
     torch.manual_seed(0)

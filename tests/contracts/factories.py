@@ -5,8 +5,9 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
+from tests.contracts.layouts import GivenStructure, has
+from tests.contracts.traits import learned_by_rules
 from vqprior import (
     BSQ,
     FSQ,
@@ -16,10 +17,9 @@ from vqprior import (
     CodebookRevival,
     EmbeddingCodebook,
     GroupedQuantizer,
-    IndexEstimator,
+    MultiScaleQuantizer,
     NormalizedCodebook,
     ProjectedQuantizer,
-    Quantizer,
     RandomProjectionQuantizer,
     RequireFinite,
     ResidualQuantizer,
@@ -29,47 +29,9 @@ from vqprior import (
     VectorQuantizer,
 )
 from vqprior.functional import IndexBackpropagation, rotation_trick
-from vqprior.nn import L2Norm
+from vqprior.nn import L2Norm, ScaleRefinement
 
 DIM = 4
-
-
-class GivenStructure(Quantizer):
-    """A ``TextureQuantizer`` whose structure is known, so that it is a ``Quantizer``."""
-
-    def __init__(self, texture_quantizer):
-        super().__init__()
-        self.texture_quantizer = texture_quantizer
-
-    dim = property(lambda self: self.texture_quantizer.dim)
-    codebook_sizes = property(lambda self: self.texture_quantizer.codebook_sizes)
-    codebooks = property(lambda self: self.texture_quantizer.codebooks)
-
-    def forward(self, x, mask=None):
-        return self.texture_quantizer(x, self.structure(x.shape, x), mask)
-
-    def encode(self, x, mask=None):
-        return self.texture_quantizer.encode(x, self.structure(x.shape, x), mask)
-
-    def decode(self, indices, dtype=torch.float32):
-        inner = self.texture_quantizer.quantizer.decode(indices).to(dtype)
-        return self.texture_quantizer.decode(indices, self.structure(inner.shape, inner))
-
-    def quantize_as(self, x, indices):
-        return self.texture_quantizer.quantize_as(x, self.structure(x.shape, x), indices)
-
-    def logits(self, x, *, temperature=1.0, indices=None):
-        return self.texture_quantizer.logits(
-            x, self.structure(x.shape, x), temperature=temperature, indices=indices
-        )
-
-    def structure(self, shape, like):
-        """The same quarters for every token: exact in every dtype."""
-        quarters = (torch.arange(shape[feature_axis(self)], device=like.device) % 3).to(like.dtype)
-        quarters = quarters / 4
-        if feature_axis(self) == 1:
-            quarters = quarters.reshape(-1, *[1] * (len(shape) - 2))
-        return quarters.expand(shape)
 
 
 class Mix(nn.Module):
@@ -145,6 +107,22 @@ class Gain(nn.Module):
         return self.gain * x
 
 
+def grouped():
+    return GroupedQuantizer([vq(d=2), vq(d=2)])
+
+
+def residual_of(dim):
+    return ResidualQuantizer([vq(d=dim), vq(d=dim, k=7)])
+
+
+def multi_scale(quantizer=None, scales=((1, 1), (2, 1), (2, 3), (4, 5)), **options):
+    return MultiScaleQuantizer(vq() if quantizer is None else quantizer, scales, **options)
+
+
+def refined(**options):
+    return multi_scale(refine=ScaleRefinement(DIM, 2), codebook_weight=1.0, **options)
+
+
 QUANTIZERS = {
     "euclidean": lambda: vq(),
     "cosine": lambda: vq(metric="cosine"),
@@ -191,27 +169,50 @@ QUANTIZERS = {
     "projected-lfq": lambda: projected(LFQ(6)),
     "projected-residual": lambda: projected(ResidualQuantizer([vq(d=3), vq(d=3)])),
     "require-finite": lambda: RequireFinite(residual()),
-    "channel-first": lambda: ChannelsFirst(vq()),
-    "channel-first-residual": lambda: ChannelsFirst(residual()),
+    "channels-first": lambda: ChannelsFirst(vq()),
+    "channels-first-residual": lambda: ChannelsFirst(residual()),
     "self-updating": lambda: self_updating(vq()),
     "self-updating-residual": lambda: self_updating(shared_residual()),
     "residual-of-self-updating": lambda: ResidualQuantizer(
         [self_updating(vq()), self_updating(vq())]
     ),
-    "channel-first-self-updating": lambda: ChannelsFirst(self_updating(vq())),
+    "channels-first-self-updating": lambda: ChannelsFirst(self_updating(vq())),
     "texture": lambda: textured(vq()),
     "texture-fuse": lambda: textured(vq(), fuse=Mix()),
-    "texture-channel-first": lambda: textured(ChannelsFirst(vq()), fuse=Mix()),
+    "texture-channels-first": lambda: textured(ChannelsFirst(vq()), fuse=Mix()),
     "texture-residual": lambda: textured(ChannelsFirst(residual()), fuse=Mix()),
+    "multi-scale": lambda: multi_scale(),
+    "multi-scale-1d": lambda: multi_scale(scales=[(1,), (3,), (6,)]),
+    "multi-scale-3d": lambda: multi_scale(scales=[(1, 1, 1), (2, 3, 2)]),
+    "multi-scale-refine": lambda: refined(),
+    "multi-scale-taken-over": lambda: taken_over(refined(commitment_weight=0.25)),
+    "multi-scale-ibq": lambda: multi_scale(vq(metric="dot", estimator=IndexBackpropagation())),
+    "multi-scale-residual": lambda: multi_scale(residual_of(DIM)),
+    "multi-scale-grouped": lambda: multi_scale(GroupedQuantizer([vq(d=3), FSQ([4])])),
+    "multi-scale-projected": lambda: multi_scale(projected(vq(d=2)), codebook_weight=1.0),
+    "multi-scale-bsq": lambda: multi_scale(BSQ(DIM)),
+    "multi-scale-self-updating": lambda: multi_scale(self_updating(vq())),
+    "channels-first-multi-scale": lambda: ChannelsFirst(refined()),
+    "texture-multi-scale": lambda: textured(ChannelsFirst(multi_scale()), fuse=Mix()),
 }
-
-
-def grouped():
-    return GroupedQuantizer([vq(d=2), vq(d=2)])
-
-
-def residual_of(dim):
-    return ResidualQuantizer([vq(d=dim), vq(d=dim, k=7)])
+# One of each class, for the quick run: the others differ by options and nesting.
+REPRESENTATIVE = {
+    "euclidean",
+    "fsq",
+    "lfq",
+    "bsq",
+    "random-projection",
+    "residual",
+    "grouped",
+    "multi-scale",
+    "projected",
+    "require-finite",
+    "channels-first",
+    "self-updating",
+    "texture",
+    "normalized",
+    "simvq",
+}
 
 
 RULES = {
@@ -220,122 +221,29 @@ RULES = {
 }
 
 
-every_quantizer = pytest.mark.parametrize("make", QUANTIZERS.values(), ids=QUANTIZERS.keys())
-every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+def _parametrized(quantizers):
+    return pytest.mark.parametrize(
+        "make",
+        [
+            pytest.param(make, id=name, marks=[] if name in REPRESENTATIVE else pytest.mark.full)
+            for name, make in quantizers.items()
+        ],
+    )
 
 
-def quantizers_where(applies):
+def quantizers_where(*conditions):
     """The quantizers that a law applies to: a law that cannot apply is not a skipped test."""
-    chosen = {name: make for name, make in QUANTIZERS.items() if applies(make())}
-    return pytest.mark.parametrize("make", chosen.values(), ids=chosen.keys())
-
-
-def has(quantizer, kind):
-    return any(isinstance(module, kind) for module in quantizer.modules())
-
-
-def learned_by_rules(quantizer):
-    return bool(quantizer.codebooks) and not has(quantizer, TransformedCodebook)
-
-
-def estimates_through_indices(quantizer):
-    estimators = (getattr(module, "estimator", None) for module in quantizer.modules())
-    return any(isinstance(estimator, IndexEstimator) for estimator in estimators)
-
-
-def estimates_straight_through(quantizer):
-    estimators = [getattr(module, "estimator", None) for module in quantizer.modules()]
-    return all("straight" in getattr(e, "__name__", "") for e in estimators if e is not None)
-
-
-def draws_in_training(quantizer):
-    """Dropout and sampling, which training mode alone has."""
-    options = [
-        (getattr(m, "dropout", 0.0), getattr(getattr(m, "estimator", None), "estimator", ""))
-        for m in quantizer.modules()
-    ]
-    return any(dropout > 0 or name in ("gumbel", "reinmax") for dropout, name in options)
-
-
-def is_deterministic(quantizer):
-    return not draws_in_training(quantizer)
-
-
-def is_pure(quantizer):
-    """``SelfUpdating`` in training is the declared exception to purity."""
-    return not (quantizer.training and has(quantizer, SelfUpdating))
-
-
-def waits_for_nothing(quantizer):
-    """``RequireFinite`` reads a number back: the declared exception to law 6."""
-    return not has(quantizer, RequireFinite)
-
-
-def skips_what_is_not_finite(quantizer):
-    return not has(quantizer, RequireFinite)
-
-
-def before_quantization(quantizer, x):
-    """What comes out if the codes hit exactly: the estimator's gradient is that of this."""
-    if isinstance(quantizer, GivenStructure):
-        texture, structure = quantizer.texture_quantizer, quantizer.structure(x.shape, x)
-        return structure + before_quantization(texture.quantizer, texture.fuse(structure, x))
-    if isinstance(quantizer, ChannelsFirst):
-        return before_quantization(quantizer.quantizer, x.movedim(1, -1)).movedim(-1, 1)
-    if isinstance(quantizer, (SelfUpdating, RequireFinite)):
-        return before_quantization(quantizer.quantizer, x)
-    if isinstance(quantizer, ProjectedQuantizer):
-        return quantizer.up(before_quantization(quantizer.quantizer, quantizer.down(x)))
-    if isinstance(quantizer, GroupedQuantizer):
-        parts = x.split([group.dim for group in quantizer.groups], dim=-1)
-        pairs = zip(quantizer.groups, parts, strict=True)
-        return torch.cat([before_quantization(group, part) for group, part in pairs], dim=-1)
-    if isinstance(quantizer, BSQ):
-        return F.normalize(x, dim=-1)
-    if isinstance(quantizer, FSQ):
-        return bounded(x, quantizer.levels, symmetric=quantizer.symmetric)
-    return x
-
-
-def bounded(x, levels, *, symmetric):
-    """Equation 1 and the appendix of the FSQ paper, and the symmetric form."""
-    if symmetric:
-        return x.tanh()
-    half = (levels - 1) * 1.001 / 2
-    offset = torch.where(levels % 2 == 0, 0.5, 0.0)
-    return ((x + (offset / half).atanh()).tanh() * half - offset) / (levels // 2)
-
-
-def feature_axis(quantizer):
-    return 1 if has(quantizer, ChannelsFirst) else -1
-
-
-def draw(quantizer, leading=(32,), *, dtype=torch.float32, device="cpu", scale=2.0, seed=0):
-    """Random input in the quantizer's layout, drawn on the CPU: the same on every device."""
-    generator = torch.Generator().manual_seed(seed)
-    x = scale * torch.randn(*leading, quantizer.dim, generator=generator)
-    return arrange(quantizer, x.to(device, dtype))
-
-
-def arrange(quantizer, features_last):
-    return features_last.movedim(-1, feature_axis(quantizer))
-
-
-def features_last(quantizer, x):
-    return x.movedim(feature_axis(quantizer), -1)
-
-
-def decode(quantizer, indices, dtype):
-    """Decodes for a user of ``dtype``, who holds the structure in it."""
-    if isinstance(quantizer, GivenStructure):
-        return quantizer.decode(indices, dtype)
-    return quantizer.decode(indices).to(dtype)
+    return _parametrized(
+        {name: make for name, make in QUANTIZERS.items() if all(c(make()) for c in conditions)}
+    )
 
 
 def state(module):
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
+every_quantizer = _parametrized(QUANTIZERS)
+every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 # Some quantizers have no codebook that a rule can set, some have several.
 every_learned_quantizer = quantizers_where(learned_by_rules)
 every_quantizer_of_one_codebook = quantizers_where(lambda q: len(q.codebooks) == 1)

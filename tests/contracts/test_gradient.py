@@ -1,19 +1,33 @@
 """Law 3: the estimator's gradient, the identity by default, and live losses."""
 
+import pytest
 import torch
 from torch.testing import assert_close
 
 from tests.contracts.factories import (
+    RULES,
+    every_quantizer,
+    quantizers_where,
+    vq,
+)
+from tests.contracts.layouts import (
     arrange,
     before_quantization,
     draw,
-    estimates_straight_through,
-    estimates_through_indices,
-    every_quantizer,
+    exactly,
+    features_last,
     has,
-    quantizers_where,
 )
-from vqprior import FSQ, EmbeddingCodebook, ProjectedQuantizer, TransformedCodebook
+from tests.contracts.traits import estimates_straight_through, estimates_through_indices
+from vqprior import FSQ, EmbeddingCodebook, ProjectedQuantizer, TransformedCodebook, VectorQuantizer
+from vqprior.functional import (
+    commitment_loss,
+    distance_cross_entropy,
+    entropy_loss,
+    gram_loss,
+    index_cross_entropy,
+    symmetric_vq_loss,
+)
 
 
 def has_term(name, *, of_one_table=False):
@@ -51,7 +65,7 @@ def test_commitment_gradient_is_alive_in_every_feature(make):
     x = draw(quantizer, (64,)).requires_grad_()
     (gradient,) = torch.autograd.grad(quantizer(x).terms["commitment"], x)
     assert gradient.isfinite().all()
-    alive = (gradient != 0).any(dim=0)
+    alive = (features_last(quantizer, gradient) != 0).flatten(0, -2).any(dim=0)
     assert alive.all() or (has(quantizer, FSQ) and alive.sum() >= quantizer.dim - 1)
 
 
@@ -86,6 +100,32 @@ def test_a_term_exists_only_if_it_can_act(make):
     assert "codebook" not in quantizer(draw(quantizer)).terms
 
 
+def learns_by_gradient(quantizer):
+    """Parameters that need a gradient have a loss, unless its weight was set to 0."""
+    weights = [m.codebook_weight for m in quantizer.modules() if isinstance(m, VectorQuantizer)]
+    return 0.0 not in weights and any(p.requires_grad for p in quantizer.parameters())
+
+
+@quantizers_where(learns_by_gradient)
+def test_one_step_reaches_every_parameter_whether_or_not_the_input_has_a_gradient(make):
+    found = []
+    for requires_grad in (True, False):
+        torch.manual_seed(3)
+        quantizer = make().train()
+        torch.manual_seed(5)  # of dropout and sampling
+        out = quantizer(draw(quantizer).requires_grad_(requires_grad))
+        (out.quantized.square().sum() + out.loss).backward()
+        found.append({n: p.grad for n, p in quantizer.named_parameters() if p.requires_grad})
+    exactly(found[1], found[0])
+    assert all(gradient is not None and gradient.any() for gradient in found[0].values())
+
+
+def every_loss(out):
+    """Of a result, everything that has a gradient."""
+    losses = [commitment_loss, symmetric_vq_loss, gram_loss] if out.selections else []
+    return out.loss + out.quantized.square().sum() + sum(loss(out) for loss in losses)
+
+
 @quantizers_where(lambda q: not has(q, TransformedCodebook))
 def test_gradients_are_those_of_the_codebook_that_the_call_used(make):
     """Codes that move between the call and the backward pass do not change the gradients."""
@@ -95,10 +135,47 @@ def test_gradients_are_those_of_the_codebook_that_the_call_used(make):
     for each in (quantizer, moving):
         x = draw(each).requires_grad_()
         torch.manual_seed(1)
-        out = each(x)
+        loss = every_loss(each(x))
         for codebook in each.codebooks if each is moving else ():
             everywhere = torch.ones(codebook.num_codes, dtype=torch.bool)
             codebook.set_codes_(codebook.codes() + 100, everywhere)
-        loss = out.loss + out.quantized.square().sum()
         gradients.append(torch.autograd.grad(loss, x)[0])
-    assert_close(gradients[0], gradients[1], rtol=0, atol=0)
+    exactly(gradients[0], gradients[1])
+
+
+ON_DISTANCES = {
+    "cross-entropy": lambda q, out, x: index_cross_entropy(q.logits(x), out.indices),
+    "entropy": lambda q, out, x: entropy_loss(q.logits(x, temperature=2.0)),
+    "soft-targets": lambda q, out, x: distance_cross_entropy(
+        q.logits(x), out.indices, q.codebook.codes()
+    ),
+}
+
+
+def gradient_or_refusal(loss, x):
+    try:
+        return torch.autograd.grad(loss, x)[0]
+    except RuntimeError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "dot"])
+@pytest.mark.parametrize("loss", ON_DISTANCES.values(), ids=ON_DISTANCES.keys())
+def test_losses_on_distances_are_never_silently_those_of_other_codes(loss, metric):
+    """Autograd refuses where a product kept the codes as they are and a rule moved them since."""
+    found = []
+    for step in (False, True):
+        torch.manual_seed(3)
+        quantizer = vq(metric=metric)
+        rules = [rule(quantizer) for rule in RULES.values()]
+        x = draw(quantizer).requires_grad_()
+        out = quantizer(x)
+        total = loss(quantizer, out, x)
+        for rule in rules if step else ():
+            rule.step(out)
+        found.append(gradient_or_refusal(total, x))
+    if isinstance(found[1], str):
+        assert metric == "dot"
+        assert "modified by an inplace operation" in found[1]
+    else:
+        exactly(found[1], found[0])

@@ -5,29 +5,26 @@ import torch
 from torch.testing import assert_close
 
 from tests.contracts.factories import (
-    arrange,
-    draw,
     every_learned_quantizer,
     every_quantizer,
     every_rule,
-    features_last,
     quantizers_where,
-    skips_what_is_not_finite,
     state,
 )
+from tests.contracts.layouts import (
+    arrange,
+    draw,
+    draw_mask,
+    exactly,
+    features_last,
+    fill,
+    is_of_tokens,
+    tokens,
+)
+from tests.contracts.traits import skips_what_is_not_finite
 
-MASK = torch.tensor([True, False, True, True, False, True, False, True] * 4)
-GARBAGE = {"nan": torch.nan, "inf": torch.inf, "-inf": -torch.inf, "huge": 1e38, "zero": 0.0}
-
-
-def exactly(actual, expected):
-    assert_close(actual, expected, rtol=0, atol=0)
-
-
-def spoiled(quantizer, x, value):
-    x = features_last(quantizer, x).clone()
-    x[~MASK] = value
-    return arrange(quantizer, x)
+BROKEN = (torch.nan, torch.inf, -torch.inf)
+GARBAGE = (*BROKEN, 1e38, 0.0)
 
 
 def result(quantizer, x, mask):
@@ -35,127 +32,136 @@ def result(quantizer, x, mask):
     quantizer.zero_grad()
     x = x.clone().requires_grad_()
     out = quantizer(x, mask)
+    mask = torch.ones(tokens(quantizer), dtype=torch.bool) if mask is None else mask
     (out.loss + features_last(quantizer, out.quantized)[mask].square().sum()).backward()
     gradients = {n: p.grad for n, p in quantizer.named_parameters() if p.grad is not None}
     return out, x.grad, gradients
 
 
+def same_results(actual, expected):
+    (out, *gradients), (expected, *expected_gradients) = actual, expected
+    exactly(out.terms, expected.terms)
+    exactly(out.indices, expected.indices)
+    exactly(gradients, expected_gradients)
+    exactly([vars(s) for s in out.selections], [vars(s) for s in expected.selections])
+
+
 @every_quantizer
-@pytest.mark.parametrize("value", GARBAGE.values(), ids=GARBAGE.keys())
-def test_what_masked_tokens_hold_does_not_matter(make, value):
+def test_what_masked_tokens_hold_does_not_matter(make):
     quantizer = make().eval()
-    x = draw(quantizer)
-    expected, expected_grad, expected_params = result(quantizer, x, MASK)
-    actual, grad, params = result(quantizer, spoiled(quantizer, x, value), MASK)
-    exactly(actual.loss, expected.loss)
-    exactly(actual.terms, expected.terms)
-    exactly(actual.indices, expected.indices)
-    for ours, theirs in zip(actual.selections, expected.selections, strict=True):
-        exactly(vars(ours), vars(theirs))
-        exactly(ours.mask, MASK)
-    exactly(params, expected_params)
-    exactly(grad, expected_grad)
-    assert not features_last(quantizer, grad)[~MASK].any()
+    x, mask = draw(quantizer), draw_mask(quantizer)
+    expected = result(quantizer, x, mask)
+    assert not features_last(quantizer, expected[1])[~mask].any()
+    for value in GARBAGE:
+        same_results(result(quantizer, fill(quantizer, x, ~mask, value), mask), expected)
 
 
 @quantizers_where(skips_what_is_not_finite)
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=["nan", "inf", "-inf"])
-def test_a_token_with_one_non_finite_feature_is_masked(make, value):
+def test_a_token_with_one_non_finite_feature_is_masked(make):
+    """For losses, and for the selections that rules and starts learn from."""
     quantizer = make().eval()
-    x = draw(quantizer)
-    expected = quantizer(x, MASK)
-    broken = features_last(quantizer, x).clone()
-    broken[~MASK, 0] = value
-    out = quantizer(arrange(quantizer, broken))
-    exactly(out.loss, expected.loss)
-    exactly(out.indices, expected.indices)
-    exactly(quantizer.encode(arrange(quantizer, broken)), expected.indices)
+    x, mask = draw(quantizer), draw_mask(quantizer)
+    expected = quantizer(x, mask)
+    for value in BROKEN:
+        broken = features_last(quantizer, x).clone()
+        broken[~mask, 0] = value
+        broken = arrange(quantizer, broken)
+        out = quantizer(broken)
+        exactly(out.terms, expected.terms)
+        exactly(out.indices, expected.indices)
+        exactly([vars(s) for s in out.selections], [vars(s) for s in expected.selections])
+        exactly(quantizer.encode(broken), expected.indices)
 
 
-@every_quantizer
+@quantizers_where(is_of_tokens)
 def test_masked_tokens_come_out_as_decoded_nothing(make):
     quantizer = make().eval()
-    out = quantizer(draw(quantizer), MASK)
-    assert (out.indices[~MASK] == -1).all()
-    assert (out.indices[MASK] >= 0).all()
+    mask = draw_mask(quantizer)
+    out = quantizer(draw(quantizer), mask)
+    assert (out.indices[~mask] == -1).all()
+    assert (out.indices[mask] >= 0).all()
     exactly(out.quantized, quantizer.decode(out.indices))
     for selection in out.selections:
-        assert not selection.inputs[~MASK].any()
-        assert not selection.codes[~MASK].any()
+        exactly(selection.mask, mask)
+        assert not selection.inputs[~mask].any()
+        assert not selection.codes[~mask].any()
 
 
 @every_quantizer
-def test_loss_is_that_of_the_counted_tokens_alone(make):
+def test_loss_is_that_of_the_counted_samples_alone(make):
     quantizer = make().eval()
     x = draw(quantizer)
-    alone = quantizer(arrange(quantizer, features_last(quantizer, x)[MASK]))
-    masked = quantizer(x, MASK)
+    kept = torch.arange(32) % 3 > 0
+    mask = torch.zeros(tokens(quantizer)) > 0
+    mask[kept] = True
+    alone = quantizer(arrange(quantizer, features_last(quantizer, x)[kept]))
+    masked = quantizer(x, mask)
     assert_close(masked.terms, alone.terms)
-    exactly(masked.indices[MASK], alone.indices)
+    exactly(masked.indices[kept], alone.indices)
+    assert (masked.indices[~kept] == -1).all()
 
 
 @every_quantizer
 def test_an_all_true_mask_is_no_mask(make):
     quantizer = make().eval()
     x = draw(quantizer)
-    with_mask, without = quantizer(x, torch.ones(32, dtype=torch.bool)), quantizer(x)
-    exactly(with_mask.quantized, without.quantized)
-    exactly(with_mask.indices, without.indices)
-    exactly(with_mask.terms, without.terms)
+    actual = result(quantizer, x, torch.ones(tokens(quantizer), dtype=torch.bool))
+    expected = result(quantizer, x, None)
+    same_results(actual, expected)
+    exactly(actual[0].quantized, expected[0].quantized)
+
+
+def without_a_token(quantizer):
+    """Batches and masks by which nothing counts."""
+    x = draw(quantizer)
+    yield x, torch.zeros(tokens(quantizer)) > 0
+    yield draw(quantizer, (0,)), None
+    if skips_what_is_not_finite(quantizer):
+        yield torch.full_like(x, torch.nan), None
 
 
 @every_quantizer
-@pytest.mark.parametrize("kind", ["all-masked", "empty", "all-nan"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_without_a_token_the_loss_is_0_and_gradients_are_finite(make, kind, training):
+def test_without_a_token_the_loss_is_0_and_gradients_are_finite(make, training):
     quantizer = make().train(training)
-    if kind == "all-nan" and not skips_what_is_not_finite(quantizer):
-        return
     before = state(quantizer)
-    x = draw(quantizer, (0 if kind == "empty" else 32,))
-    x = torch.full_like(x, torch.nan) if kind == "all-nan" else x
-    x.requires_grad_()
-    mask = torch.zeros(x.shape[0], dtype=torch.bool) if kind == "all-masked" else None
-    out = quantizer(x, mask)
-    exactly(out.loss, torch.zeros(()))
-    (out.loss + out.quantized.nan_to_num().sum()).backward()
-    assert x.grad.isfinite().all()
-    gradients = [p.grad for p in quantizer.parameters() if p.grad is not None]
-    assert all(g.isfinite().all() for g in gradients)
-    for codebook in quantizer.codebooks:
-        assert all(p.grad is None or not p.grad.any() for p in codebook.parameters())
-    exactly(state(quantizer), before)  # rules inside do not move either
+    for x, mask in without_a_token(quantizer):
+        quantizer.zero_grad()
+        out = quantizer(x.requires_grad_(), mask)
+        exactly(out.loss, torch.zeros(()))
+        (out.loss + out.quantized.nan_to_num().sum()).backward()
+        assert x.grad.isfinite().all()
+        gradients = [p.grad for p in quantizer.parameters() if p.grad is not None]
+        assert all(g.isfinite().all() for g in gradients)
+        for codebook in quantizer.codebooks:
+            assert all(p.grad is None or not p.grad.any() for p in codebook.parameters())
+        exactly(state(quantizer), before)  # rules inside do not move either
 
 
 @every_learned_quantizer
 @every_rule
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e38], ids=str)
-def test_rules_learn_from_counted_tokens_alone(make, rule, value):
+def test_rules_learn_from_counted_tokens_alone(make, rule):
     states = []
-    for spoil in (False, True):
+    for value in (None, torch.nan, torch.inf, 1e38):
         torch.manual_seed(0)
         quantizer = make().eval()
-        learner = rule(quantizer)
+        learner, mask = rule(quantizer), draw_mask(quantizer)
         for seed in range(2):
             x = draw(quantizer, seed=seed)
-            x = spoiled(quantizer, x, value) if spoil else x
-            learner.step(quantizer(x, MASK))
+            x = x if value is None else fill(quantizer, x, ~mask, value)
+            learner.step(quantizer(x, mask))
         states.append(state(quantizer) | state(learner))
-    exactly(states[0], states[1])
+    for spoiled in states[1:]:
+        exactly(spoiled, states[0])
 
 
 @every_learned_quantizer
 @every_rule
-@pytest.mark.parametrize("kind", ["all-masked", "empty", "all-nan"])
-def test_rules_do_not_move_without_a_token(make, rule, kind):
+def test_rules_do_not_move_without_a_token(make, rule):
     quantizer = make().eval()
-    if kind == "all-nan" and not skips_what_is_not_finite(quantizer):
-        return
     learner = rule(quantizer)
     learner.step(quantizer(draw(quantizer)))
     before = state(quantizer) | state(learner)
-    x = draw(quantizer, (0 if kind == "empty" else 32,))
-    x = torch.full_like(x, torch.nan) if kind == "all-nan" else x
-    mask = torch.zeros(x.shape[0], dtype=torch.bool) if kind == "all-masked" else None
-    learner.step(quantizer(x, mask))
-    exactly(state(quantizer) | state(learner), before)
+    for inputs in without_a_token(quantizer):
+        learner.step(quantizer(*inputs))
+        exactly(state(quantizer) | state(learner), before)

@@ -6,9 +6,11 @@ import re
 import pytest
 import torch
 from torch import nn
-from torch.testing import assert_close
 
-from tests.contracts.factories import draw, every_learned_quantizer, every_rule, state
+from tests.contracts.factories import every_learned_quantizer, every_rule, state
+from tests.contracts.layouts import draw, exactly
+from tests.speeds import full
+from vqprior import CodebookEMA
 
 
 @every_learned_quantizer
@@ -36,7 +38,7 @@ def test_a_step_draws_no_global_random_number_and_builds_no_graph(make, rule):
 
 
 @every_rule
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, *full(torch.float16, torch.float64)], ids=str)
 @every_learned_quantizer
 def test_statistics_keep_their_dtype(make, rule, dtype):
     quantizer = make().eval()
@@ -61,9 +63,11 @@ def test_statistics_are_float32_whatever_the_default_dtype(make, rule):
 
 
 def innermost(quantizer):
-    """What the wrappers of one quantizer are around."""
+    """What the wrappers of one quantizer are around, as long as the selections are the same."""
     quantizer = getattr(quantizer, "texture_quantizer", quantizer)
     while hasattr(quantizer, "quantizer"):
+        if len(quantizer.quantizer.codebooks) < len(quantizer.codebooks):
+            break  # over scales
         quantizer = quantizer.quantizer
     return quantizer
 
@@ -76,7 +80,41 @@ def test_a_rule_may_be_built_inside_and_fed_from_outside(make, rule):
     x = draw(outside)
     rule(outside).step(outside(x))
     rule(innermost(inside)).step(inside(x))
-    assert_close(state(outside), state(inside), rtol=0, atol=0)
+    exactly(state(outside), state(inside))
+
+
+@every_learned_quantizer
+@every_rule
+def test_autocast_changes_nothing_that_is_learned(make, rule):
+    states = []
+    for enabled in (False, True):
+        torch.manual_seed(3)
+        quantizer = make().eval()
+        learner = rule(quantizer)
+        for seed in range(2):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+                learner.step(quantizer(draw(quantizer, seed=seed)))
+        states.append(state(quantizer) | state(learner))
+    exactly(states[1], states[0])
+
+
+@every_learned_quantizer
+def test_codes_that_were_set_stay_set(make):
+    """A moving average goes on from them as a fresh one would."""
+    old, fresh = make().eval(), make().eval()
+    fresh.load_state_dict(old.state_dict())
+    rule = CodebookEMA(old, decay=0.9)
+    rule.step(old(draw(old)))
+    for quantizer in (old, fresh):
+        torch.manual_seed(8)
+        for codebook in {id(c): c for c in quantizer.codebooks}.values():
+            everywhere = torch.ones(codebook.num_codes) > 0
+            codebook.set_codes_(torch.randn(codebook.num_codes, codebook.dim), everywhere)
+    fresh_rule = CodebookEMA(fresh, decay=0.9)
+    for seed in range(1, 3):
+        rule.step(old(draw(old, seed=seed)))
+        fresh_rule.step(fresh(draw(fresh, seed=seed)))
+        exactly([c.codes() for c in old.codebooks], [c.codes() for c in fresh.codebooks])
 
 
 @every_learned_quantizer

@@ -9,15 +9,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from tests.contracts.factories import (
-    arrange,
-    draw,
-    every_learned_quantizer,
-    every_quantizer,
-    features_last,
-    learned_by_rules,
-    state,
-)
+from tests.contracts.factories import every_learned_quantizer, every_quantizer, state
+from tests.contracts.layouts import arrange, draw, features_last
+from tests.contracts.traits import learned_by_rules
 from vqprior import CodebookEMA, CodebookRevival, SelfUpdating
 
 
@@ -116,9 +110,3 @@ def test_a_copied_self_updating_quantizer_is_whole(make, clone):
     twin(draw(quantizer))
     assert_close(state(original), before, rtol=0, atol=0)
     assert (twin.codebooks[0].codes() != original.codebooks[0].codes()).any()
-
-
-@every_quantizer
-def test_the_repr_names_the_class(make):
-    quantizer = make()
-    assert type(quantizer).__name__ in repr(quantizer)

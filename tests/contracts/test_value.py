@@ -6,38 +6,50 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.testing import assert_close
 
-from tests.contracts.factories import (
+from tests.contracts.factories import every_quantizer, quantizers_where
+from tests.contracts.layouts import (
     GivenStructure,
     decode,
     draw,
-    every_quantizer,
+    draw_mask,
+    exactly,
     feature_axis,
     features_last,
-    is_deterministic,
-    quantizers_where,
+    has,
+    is_of_tokens,
+    map_size,
 )
+from tests.contracts.traits import is_deterministic, is_pure, ranks_codes
+from tests.speeds import full
+from vqprior import MultiScaleQuantizer, QuantizerOutput
+from vqprior.nn import ScaleRefinement
 
 
-def exactly(actual, expected):
-    assert_close(actual, expected, rtol=0, atol=0)
+def positions(quantizer):
+    """What stands for the tokens in the shape of the indices: nothing, or those of all scales."""
+    scales = [m.scales for m in quantizer.modules() if isinstance(m, MultiScaleQuantizer)]
+    return [sum(math.prod(scale) for scale in scales[0])] if scales else []
 
 
 @every_quantizer
-@pytest.mark.parametrize("cast", [False, True], ids=["module-float32", "module-cast"])
-@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
-def test_decode_returns_what_forward_returned(make, device, dtype, cast, masked):
-    quantizer = make().to(device).eval()
+@pytest.mark.parametrize("cast", [False, *full(True)], ids=["module-float32", "module-cast"])
+def test_decode_returns_what_forward_returned(make, device, dtype, cast):
+    quantizer = make().to(device)
     quantizer = quantizer.to(dtype) if cast else quantizer
     x = draw(quantizer, (8, 5), dtype=dtype, device=device)
-    mask = torch.rand(8, 5).to(device) > 0.3 if masked else None
-    out = quantizer(x, mask)
-    exactly(decode(quantizer, out.indices, dtype), out.quantized)
-    exactly(quantizer.encode(x, mask), out.indices)
+    features_last(quantizer, x)[0, 0] = 0.0  # without a direction
+    for mask in (None, draw_mask(quantizer, (8, 5)).to(device)):
+        out = quantizer.eval()(x, mask)
+        exactly(decode(quantizer, out.indices, dtype), out.quantized)
+        exactly(quantizer.encode(x, mask), out.indices)
+        exactly(quantizer.quantize_as(x, out.indices).quantized, out.quantized)
+        if is_pure(quantizer.train()):  # or codes would have moved since
+            out = quantizer(x, mask)
+            exactly(decode(quantizer, out.indices, dtype), out.quantized)
 
 
-@quantizers_where(is_deterministic)
+@quantizers_where(is_deterministic, lambda q: is_of_tokens(q) or is_pure(q))
 def test_training_mode_returns_the_same(make):
     quantizer, reference = make(), make().eval()
     reference.load_state_dict(quantizer.state_dict())
@@ -50,23 +62,23 @@ def test_result_has_the_declared_dtypes_and_shapes(make, device, dtype):
     quantizer = make().to(device)
     x = draw(quantizer, (2, 3), dtype=dtype, device=device)
     out = quantizer(x)
+    assert type(out) is QuantizerOutput
     assert (out.quantized.dtype, out.quantized.device) == (x.dtype, x.device)
     assert out.quantized.shape == x.shape
-    per_token = (2, 3) if quantizer.num_codebooks == 1 else (2, 3, quantizer.num_codebooks)
-    assert (out.indices.dtype, out.indices.shape) == (torch.int64, per_token)
+    last = () if quantizer.num_codebooks == 1 else (quantizer.num_codebooks,)
+    assert (out.indices.dtype, out.indices.shape) == (
+        torch.int64,
+        (2, 3, *positions(quantizer), *last),
+    )
     assert (out.loss.dtype, out.loss.shape) == (torch.float32, ())
     assert all((t.dtype, t.shape) == (torch.float32, ()) for t in out.terms.values())
+    exactly(out.loss, sum(out.terms.values(), torch.zeros((), device=device)))
     assert len(out.selections) == len(quantizer.codebooks)
     for selection, codebook in zip(out.selections, quantizer.codebooks, strict=True):
-        assert selection.inputs.shape == selection.codes.shape == (2, 3, codebook.dim)
-        assert selection.indices.shape == selection.mask.shape == (2, 3)
-
-
-@every_quantizer
-def test_loss_is_the_sum_of_the_terms(make):
-    quantizer = make()
-    out = quantizer(draw(quantizer))
-    exactly(out.loss, sum(out.terms.values(), torch.zeros(())))
+        assert selection.inputs.shape == selection.codes.shape
+        assert selection.inputs.shape[-1] == codebook.dim
+        assert selection.indices.shape == selection.mask.shape == selection.inputs.shape[:-1]
+        assert map_size(quantizer) or selection.indices.shape == (2, 3)
 
 
 @every_quantizer
@@ -81,7 +93,7 @@ def test_results_are_float32_whatever_the_default_dtype(make):
     assert out.quantized.dtype == out.loss.dtype == torch.float32
 
 
-@every_quantizer
+@quantizers_where(lambda q: not has(q, ScaleRefinement))  # which may have a bias
 def test_indices_name_codes_and_minus_one_names_nothing(make):
     quantizer = make().eval()
     indices = quantizer.encode(draw(quantizer, (1000,), scale=100.0))
@@ -111,19 +123,39 @@ def test_leading_dimensions_are_batch_dimensions(make, leading, seed):
     if feature_axis(quantizer) == 1 and not leading:
         return
     x = draw(quantizer, leading, seed=seed)
-    out, flat = quantizer(x), quantizer(features_last(quantizer, x).reshape(-1, quantizer.dim))
+    last = features_last(quantizer, x)
+    if has(quantizer, MultiScaleQuantizer) and feature_axis(quantizer) == 1:
+        flat = last.flatten(0, len(leading) - 1).movedim(-1, 1)
+    else:
+        flat = last.reshape(-1, *map_size(quantizer), quantizer.dim)
+    out, expected = quantizer(x), quantizer(flat)
     quantized = features_last(quantizer, out.quantized)
-    exactly(quantized, flat.quantized.reshape(*leading, quantizer.dim))
-    exactly(out.indices, flat.indices.reshape(out.indices.shape))
+    exactly(quantized, features_last(quantizer, expected.quantized).reshape(last.shape))
+    exactly(out.indices, expected.indices.reshape(out.indices.shape))
 
 
 @every_quantizer
 def test_sizes_are_declared_consistently(make):
     quantizer = make()
-    assert quantizer.bits_per_token >= 0
-    assert 2**quantizer.bits_per_token == pytest.approx(math.prod(quantizer.codebook_sizes))
+    bits = math.log2(math.prod(quantizer.codebook_sizes))
+    share = math.prod(positions(quantizer)) / math.prod(map_size(quantizer))
+    assert quantizer.bits_per_token == pytest.approx(share * bits)
     assert quantizer.num_codebooks == len(quantizer.codebook_sizes)
     assert quantizer.codebook_size == max(quantizer.codebook_sizes)
     for codebook in quantizer.codebooks:
         assert codebook.codes().shape == (codebook.num_codes, codebook.dim)
         assert type(codebook).__name__ in repr(quantizer)
+    assert type(quantizer).__name__ in repr(quantizer)
+
+
+@quantizers_where(ranks_codes)
+def test_logits_score_every_index(make):
+    """Left to themselves, they follow the choice of each stage, which is not that of a beam."""
+    quantizer = make().eval()
+    x = draw(quantizer)
+    indices = quantizer.encode(x)
+    forced = quantizer.logits(x, indices=indices)
+    assert forced.shape == (*indices.shape, quantizer.codebook_size)
+    if all(getattr(module, "beam_size", 1) == 1 for module in quantizer.modules()):
+        exactly(forced, quantizer.logits(x))
+        exactly(forced.argmax(dim=-1), indices)

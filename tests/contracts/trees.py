@@ -3,7 +3,6 @@
 A tree is plain data, so that hypothesis can shrink it and print it; ``build`` makes the quantizer.
 """
 
-import math
 from functools import partial
 
 import torch
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.contracts.factories import Mix, self_updating, textured
+from tests.contracts.layouts import map_size
 from vqprior import (
     BSQ,
     FSQ,
@@ -176,17 +176,9 @@ BUILDERS = {
 }
 
 
-def is_multi_scale(quantizer):
-    return any(isinstance(module, MultiScaleQuantizer) for module in quantizer.modules())
-
-
 def tokens_of(quantizer, batch):
     """The shape of the tokens: maps of a fixed size for a multi-scale quantizer."""
-    return (batch, *SCALES[-1]) if is_multi_scale(quantizer) else (batch, 3)
-
-
-def count(shape):
-    return math.prod(shape)
+    return (batch, *(map_size(quantizer) or (3,)))
 
 
 def random_mask(shape, kind, seed):

@@ -76,6 +76,13 @@ def revival(quantizer):
     return CodebookRevival(quantizer, patience=1.5, threshold=0.5)
 
 
+def collected(checks, request):
+    """Those checks of a file that this run of pytest selected, by their parameter `name`."""
+    tests = [item for item in request.session.items if item.path == request.path]
+    names = {test.callspec.params["name"] for test in tests if hasattr(test, "callspec")}
+    return {name: check for name, check in checks.items() if name in names}
+
+
 def run(checks, world, folder, *, limit=LIMIT):
     """Runs the checks; returns, for each rank, what each left: nothing, or a traceback.
 

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from tests.contracts.factories import state
 from tests.distributed.ranks import (
     batches,
+    collected,
     ema,
     joint,
     revival,
@@ -33,7 +34,6 @@ from vqprior import (
 )
 from vqprior.metrics import CodebookUsage, FrechetDistance
 
-pytestmark = pytest.mark.distributed
 CHECKS = {}
 RULES = {
     "ema": lambda quantizer: [ema(quantizer)],
@@ -280,7 +280,7 @@ def accumulated_gradients_and_rule_steps_are_those_of_one_process(rank, world):
 
 @pytest.fixture(scope="module", params=[2, 4])
 def reports(request, tmp_path_factory):
-    return run(CHECKS, request.param, tmp_path_factory.mktemp("ranks"))
+    return run(collected(CHECKS, request), request.param, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", CHECKS)

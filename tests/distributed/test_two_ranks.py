@@ -15,6 +15,7 @@ from tests.codebooks.pair import one_shared_codebook, two_codebooks
 from tests.contracts.factories import Mix, state
 from tests.distributed.ranks import (
     batches,
+    collected,
     ema,
     exactly,
     joint,
@@ -24,6 +25,8 @@ from tests.distributed.ranks import (
     seeded,
 )
 from vqprior import (
+    BSQ,
+    LFQ,
     ChannelsFirst,
     CodebookEMA,
     CodebookRevival,
@@ -37,7 +40,6 @@ from vqprior.functional import bit_entropy_loss, entropy_loss
 from vqprior.losses import adaptive_weight
 from vqprior.metrics import CodebookUsage, StreamingMean, gmsd, psnr, ssim
 
-pytestmark = pytest.mark.distributed
 WORLD = 2
 CHECKS = {}
 
@@ -317,6 +319,20 @@ def entropies_are_those_of_the_joint_batch(rank, world):
 
 
 @check
+def a_call_on_one_rank_alone_waits_for_nobody(rank, world):
+    """Rules and the joint entropies of training are collective; calls are not."""
+    quantizer = seeded(lambda: VectorQuantizer(3, 8))
+    yield
+    before = state(quantizer)
+    if rank == 0:
+        quantizer.train()(torch.randn(4, 3))
+        LFQ(3).eval()(torch.randn(4, 3))
+        BSQ(3).eval()(torch.randn(4, 3))
+    exactly(state(quantizer), before)
+    same_on_all_ranks(quantizer.codebook.weight.detach())
+
+
+@check
 def modules_survive_the_end_of_the_group(rank, world):
     """A rule that learned in a group goes on without one."""
     quantizer = VectorQuantizer(3, 8)
@@ -329,9 +345,9 @@ def modules_survive_the_end_of_the_group(rank, world):
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory):
+def reports(request, tmp_path_factory):
     """What each check left on each rank: nothing, or a traceback."""
-    return run(CHECKS, WORLD, tmp_path_factory.mktemp("ranks"))
+    return run(collected(CHECKS, request), WORLD, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", CHECKS)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from tests.contracts.factories import state
-from tests.distributed.ranks import exactly, run, same_on_all_ranks, seeded
+from tests.distributed.ranks import collected, exactly, run, same_on_all_ranks, seeded
 from vqprior import (
     CodebookEMA,
     CodebookRevival,
@@ -22,11 +22,8 @@ from vqprior.functional import IndexBackpropagation
 from vqprior.metrics import CodebookUsage
 
 WORLD = 2
-pytestmark = [
-    pytest.mark.distributed,
-    # What DTensor says about tensors of one entry concerns nobody here.
-    pytest.mark.filterwarnings("ignore:Found a non-scalar tensor"),
-]
+# What DTensor says about tensors of one entry concerns nobody here.
+pytestmark = pytest.mark.filterwarnings("ignore:Found a non-scalar tensor")
 CHECKS = {}
 # Gradients are averaged over ranks in another order than over tokens: five steps of numbers of
 # about 1 differ by a few times 2**-24 each.
@@ -317,8 +314,8 @@ def codebooks_start_before_they_are_sharded(rank, world):
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory):
-    return run(CHECKS, WORLD, tmp_path_factory.mktemp("ranks"))
+def reports(request, tmp_path_factory):
+    return run(collected(CHECKS, request), WORLD, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", CHECKS)

@@ -41,7 +41,7 @@ def command(folders, out, *options):
     ]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_quick_study_is_done_once(folders, tmp_path, capsys):
     assert compare.main(command(folders, tmp_path)) is None
     printed = capsys.readouterr().out
@@ -183,7 +183,7 @@ def test_an_interrupted_study_goes_on(folders, tmp_path, monkeypatch, capsys):
     assert len(set(done)) == len(done) - 1 == len(list((tmp_path / "rows").iterdir()))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_the_predictor_and_what_else_it_says(setting, method):
     tokenizer_row = NOW.tokenizer("texture-lr", 0)

@@ -166,7 +166,7 @@ class TestBatches:
         with pytest.raises(UserError, match=r"--batch: 12 samples .* to 2 processes x --accu.* 4"):
             Split(12, 0, 2, 4)
 
-    @pytest.mark.slow
+    @pytest.mark.full
     def test_workers_change_nothing_and_draw_no_random_number(self, folder):
         before = torch.get_rng_state()
         read = []
@@ -177,7 +177,7 @@ class TestBatches:
         assert_close(*read, rtol=0, atol=0)
         assert torch.equal(before, torch.get_rng_state())
 
-    @pytest.mark.slow
+    @pytest.mark.full
     @pytest.mark.parametrize("workers", [0, 1])
     def test_a_broken_photo_is_named(self, workers, folder):
         path = folder / "0.png"

@@ -17,8 +17,7 @@ import train
 from tests.examples.little_train import ENVIRONMENT, PIDS, SCRIPT
 
 pytestmark = [
-    pytest.mark.distributed,
-    pytest.mark.slow,
+    pytest.mark.full,
     pytest.mark.usefixtures("little_presets"),
 ]
 LIMIT = 120  # seconds for processes that hang

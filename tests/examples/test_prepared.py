@@ -20,7 +20,7 @@ from tvqrap.models.weights import DEFAULT_WEIGHTS, load_super_resolver
 CHANNELS_LAST = torch.channels_last
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # in inductor
 class TestCompiled:
     @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")

@@ -28,7 +28,7 @@ from tvqrap.training.update import Critic, Update
 pytestmark = pytest.mark.usefixtures("little_presets")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("preset", ["tiny", "small"])
 def test_three_stages_leave_weights_log_samples_and_plot(preset, photos, tmp_path):
     out = tmp_path / "out"
@@ -78,7 +78,7 @@ def test_resumed_training_equals_uninterrupted_training(stage, adversarial, phot
     assert_close(load_file(split / f"{stage}.safetensors"), expected, rtol=0, atol=0)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_killed_at_a_random_moment_and_resumed(photos, tmp_path):
     """SIGKILL gives the process no chance to tidy up; the last checkpoint must be enough."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -189,7 +189,7 @@ def test_parts_of_a_batch_train_as_the_batch(photos, tmp_path):
         assert_close(actual[name], expected[name], rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("stage", ["tokenizer", "rap"])
 def test_workers_change_nothing_not_even_in_mid_run(stage, photos, tmp_path):
     whole, split = tmp_path / "whole", tmp_path / "split"
@@ -206,7 +206,7 @@ def test_workers_change_nothing_not_even_in_mid_run(stage, photos, tmp_path):
     assert_close(load_file(split / f"{stage}.safetensors"), expected, rtol=0, atol=0)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("preset", ["tiny", "paper"])
 def test_low_precision_trains_weights_of_full_precision(preset, photos, tmp_path):
     for stage in ("tokenizer", "predictor", "rap"):
@@ -224,7 +224,7 @@ def test_low_precision_trains_weights_of_full_precision(preset, photos, tmp_path
 class TestPaper:
     """The recipe of the paper, with a little model."""
 
-    @pytest.mark.slow
+    @pytest.mark.full
     def test_three_stages(self, photos, tmp_path):
         for stage in ("tokenizer", "predictor", "rap"):
             more = ("--preset", "paper", "--crop", "64", "--steps", "2")

@@ -181,6 +181,7 @@ def test_low_precision_is_computed_in_float32(loss, low):
     assert gradient(value, logits).dtype == low
 
 
+@pytest.mark.full
 @every_loss
 def test_compiles_in_one_graph_without_waiting(loss):
     torch.compiler.reset()

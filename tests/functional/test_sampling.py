@@ -138,6 +138,7 @@ def test_no_gradient_no_waiting_and_nothing_larger_than_logits():
     assert largest.numel <= 30 * 20
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("options", [{}, {"top_k": 3, "top_p": 0.9}], ids=str)
 def test_compiles_in_one_graph(options):
     torch.compiler.reset()

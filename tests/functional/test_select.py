@@ -319,6 +319,7 @@ def test_function_transforms_see_through_it(estimator):
     assert_close(torch.func.grad(loss, argnums=(0, 1))(logits, codes), expected)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("of", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("estimator", ["soft", "reinmax"])
 def test_the_operators_are_registered_correctly(estimator, of):
@@ -358,6 +359,7 @@ def test_leading_dimensions_are_free(estimator, leading):
     ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_compiles_in_one_graph(estimator):
     torch.compiler.reset()

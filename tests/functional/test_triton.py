@@ -36,11 +36,9 @@ def run(*arguments, interpret, cache):
 
 
 @needs_triton
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("place", ["interpreter", pytest.param("gpu", marks=pytest.mark.gpu)])
 def test_the_kernels_compute_what_is_defined(place, tmp_path):
-    if place == "gpu" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
     pytest_options = ["-q", "-p", "no:cacheprovider"]
     command = ["-m", "pytest", HERE / "triton_cases.py", *pytest_options]
     output = run(*command, interpret=place == "interpreter", cache=tmp_path)
@@ -64,14 +62,14 @@ def compiled(tmp_path_factory):
 
 
 @needs_triton
-@pytest.mark.slow
+@pytest.mark.full
 def test_two_programs_fit_into_the_smallest_shared_memory(compiled):
     """A multiprocessor of capability 8.6 or 8.9 has 100 KiB, of which each program loses 1."""
     assert all(row["shared"] <= 49 * 1024 for row in compiled), compiled
 
 
 @needs_triton
-@pytest.mark.slow
+@pytest.mark.full
 def test_registers_suffice(compiled):
     """Many features spill a little around the inner loop, how much differs from version to version:
     a plan that does not fit spills thousands of bytes."""
@@ -81,7 +79,7 @@ def test_registers_suffice(compiled):
 
 
 @needs_triton
-@pytest.mark.slow
+@pytest.mark.full
 def test_products_are_left_to_float32_arithmetic(compiled):
     """Tensor cores would round the factors, which the interpreter does not show."""
     assert not any(row["tensor_cores"] for row in compiled), compiled

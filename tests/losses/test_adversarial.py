@@ -81,6 +81,7 @@ def test_state_is_that_of_the_discriminator():
     assert set(loss.state_dict()) == names
 
 
+@pytest.mark.full
 def test_compiles_without_graph_break():
     loss, (fake, _) = make(), images()
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=False)
@@ -91,7 +92,7 @@ def test_compiles_without_graph_break():
     assert all(p.grad is None for p in loss.parameters())
 
 
-@pytest.mark.distributed
+@pytest.mark.full
 def test_goes_past_the_wrapper_of_a_distributed_discriminator(tmp_path):
     plain, (fake, real) = make(), images()
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/r", rank=0, world_size=1)

@@ -202,6 +202,7 @@ def test_gradients_are_bounded_everywhere(start, end):
     assert x.grad.abs().max() * x.numel() < 3 / C
 
 
+@pytest.mark.full
 def test_descent_from_a_blur_restores_texture():
     target, loss = texture(1, 3, 32, 32), FilterBankLoss()
     start = blur(target, 1.5)
@@ -225,6 +226,7 @@ def test_gradient_goes_to_the_reconstruction_only():
     assert b.grad is None
 
 
+@pytest.mark.full
 def test_compiles_without_graph_break():
     a, b = texture(2, 3, 16, 16), texture(2, 3, 16, 16, seed=1)
     loss = FilterBankLoss()

@@ -108,6 +108,7 @@ def test_bounds():
     assert_close(loss(x, 3 * x), torch.tensor(0.0), rtol=0, atol=1e-6)
 
 
+@pytest.mark.full
 def test_compiles_without_graph_break():
     loss, (a, b) = PerceptualLoss(Pyramid(CONTAINERS["dict"][0])), images()
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=False)

@@ -62,6 +62,7 @@ def test_works_under_autocast_with_gradients(make, shape):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in block.parameters())
 
 
+@pytest.mark.full
 @every_block
 def test_compiles_without_graph_break_and_gives_the_same_gradients(make, shape):
     block = make()

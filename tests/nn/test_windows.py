@@ -156,8 +156,6 @@ def test_devices_do_not_mix():
 
 @pytest.mark.gpu
 def test_on_a_gpu_and_back():
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
     layer, x = make(), torch.randn(2, 8, 9, 6)
     out = layer(x)
     assert_close(layer.cuda()(x.cuda()).cpu(), out, rtol=1e-3, atol=1e-3)
@@ -166,8 +164,6 @@ def test_on_a_gpu_and_back():
 
 @pytest.mark.gpu
 def test_a_cuda_graph_holds_nothing_that_can_be_forgotten():
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
     layer, x = make().cuda().requires_grad_(False), torch.randn(2, 8, 9, 6, device="cuda")
     expected = layer(x)
     graph = torch.cuda.CUDAGraph()
@@ -197,6 +193,7 @@ def test_threads_may_share_a_layer():
             assert torch.equal(out, wanted)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("shift", [0, 2])
 def test_compiles_before_and_after_eager_calls(shift):
     layer = make(shift)
@@ -231,7 +228,7 @@ def test_transforms_leave_nothing_behind():
     assert_close(layer(x[0]), expected[0])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("shift", [0, 2])
 def test_one_exported_graph_fits_other_sizes(shift):
     layer = make(shift).eval()

@@ -41,6 +41,7 @@ def test_leading_dimensions_are_free(leading):
     assert IndexPredictor(8, 5)(torch.randn(*leading, 8)).shape == (*leading, 5)
 
 
+@pytest.mark.full
 def test_learns_indices_and_then_reconstruction():
     """Code level, then image level through the frozen codes: both go down."""
     torch.manual_seed(0)

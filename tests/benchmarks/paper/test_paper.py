@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.full
 # 32 x 32 is the size for which the release stores masks on the grid of codes, the other is not.
 @pytest.mark.parametrize("size", [(64, 64), (64, 128)])
 def test_the_release_form_computes_the_same(size):
@@ -35,6 +36,7 @@ def test_the_release_form_computes_the_same(size):
         assert_close(in_release_form(model)(lr), model(lr), rtol=0, atol=3e-4)
 
 
+@pytest.mark.full
 def test_the_work_of_both_forms():
     """In the authors' code 201,246,375,936 operations were counted on an image of 64 x 64."""
     full = Settings(threads=1)
@@ -53,7 +55,7 @@ def test_the_page_shows_the_file(name):
     assert shown == expected
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_quick_run_measures_every_row_but_training(tmp_path):
     parts = [part for part in measures.PARTS_IN_ORDER if part not in ("training", "calls")]
     done = subprocess.run(
@@ -69,6 +71,7 @@ def test_a_quick_run_measures_every_row_but_training(tmp_path):
     assert all(row["value"] is not None for row in rows)
 
 
+@pytest.mark.full
 def test_wrong_part():
     done = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.paper", "--only", "nonsense"],

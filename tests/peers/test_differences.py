@@ -1,7 +1,6 @@
-"""What vector-quantize-pytorch does, where that is quick to see and the package is installed.
+"""What `docs/moving_over.md` says of vector-quantize-pytorch, where that is quick to see.
 
-The claims are about ours; these tests say that the comparison is not with a straw man. They are
-pinned to the release that was compared.
+Pinned to the release that was compared.
 """
 
 from importlib.metadata import version
@@ -20,7 +19,7 @@ def peer():
     return peer
 
 
-def test_peer_of_claim_02_one_broken_token_breaks_every_code(peer):
+def test_one_broken_token_breaks_every_code(peer):
     quantizer = peer.VectorQuantize(dim=4, codebook_size=16)
     x = torch.randn(2, 32, 4)
     x[0, 0, 0] = torch.nan
@@ -28,14 +27,14 @@ def test_peer_of_claim_02_one_broken_token_breaks_every_code(peer):
     assert quantizer.codebook.isnan().any(dim=1).all()
 
 
-def test_peer_of_claim_05_large_indices_do_not_survive(peer):
+def test_large_indices_do_not_survive(peer):
     quantizer = peer.FSQ([1000, 1000, 100], return_indices=False)
     indices = torch.randint(0, 10**8, (1000,), dtype=torch.int32)
     again = quantizer.codes_to_indices(quantizer.indices_to_codes(indices))
     assert (again != indices).double().mean() > 0.5
 
 
-def test_peer_of_claim_08_an_all_true_mask_changes_the_loss(peer):
+def test_an_all_true_mask_changes_the_loss(peer):
     quantizer = peer.VectorQuantize(dim=4, codebook_size=16, use_cosine_sim=True)
     quantizer.train()
     x = torch.randn(2, 32, 4)
@@ -46,7 +45,7 @@ def test_peer_of_claim_08_an_all_true_mask_changes_the_loss(peer):
     assert losses[1] > 2 * losses[0]
 
 
-def test_peer_of_claim_13_the_loss_is_a_buffer(peer):
+def test_the_loss_is_a_buffer(peer):
     quantizer = peer.VectorQuantize(dim=4, codebook_size=16).eval()
     x = torch.randn(2, 32, 4)
     with torch.no_grad():
@@ -55,7 +54,7 @@ def test_peer_of_claim_13_the_loss_is_a_buffer(peer):
         assert quantizer(x)[2].item() == 1.5
 
 
-def test_peer_of_claim_17_an_offset_costs_the_nearest_code(peer):
+def test_an_offset_costs_the_nearest_code(peer):
     quantizer = peer.VectorQuantize(dim=8, codebook_size=256).eval()
     x = 1000 + torch.randn(1, 1000, 8)
     quantizer._codebook.embed.copy_(x[:, :256])
@@ -66,7 +65,7 @@ def test_peer_of_claim_17_an_offset_costs_the_nearest_code(peer):
     assert (quantizer(x)[1][0] != expected).double().mean() > 0.1
 
 
-def test_peer_of_claim_21_a_codebook_that_was_set_is_undone(peer):
+def test_a_codebook_that_was_set_is_undone(peer):
     quantizer = peer.VectorQuantize(dim=4, codebook_size=16, decay=0.99)
     codes = 10 * torch.randn(16, 4)
     quantizer.codebook = codes
