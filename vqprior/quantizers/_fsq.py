@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from vqprior._checks import check_at_least
-from vqprior._interfaces import QuantizerOutput
+from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
 from vqprior.functional import join_indices, split_indices, straight_through
-from vqprior.quantizers._shared._codebook_free import CodebookFree
-from vqprior.quantizers._shared._inputs import validate_indices
+from vqprior.quantizers._shared._columns import mask_indices
+from vqprior.quantizers._shared._inputs import validate_assignment, validate_indices, validate_input
 from vqprior.quantizers._shared._outputs import make_output
 
 
 @final
-class FSQ(CodebookFree):
+class FSQ(Quantizer):
     """Bounds each feature by a tanh and rounds it to one of a few levels; nothing learns.
 
     The product of the levels is the number of codes, which are never listed. There is no loss:
@@ -92,9 +92,43 @@ class FSQ(CodebookFree):
         """One index, for all combinations of levels."""
         return (math.prod(self._levels),)
 
+    @property
+    def codebooks(self) -> tuple[Codebook, ...]:
+        """None: nothing learns."""
+        return ()
+
+    @property
+    def _learns_from_result(self) -> bool:
+        """False: there is no parameter."""
+        return False
+
     def extra_repr(self) -> str:
         """Shows the options in ``repr``."""
         return f"{list(self._levels)}, symmetric={self.symmetric}"
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
+        """Quantizes ``x`` ``(..., d)``; ``mask`` ``(...)`` is True for real tokens.
+
+        Raises:
+            TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
+            ValueError: On a wrong shape.
+        """
+        x, valid = validate_input(x, mask, self.dim)
+        digits = self._fractional_digits(x)
+        indices = torch.where(valid, self._index(digits), -1)
+        return self._output(digits, indices, valid, x.dtype)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Returns the index of each vector: ``(..., d) -> (...)``."""
+        x, valid = validate_input(x, mask, self.dim)
+        return torch.where(valid, self._index(self._fractional_digits(x)), -1)
+
+    def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+        """Returns the result for indices ``(...)`` chosen elsewhere."""
+        x, valid = validate_assignment(x, indices, self.dim, self.codebook_sizes)
+        indices = mask_indices(indices, valid, 1)
+        return self._output(self._fractional_digits(x), indices, valid, x.dtype)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Returns the codes named by ``indices``: ``(...) -> (..., d)``; -1 gives zeros.
@@ -108,7 +142,7 @@ class FSQ(CodebookFree):
         codes = self._values(digits.to(torch.float32))
         return torch.where((indices >= 0).unsqueeze(-1), codes, 0.0)
 
-    def _prepare(self, x: Tensor) -> Tensor:
+    def _fractional_digits(self, x: Tensor) -> Tensor:
         """Features as fractional digits: rounding them gives 0 to ``levels - 1``."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         levels = self.levels.to(wide.dtype)
@@ -128,16 +162,16 @@ class FSQ(CodebookFree):
         half = torch.floor(levels / 2)
         return (digits - half) / half
 
-    def _index(self, prepared: Tensor) -> Tensor:
+    def _index(self, digits: Tensor) -> Tensor:
         # Above a thousand levels, the little more is more than half a level.
         # Ties go to the lower level: `round` would send them to the even one.
-        nearest = (prepared - 0.5).ceil().long()
-        digits = torch.minimum(nearest.clamp_min(0), self.levels - 1)
-        return join_indices(digits, self._levels)
+        nearest = (digits - 0.5).ceil().long()
+        whole = torch.minimum(nearest.clamp_min(0), self.levels - 1)
+        return join_indices(whole, self._levels)
 
     def _output(
-        self, prepared: Tensor, indices: Tensor, valid: Tensor, dtype: torch.dtype
+        self, digits: Tensor, indices: Tensor, valid: Tensor, dtype: torch.dtype
     ) -> QuantizerOutput:
         codes = self.decode(indices).to(dtype)
-        quantized = straight_through(self._values(prepared).to(dtype), codes)
+        quantized = straight_through(self._values(digits).to(dtype), codes)
         return make_output(torch.where(valid.unsqueeze(-1), quantized, 0.0), indices, {})

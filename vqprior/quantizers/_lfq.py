@@ -5,19 +5,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from vqprior._interfaces import QuantizerOutput
-from vqprior.quantizers._shared._binary import (
-    check_options,
-    index_to_signs,
-    make_binary_output,
-    options_repr,
-    signs_to_index,
-)
-from vqprior.quantizers._shared._codebook_free import CodebookFree
+from vqprior.quantizers._shared._binary import BinaryQuantizer
 
 
 @final
-class LFQ(CodebookFree):
+class LFQ(BinaryQuantizer):
     """Replaces each feature by its sign: one bit each, and no codebook to look up.
 
     The ``2**num_bits`` codes are never listed. Bit ``i`` of an index is the sign of feature
@@ -68,53 +60,19 @@ class LFQ(CodebookFree):
         temperature: float = 0.01,
         group_size: int = 9,
     ) -> None:
-        super().__init__()
-        self.num_bits = num_bits
-        self.commitment_weight = commitment_weight
-        self.sample_entropy_weight = sample_entropy_weight
-        self.batch_entropy_weight = batch_entropy_weight
-        self.temperature = temperature
-        self.group_size = group_size
-        check_options(self)
-
-    @property
-    def dim(self) -> int:
-        """One feature for each bit."""
-        return self.num_bits
-
-    @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        """One index, for all patterns of bits."""
-        return (2**self.num_bits,)
+        super().__init__(
+            num_bits,
+            commitment_weight=commitment_weight,
+            sample_entropy_weight=sample_entropy_weight,
+            batch_entropy_weight=batch_entropy_weight,
+            temperature=temperature,
+            group_size=group_size,
+        )
 
     @property
     def scale(self) -> float:
-        """Absolute value of each feature of a code."""
+        """Codes are plus and minus 1."""
         return 1.0
-
-    def extra_repr(self) -> str:
-        """Shows the options in ``repr``."""
-        return options_repr(self)
-
-    def decode(self, indices: Tensor) -> Tensor:
-        """Returns the codes named by ``indices``: ``(...) -> (..., bits)``; -1 gives zeros.
-
-        Raises:
-            TypeError: If ``indices`` is not an integer tensor.
-            ValueError: If an index on the CPU names no code.
-        """
-        return index_to_signs(indices, self.num_bits) * self.scale
 
     def _prepare(self, x: Tensor) -> Tensor:
         return x.to(torch.promote_types(x.dtype, torch.float32))
-
-    def _index(self, prepared: Tensor) -> Tensor:
-        return signs_to_index(prepared)
-
-    def _output(
-        self, prepared: Tensor, indices: Tensor, valid: Tensor, dtype: torch.dtype
-    ) -> QuantizerOutput:
-        codes = self.decode(indices)
-        return make_binary_output(
-            self, prepared, codes, indices, valid=valid, scale=self.scale, dtype=dtype
-        )

@@ -1,12 +1,12 @@
-"""One bit for each feature, its sign: what quantizers that keep signs compute alike."""
+"""One bit for each feature, its sign: all of a quantizer but what the signs are taken of."""
 
-from typing import Protocol
+import abc
 
 import torch
 from torch import Tensor
 
 from vqprior._checks import check_at_least, check_positive
-from vqprior._interfaces import QuantizerOutput
+from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
 from vqprior.functional import (
     bit_entropy_loss,
     join_indices,
@@ -14,91 +14,151 @@ from vqprior.functional import (
     split_indices,
     straight_through,
 )
-from vqprior.quantizers._shared._inputs import validate_indices
+from vqprior.quantizers._shared._columns import mask_indices
+from vqprior.quantizers._shared._inputs import (
+    validate_assignment,
+    validate_indices,
+    validate_input,
+)
 from vqprior.quantizers._shared._outputs import make_output
 
 _MAX_BITS = 62  # so that every index is an int64
 _MAX_GROUP = 20
 
 
-class Binary(Protocol):
-    """The options of a quantizer that keeps signs; they may change between calls."""
+class BinaryQuantizer(Quantizer):
+    """Keeps the sign of each feature; subclasses say of what, and how large a code's features are.
 
-    training: bool
-    num_bits: int
-    commitment_weight: float
-    sample_entropy_weight: float
-    batch_entropy_weight: float
-    temperature: float
-    group_size: int
+    Codes are never listed. Bit ``i`` of an index is the sign of feature ``i``.
+    """
 
+    def __init__(
+        self,
+        num_bits: int,
+        *,
+        commitment_weight: float,
+        sample_entropy_weight: float,
+        batch_entropy_weight: float,
+        temperature: float,
+        group_size: int,
+    ) -> None:
+        super().__init__()
+        check_at_least("num_bits", num_bits, 1)
+        if num_bits > _MAX_BITS:
+            raise ValueError(
+                f"`num_bits` must be at most {_MAX_BITS}, got {num_bits}. For more, put several in "
+                "`GroupedQuantizer`."
+            )
+        check_at_least("commitment_weight", commitment_weight, 0.0)
+        check_at_least("sample_entropy_weight", sample_entropy_weight, 0.0)
+        check_at_least("batch_entropy_weight", batch_entropy_weight, 0.0)
+        check_positive("temperature", temperature)
+        check_at_least("group_size", group_size, 1)
+        if group_size > _MAX_GROUP:
+            raise ValueError(
+                f"`group_size` must be at most {_MAX_GROUP}, got {group_size}. A group of `g` bits "
+                "has `2**g` codes."
+            )
+        self.num_bits = num_bits
+        self.commitment_weight = commitment_weight
+        self.sample_entropy_weight = sample_entropy_weight
+        self.batch_entropy_weight = batch_entropy_weight
+        self.temperature = temperature
+        self.group_size = group_size
 
-def check_options(quantizer: Binary) -> None:
-    """Raises ``ValueError`` at an option that is out of range."""
-    check_at_least("num_bits", quantizer.num_bits, 1)
-    if quantizer.num_bits > _MAX_BITS:
-        raise ValueError(
-            f"`num_bits` must be at most {_MAX_BITS}, got {quantizer.num_bits}. For more, put "
-            "several in `GroupedQuantizer`."
+    @property
+    @abc.abstractmethod
+    def scale(self) -> float:
+        """Absolute value of each feature of a code."""
+
+    @abc.abstractmethod
+    def _prepare(self, x: Tensor) -> Tensor:
+        """Returns what the signs are taken of, in float32 or wider."""
+
+    @property
+    def dim(self) -> int:
+        """One feature for each bit."""
+        return self.num_bits
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """One index, for all patterns of bits."""
+        return (2**self.num_bits,)
+
+    @property
+    def codebooks(self) -> tuple[Codebook, ...]:
+        """None: nothing learns."""
+        return ()
+
+    @property
+    def _learns_from_result(self) -> bool:
+        """False: there is no parameter."""
+        return False
+
+    def extra_repr(self) -> str:
+        """Shows the options in ``repr``."""
+        return (
+            f"{self.num_bits}, commitment_weight={self.commitment_weight}, "
+            f"sample_entropy_weight={self.sample_entropy_weight}, "
+            f"batch_entropy_weight={self.batch_entropy_weight}, "
+            f"temperature={self.temperature}, group_size={self.group_size}"
         )
-    check_at_least("commitment_weight", quantizer.commitment_weight, 0.0)
-    check_at_least("sample_entropy_weight", quantizer.sample_entropy_weight, 0.0)
-    check_at_least("batch_entropy_weight", quantizer.batch_entropy_weight, 0.0)
-    check_positive("temperature", quantizer.temperature)
-    check_at_least("group_size", quantizer.group_size, 1)
-    if quantizer.group_size > _MAX_GROUP:
-        raise ValueError(
-            f"`group_size` must be at most {_MAX_GROUP}, got {quantizer.group_size}. A group of "
-            "`g` bits has `2**g` codes."
-        )
 
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
+        """Quantizes ``x`` ``(..., d)``; ``mask`` ``(...)`` is True for real tokens.
 
-def options_repr(quantizer: Binary) -> str:
-    """The options, as ``repr`` shows them."""
-    return (
-        f"{quantizer.num_bits}, commitment_weight={quantizer.commitment_weight}, "
-        f"sample_entropy_weight={quantizer.sample_entropy_weight}, "
-        f"batch_entropy_weight={quantizer.batch_entropy_weight}, "
-        f"temperature={quantizer.temperature}, group_size={quantizer.group_size}"
-    )
+        Raises:
+            TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
+            ValueError: On a wrong shape.
+        """
+        x, valid = validate_input(x, mask, self.dim)
+        prepared = self._prepare(x)
+        indices = torch.where(valid, self._index(prepared), -1)
+        return self._output(prepared, indices, valid, x.dtype)
 
+    @torch.no_grad()
+    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Returns the index of each vector: ``(..., d) -> (...)``."""
+        x, valid = validate_input(x, mask, self.dim)
+        return torch.where(valid, self._index(self._prepare(x)), -1)
 
-def signs_to_index(x: Tensor) -> Tensor:
-    """The index ``(...)`` of the signs of ``(..., bits)``; bit ``i`` is that of feature ``i``."""
-    return join_indices((x > 0).long(), (2,) * x.shape[-1])
+    def decode(self, indices: Tensor) -> Tensor:
+        """Returns the codes named by ``indices``: ``(...) -> (..., bits)``; -1 gives zeros.
 
+        Raises:
+            TypeError: If ``indices`` is not an integer tensor.
+            ValueError: If an index on the CPU names no code.
+        """
+        validate_indices(indices, self.codebook_sizes)
+        bits = split_indices(indices.long(), (2,) * self.num_bits)
+        return torch.where(bits < 0, 0, 2 * bits - 1).to(torch.float32) * self.scale
 
-def index_to_signs(indices: Tensor, num_bits: int) -> Tensor:
-    """The inverse, in float32: plus and minus 1, and zeros for -1."""
-    validate_indices(indices, (2**num_bits,))
-    bits = split_indices(indices.long(), (2,) * num_bits)
-    return torch.where(bits < 0, 0, 2 * bits - 1).to(torch.float32)
+    def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
+        """Returns the result for indices ``(...)`` chosen elsewhere."""
+        x, valid = validate_assignment(x, indices, self.dim, self.codebook_sizes)
+        return self._output(self._prepare(x), mask_indices(indices, valid, 1), valid, x.dtype)
 
+    def _index(self, prepared: Tensor) -> Tensor:
+        bits = (prepared > 0).long()
+        return join_indices(bits, (2,) * self.num_bits)
 
-def make_binary_output(
-    quantizer: Binary,
-    prepared: Tensor,
-    codes: Tensor,
-    indices: Tensor,
-    *,
-    valid: Tensor,
-    scale: float,
-    dtype: torch.dtype,
-) -> QuantizerOutput:
-    """The result for features ``prepared``, of which ``codes`` have the signs times ``scale``."""
-    terms = {}
-    if quantizer.commitment_weight > 0:
-        distance = masked_mean_square(prepared - codes, valid)
-        terms["commitment"] = quantizer.commitment_weight * distance
-    if quantizer.sample_entropy_weight > 0 or quantizer.batch_entropy_weight > 0:
-        terms["entropy"] = bit_entropy_loss(
-            # The log-odds of a bit if a code's logit is minus its squared distance.
-            4 * scale / quantizer.temperature * prepared,
-            mask=valid,
-            sample_weight=quantizer.sample_entropy_weight,
-            batch_weight=quantizer.batch_entropy_weight,
-            group_size=quantizer.group_size,
-            across_ranks=quantizer.training,
-        )
-    quantized = straight_through(prepared.to(dtype), codes.to(dtype))
-    return make_output(torch.where(valid.unsqueeze(-1), quantized, 0.0), indices, terms)
+    def _output(
+        self, prepared: Tensor, indices: Tensor, valid: Tensor, dtype: torch.dtype
+    ) -> QuantizerOutput:
+        codes = self.decode(indices)
+        terms = {}
+        if self.commitment_weight > 0:
+            distance = masked_mean_square(prepared - codes, valid)
+            terms["commitment"] = self.commitment_weight * distance
+        if self.sample_entropy_weight > 0 or self.batch_entropy_weight > 0:
+            terms["entropy"] = bit_entropy_loss(
+                # The log-odds of a bit if a code's logit is minus its squared distance.
+                4 * self.scale / self.temperature * prepared,
+                mask=valid,
+                sample_weight=self.sample_entropy_weight,
+                batch_weight=self.batch_entropy_weight,
+                group_size=self.group_size,
+                across_ranks=self.training,
+            )
+        quantized = straight_through(prepared.to(dtype), codes.to(dtype))
+        return make_output(torch.where(valid.unsqueeze(-1), quantized, 0.0), indices, terms)
