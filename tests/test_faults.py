@@ -13,10 +13,26 @@ from tests.faults import FAULTS
 REPO = Path(__file__).parent.parent
 EXIT = 100  # added to the exit code of pytest, since 1 is that of any process that broke
 # What the library and its tests import of others: most of what a run of pytest waits for.
-PRELOADED = ["torch.testing", "torch.export", "torch._dynamo", "einops", "hypothesis.strategies",
-             "_hypothesis_pytestplugin"]  # fmt: skip
-OPTIONS = ["-x", "-q", "-m", "", "-p", "no:cacheprovider", "-p", "no:xdist",
-           "-W", "ignore::pytest.PytestAssertRewriteWarning", "--hypothesis-profile", "faults"]  # fmt: skip
+PRELOADED = [
+    "torch.testing",
+    "torch.export",
+    "torch._dynamo",
+    "einops",
+    "hypothesis.strategies",
+    "_hypothesis_pytestplugin",
+]
+OPTIONS = [
+    "-x",
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "no:xdist",
+    "-W",
+    "ignore::pytest.PytestAssertRewriteWarning",
+    "--hypothesis-profile",
+    "faults",
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +69,7 @@ def run_pytest(folder, arguments):
     log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sys.exit(EXIT + int(pytest.main([*OPTIONS, *arguments])))
+    sys.exit(EXIT + int(pytest.main([*OPTIONS, "-m", "", *arguments])))
 
 
 def exit_code(processes, copy, arguments):

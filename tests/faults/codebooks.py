@@ -12,7 +12,8 @@ CODEBOOKS = {
     ),
     "unchosen-codes-drift": Fault(
         "codebooks/_ema.py",
-        "codes.copy_(torch.where(chosen.unsqueeze(1), moved, codes))\n        codebook.set_codes_(codes, chosen)",
+        "codes.copy_(torch.where(chosen.unsqueeze(1), moved, codes))\n"
+        "        codebook.set_codes_(codes, chosen)",
         "codes.copy_(moved)\n        codebook.set_codes_(codes, chosen | ~chosen)",
         "codebooks/test_ema.py",
         "textbook or by_hand",
