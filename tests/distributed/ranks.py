@@ -88,8 +88,13 @@ def run(checks, world, folder, *, limit=LIMIT):
 
     Ranks that have not ended after ``limit`` seconds report where they stood, and are killed.
     """
-    context = torch.multiprocessing.spawn(
-        _work, args=(checks, world, folder, limit), nprocs=world, join=False
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    context = torch.multiprocessing.start_processes(
+        _work,
+        args=(checks, world, folder, limit),
+        nprocs=world,
+        join=False,
+        start_method="forkserver",  # imports what a rank needs once
     )
     crash, deadline = "", time.monotonic() + limit + 60  # ranks start late and say where they are
     stacks = [folder / f"{rank}.stack" for rank in range(world)]
