@@ -16,34 +16,25 @@ with detail: sharpening bicubic's edges improves GMSD, too, and adds no detail.
 """
 
 import argparse
-import csv
-import io
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from tvqrap.cli import UserError, at_least, atomic_write, ensure_writable_folder, run, share
+from tvqrap.cli import UserError, at_least, ensure_writable_folder, run, share
 from tvqrap.images.detail import detail_energy
-from tvqrap.images.files import (
-    Photo,
-    check_output_size,
-    from_pillow,
-    to_float,
-    to_pillow,
-    write_image,
-)
+from tvqrap.images.files import Photo, check_output_size, write_image
 from tvqrap.images.layouts import SMALLEST_TILE, Blended
+from tvqrap.images.levels import from_pillow, to_float, to_pillow
 from tvqrap.images.pairs import Pair, pair_loaders, photo_loaders
 from tvqrap.images.panels import NEAREST, contact_sheet, find_detail, upscale_by
+from tvqrap.images.scores import Evaluation, Row, Scores, format_table, write_csv
 from tvqrap.images.tiling import Upscaler, device_of, upscale_tiled
 from tvqrap.models.assembly import SCALE
 from tvqrap.models.weights import DEFAULT_WEIGHTS, load_super_resolver
@@ -54,7 +45,6 @@ BORDER = 4  # pixels that no measure looks at, as is usual in super-resolution
 CROP = 64  # small pixels along the side of what the side-by-side image shows
 ZOOM = 2  # upscaling there
 SHOWN = 6  # scenes there
-DIGITS = (2, 4, 4, 3)  # of each score in the table
 
 
 class PredictsCodes(Upscaler, Protocol):
@@ -68,52 +58,6 @@ class PredictsCodes(Upscaler, Protocol):
     def indices(self, lr: Tensor, /) -> Tensor:
         """Maps ``(b, 3, h, w)`` to the indices that the model chooses; -1 for none."""
         ...
-
-
-class Scores(NamedTuple):
-    """What is measured of one upscaling; the module's docstring says what each is."""
-
-    psnr: float
-    ssim: float
-    gmsd: float
-    detail: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """The numbers of one scene."""
-
-    name: str
-    bicubic: Scores
-    model: Scores
-    seconds: float
-
-
-@dataclass
-class Evaluation:
-    """The numbers of all scenes.
-
-    Attributes:
-        rows: one for each scene.
-        perplexity: codes in effective use, over all scenes; 0 if the model chose none.
-        usage: share of the codebook that was chosen at all.
-        codebook_size: number of codes.
-    """
-
-    rows: list[Row] = field(default_factory=list)
-    perplexity: float = 0.0
-    usage: float = 0.0
-    codebook_size: int = 0
-
-    @property
-    def mean(self) -> Row:
-        """The mean over scenes, as a row."""
-        count = len(self.rows)
-        bicubic, model = (
-            Scores(*(sum(column) / count for column in zip(*scores, strict=True)))
-            for scores in ([row.bicubic for row in self.rows], [row.model for row in self.rows])
-        )
-        return Row("mean", bicubic, model, sum(row.seconds for row in self.rows) / count)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -225,41 +169,6 @@ def measure(image: Tensor, original: Tensor) -> Scores:
     return Scores(*(float(score) for score in scores))
 
 
-def format_table(evaluation: Evaluation) -> str:
-    """The table that a person reads."""
-    rows = [*evaluation.rows, evaluation.mean]
-    width = max(len(row.name) for row in rows)
-    head = "PSNR-Y (dB)       SSIM-Y           GMSD (low)       detail"
-    lines = [
-        f"{'':{width}}  {head}".rstrip(),
-        f"{'':{width}}" + "  bicubic   model" * len(Scores._fields) + "  seconds",
-    ]
-    for row in rows:
-        cells = "".join(
-            f"  {ours:7.{digits}f} {theirs:7.{digits}f}"
-            for ours, theirs, digits in zip(row.bicubic, row.model, DIGITS, strict=True)
-        )
-        lines.append(f"{row.name:{width}}{cells}  {row.seconds:7.1f}")
-    return "\n".join([*lines, _codes_line(evaluation)])
-
-
-def write_csv(path: Path, evaluation: Evaluation) -> None:
-    """Writes the table for programs, with the mean as its last row.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    text = io.StringIO(newline="")
-    table = csv.writer(text)
-    heads = [f"{kind}_{name}" for name in Scores._fields for kind in ("bicubic", "model")]
-    table.writerow(["name", *heads, "seconds"])
-    for row in (*evaluation.rows, evaluation.mean):
-        numbers = chain.from_iterable(zip(row.bicubic, row.model, strict=True))
-        table.writerow([row.name, *(f"{number:.6g}" for number in numbers), f"{row.seconds:.3f}"])
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
-
-
 def side_by_side(pair: Pair, upscaled: Tensor, row: Row) -> list[tuple[str, Image.Image]]:
     """The part of a scene with most contrast: bicubic, model, original, with captions."""
     left, top, right, bottom = (side * SCALE for side in find_detail(to_pillow(pair.lr), CROP))
@@ -306,16 +215,6 @@ def _indices(model: PredictsCodes, lr: Tensor, tile: int) -> Iterator[Tensor]:
     for strip in lr.split(tile, dim=1):
         for part in strip.split(tile, dim=2):
             yield model.indices(part[None].to(device_of(model))).cpu()
-
-
-def _codes_line(evaluation: Evaluation) -> str:
-    size = evaluation.codebook_size
-    if not evaluation.usage:
-        return f"codebook: none of {size} codes chosen (these weights have no predictor)"
-    return (
-        f"codebook: {evaluation.usage:.1%} of {size} codes chosen, "
-        f"perplexity {evaluation.perplexity:.1f}"
-    )
 
 
 def _caption(scores: Scores) -> str:

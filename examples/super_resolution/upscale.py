@@ -34,13 +34,12 @@ from tvqrap.images.files import (
     Photo,
     check_output_size,
     collect_inputs,
-    from_pillow,
     read_image,
-    to_pillow,
     write_image,
 )
 from tvqrap.images.jobs import Job, check_job, identity_of, plan_jobs
 from tvqrap.images.layouts import SMALLEST_TILE, Averaged, Blended, Layout
+from tvqrap.images.levels import from_pillow, to_pillow
 from tvqrap.images.panels import comparison, upscale_by
 from tvqrap.images.tiling import DEFAULT_LAYOUT, Upscaler, upscale_tiled
 from tvqrap.models.prepared import PRECISIONS, Prepared
@@ -105,8 +104,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--layout",
         choices=("blended", "averaged"),
         default="blended",
-        help="of tiles: what is sure of each, without visible borders, or the paper's, larger ones "
-        "with equal weights (%(default)s)",
+        help="of tiles: blended without visible borders, or the paper's larger ones, averaged where"
+        " they overlap (%(default)s)",
     )
     parser.add_argument(
         "--tile",

@@ -15,11 +15,10 @@ from tvqrap.images.files import (
     check_output_size,
     collect_inputs,
     preview,
-    quantize,
     read_image,
-    to_float,
     write_image,
 )
+from tvqrap.images.levels import quantize, to_float
 from tvqrap.images.panels import contact_sheet
 
 WIDTH, HEIGHT = 20, 12

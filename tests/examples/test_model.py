@@ -2,13 +2,21 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from tvqrap.images.layouts import reflect
-from tvqrap.models.assembly import SuperResolver, TextureTokenizer
+from tvqrap.models.assembly import (
+    SuperResolver,
+    TextureTokenizer,
+    predictor_losses,
+    rap_loss,
+    tokenizer_loss,
+)
 from tvqrap.models.convolutional import ConvolutionalConfig
 from tvqrap.models.paper import PaperConfig
 from tvqrap.models.presets import PRESETS, config_from_json, config_to_json
+from vqprior.losses import ReconstructionAwareLoss
 
 LITTLE = {
     "width": 8,
@@ -117,6 +125,38 @@ def test_code_loss_does_not_move_the_structure(config):
     if model.tokenizer.structure.regressed:
         assert all(p.grad is None for p in regressor.parameters())
     assert next(model.predictor.trunk.parameters()).grad.abs().sum() > 0
+
+
+@configs
+def test_each_loss_is_the_sum_of_its_terms_and_trains_its_networks(config):
+    objective = ReconstructionAwareLoss(pixel=F.l1_loss)
+    tokenizer, predictor = TextureTokenizer(config), config.make_predictor()
+    batch = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 16, 16)
+    step = tokenizer_loss(tokenizer, *batch, objective)
+    assert_close(step.loss, sum(step.terms.values()))
+    step.loss.backward()
+    assert all(p.grad is not None for p in tokenizer.parameters())
+    tokenizer.zero_grad()
+    model = SuperResolver(tokenizer, predictor)
+    terms = predictor_losses(model, model.predict(batch[1]), *batch)
+    assert set(terms) == ({"code", "structure"} if tokenizer.structure.regressed else {"code"})
+    sum(terms.values()).backward()
+    assert all(p.grad is not None for p in predictor.parameters())
+    kept = rap_loss(model, *batch, objective, code_weight=0.5)
+    assert_close(kept.loss, sum(kept.terms.values()))
+    assert_close(kept.loss, rap_loss(model, *batch, objective).loss + 0.5 * sum(terms.values()))
+    assert all(p.grad is None for p in tokenizer.parameters())
+
+
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_a_regressed_structure_of_any_stride(stride):
+    config = ConvolutionalConfig(structure="regressed", stride=stride, **LITTLE)
+    model = make(config)
+    hr, lr = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 16, 16)
+    features = model.tokenizer.describe(hr, lr).features
+    assert features.shape[-1] == 64 // stride
+    assert model.predict(lr).features.shape == features.shape
+    assert set(model.tokenizer(hr, lr).terms) == {"alignment", "small"}
 
 
 @pytest.mark.parametrize("name", ["regressed", "paper"])

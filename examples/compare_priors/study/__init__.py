@@ -1,6 +1,6 @@
-"""What compare.py is made of; images, files and errors are handled as in super_resolution/."""
+"""What compare.py is made of, beside the package and the scripts of super_resolution/."""
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[2] / "super_resolution"))  # for `tvqrap`
+sys.path.insert(0, str(Path(__file__).parents[2] / "super_resolution"))

@@ -57,8 +57,9 @@ def run_steps(
     stage.to(setting.device, memory_format=torch.channels_last)
     update = Update(stage, recipe, ranks, split=split, critic=critic, precision=setting.precision)
     generator = torch.Generator(setting.device).manual_seed(seed)
-    all_alike = torch.zeros(recipe.batch, device=setting.device)
-    randomness = [StepRandomness(all_alike, range(recipe.batch), generator)]
+    # With or without codes, a stage decodes all samples alike.
+    alike = torch.zeros(recipe.batch, device=setting.device)
+    randomness = [StepRandomness(alike, range(recipe.batch), generator)]
     batches = setting.batches(seed, recipe.batch, first)
     for step in tqdm(range(steps), stage.name, leave=False, disable=None):
         update.set_learning_rate(recipe.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2)

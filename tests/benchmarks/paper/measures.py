@@ -144,7 +144,7 @@ def tiles(settings: Settings) -> Measured:
         one = seconds_of(lambda: model(tile), settings.device)
         rounds.append((whole / side**2, one / alone**2))
     seconds = np.array(rounds)
-    seen = seen_share(layout, model, side, side)
+    seen = seen_share(layout, model.tiling, side, side)
     note = f"the network sees {seen:.3f} times as many pixels"
     return summarize(seconds[:, 0] / seconds[:, 1], AS_MUCH, seconds * [side**2, alone**2], note)
 

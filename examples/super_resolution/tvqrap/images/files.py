@@ -25,6 +25,7 @@ from PIL import (
 from torch import Tensor
 
 from tvqrap.cli import UsageError, UserError, atomic_write, describe, is_out_of_memory
+from tvqrap.images.levels import from_pillow, in_strips, quantize, to_float, to_pillow
 
 Image.init()
 # Not everything Pillow knows: EPS, for one, would start another program on a stranger's file.
@@ -163,32 +164,6 @@ def collect_inputs(arguments: Iterable[str]) -> list[Path]:
     return list(found.values())
 
 
-def to_pillow(values: Tensor) -> Image.Image:
-    """``(3, h, w)`` or ``(1, h, w)``, floats in [0, 1] or levels, as 8-bit RGB or gray."""
-    levels = values if values.dtype == torch.uint8 else _in_strips(_to_eight_bit, values)
-    return Image.fromarray(levels.permute(1, 2, 0).squeeze(2).contiguous().numpy())
-
-
-def from_pillow(image: Image.Image) -> Tensor:
-    """An 8-bit image as ``uint8`` levels ``(channels, h, w)``."""
-    array = np.array(image)
-    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
-
-
-def quantize(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Floats, clamped to [0, 1], as the nearest levels of ``uint8`` or ``uint16``."""
-    top = torch.iinfo(dtype).max
-    # By way of int32, because few kernels exist for uint16.
-    return values.float().clamp(0, 1).mul(top).round_().to(torch.int32).to(dtype)
-
-
-def to_float(values: Tensor) -> Tensor:
-    """Levels of ``uint8`` or ``uint16`` as floats in [0, 1]; floats as they are."""
-    if values.is_floating_point():
-        return values
-    return values.float() / torch.iinfo(values.dtype).max
-
-
 def preview(photo: Photo) -> Image.Image:
     """The image as it looks on white paper: 8-bit RGB, without alpha."""
     return _pillow_to_save(photo, "JPEG").convert("RGB")
@@ -302,7 +277,7 @@ def _exif(image: Image.Image) -> bytes | None:
 def _pillow_to_save(photo: Photo, kind: str) -> Image.Image:
     """The mode and depth that ``kind`` can hold and ``photo`` deserves."""
     if photo.grayscale and photo.bit_depth == 16 and photo.alpha is None and kind == "PNG":
-        return Image.fromarray(_in_strips(_to_sixteen_bit_gray, photo.rgb)[0].numpy())
+        return Image.fromarray(in_strips(_to_sixteen_bit_gray, photo.rgb)[0].numpy())
     image = to_pillow(photo.rgb)
     if photo.grayscale:
         image = image.convert("L")
@@ -313,15 +288,6 @@ def _pillow_to_save(photo: Photo, kind: str) -> Image.Image:
         return Image.composite(image, Image.new(image.mode, image.size, "white"), alpha)
     image.putalpha(alpha)
     return image
-
-
-def _in_strips(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """Applies it to a thousand rows at a time: all values of a result as floats are gigabytes."""
-    return torch.cat([function(strip) for strip in values.split(1024, dim=1)], dim=1)
-
-
-def _to_eight_bit(values: Tensor) -> Tensor:
-    return quantize(to_float(values), torch.uint8)
 
 
 def _to_sixteen_bit_gray(rgb: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from tvqrap.cli import UserError
-from tvqrap.images.files import collect_inputs, from_pillow, preview, read_image
+from tvqrap.images.files import collect_inputs, preview, read_image
+from tvqrap.images.levels import from_pillow
 from tvqrap.models.assembly import SCALE
 
 SMALLEST_SIDE = 32  # of a large image

@@ -6,7 +6,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
 
-from tvqrap.images.files import Photo, from_pillow, preview
+from tvqrap.images.files import Photo, preview
+from tvqrap.images.levels import from_pillow
 
 PANEL = 640  # longest side of an image in a comparison
 ZOOM = 3  # upscaling of the detail in a comparison

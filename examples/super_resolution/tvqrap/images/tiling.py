@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from tvqrap.cli import UserError, is_out_of_memory
-from tvqrap.images.files import quantize
 from tvqrap.images.layouts import Blended, Layout, Placement, Span, Tiling
+from tvqrap.images.levels import quantize
 
 DEFAULT_LAYOUT = Blended()
 PIECE = 2**20  # pixels that are made integers at a time; a few copies of so many do not matter
