@@ -162,8 +162,8 @@ QUANTIZERS = {
     ),
     "fsq-ties-go-to-even-levels": Fault(
         "quantizers/_fsq.py",
-        "(prepared - 0.5).ceil()",
-        "prepared.round()",
+        "(digits - 0.5).ceil()",
+        "digits.round()",
         "quantizers/test_fsq.py",
         "ties",
     ),
