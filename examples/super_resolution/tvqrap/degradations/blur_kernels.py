@@ -134,7 +134,7 @@ def draw_final_sinc(rng: np.random.Generator) -> SincKernel:
 
 
 def blur(image: Tensor, weights: Tensor) -> Tensor:
-    """Filters every channel of images with the same kernel, mirroring them at their borders.
+    """Filters all channels of an image with one kernel, mirroring it at its borders.
 
     Where the kernel reaches further than a mirror image does (its radius is the image's short
     side or more), the border pixels are repeated instead.
@@ -145,7 +145,8 @@ def blur(image: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         image: ``(b, c, h, w)``, float32.
-        weights: ``(k, k)``, k odd; moved to the image's device.
+        weights: ``(k, k)``, k odd, or one kernel for each image, ``(b, 1, k, k)``; moved to the
+            image's device.
 
     Returns:
         ``(b, c, h, w)``, what ``conv2d`` with the kernel would give for symmetric kernels, which
@@ -177,7 +178,7 @@ UNSHARP = BellKernel("iso", 51, (8.0, 8.0))
 UNSHARP_THRESHOLD = 10 / 255
 
 
-def sharpen(image: Tensor, weight: float = 0.5) -> Tensor:
+def sharpen(image: Tensor, weight: float = 0.5, weights: Tensor | None = None) -> Tensor:
     """Unsharp masking, that of Real-ESRGAN: adds what a wide blur takes away.
 
     Only where that is more than 10 levels, and fading out around there, so that noise is left.
@@ -185,11 +186,12 @@ def sharpen(image: Tensor, weight: float = 0.5) -> Tensor:
     Args:
         image: ``(b, c, h, w)`` in [0, 1], float32.
         weight: of what is added.
+        weights: of the wide blur, for who has them on the device already.
 
     Returns:
         ``(b, c, h, w)`` in [0, 1].
     """
-    weights = UNSHARP.weights()
+    weights = UNSHARP.weights() if weights is None else weights
     residual = image - blur(image, weights)
     where = blur((residual.abs() > UNSHARP_THRESHOLD).float(), weights)
     sharp = (image + weight * residual).clamp(0, 1)

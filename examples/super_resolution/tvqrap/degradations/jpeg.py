@@ -4,6 +4,7 @@ The standard is ITU-T T.81; the scaling of its tables by a quality, the coarser 
 their smooth enlargement are those of libjpeg, the encoder and decoder of most photos.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ BLOCK = 8
 UNIT = 2 * BLOCK  # pixels along a side that one block of each color channel covers
 
 
-def jpeg(image: Tensor, quality: float) -> Tensor:
+def jpeg(image: Tensor, quality: float | Tensor) -> Tensor:
     """Compresses and decompresses images: 4:2:0, quantized coefficients, no entropy coding.
 
     What the matrix products are computed in follows ``torch.backends.cuda.matmul.allow_tf32``,
@@ -42,15 +43,16 @@ def jpeg(image: Tensor, quality: float) -> Tensor:
 
     Args:
         image: ``(b, 3, h, w)`` RGB in [0, 1], float32, of any size.
-        quality: 1 to 100 as in libjpeg, fractions allowed.
+        quality: 1 to 100 as in libjpeg, fractions allowed; or one for each image, ``(b,)`` on its
+            device, which are not checked: on a GPU that would wait for it.
 
     Returns:
         ``(b, 3, h, w)`` in [0, 1], not rounded to 8 bits.
 
     Raises:
-        ValueError: The quality is out of its range.
+        ValueError: The quality, if it is a number, is out of its range.
     """
-    if not 1 <= quality <= 100:
+    if not isinstance(quality, Tensor) and not 1 <= quality <= 100:
         raise ValueError(f"quality must be in [1, 100], got {quality}")
     height, width = image.shape[-2:]
     padded = F.pad(image, (0, -width % UNIT, 0, -height % UNIT), mode="replicate")
@@ -90,24 +92,38 @@ def _to_rgb(luma: Tensor, chroma: Tensor) -> Tensor:
     return torch.stack([red, green, blue], dim=1)
 
 
-def scaled_steps(table: tuple[tuple[int, ...], ...], quality: float) -> Tensor:
-    """The steps for a quality: ``(8, 8)`` whole numbers of 1 to 255, what a file can store."""
+def scaled_steps(table: tuple[tuple[int, ...], ...], quality: float | Tensor) -> Tensor:
+    """The steps for a quality: ``(8, 8)`` whole numbers of 1 to 255, what a file can store.
+
+    For qualities ``(b,)`` they are ``(b, 1, 1, 1, 8, 8)``, beside the blocks of their images.
+    """
+    if isinstance(quality, Tensor):
+        percent = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).floor()
+        percent = percent[:, None, None, None, None, None]
+        return ((_table(table, quality.device) * percent + 50) / 100).floor().clamp(1, 255)
     percent = math.floor(5000 / quality if quality < 50 else 200 - 2 * quality)
     return ((torch.tensor(table) * percent + 50) / 100).floor().clamp(1, 255)
+
+
+@functools.cache
+def _table(table: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """A table on a device, brought there once: every way there waits for the device."""
+    return torch.tensor(table, device=device)
 
 
 def _requantize(channels: Tensor, steps: Tensor) -> Tensor:
     """Rounds the cosine coefficients of every 8 x 8 block to multiples of their steps."""
     blocks = rearrange(channels, "b c (h i) (w j) -> b c h w i j", i=BLOCK, j=BLOCK)
-    cosines, steps = _cosines().to(channels), steps.to(channels)
+    cosines, steps = _cosines(channels.device).to(channels), steps.to(channels)
     coefficients = cosines @ blocks @ cosines.T
     blocks = cosines.T @ ((coefficients / steps).round() * steps) @ cosines
     return rearrange(blocks, "b c h w i j -> b c (h i) (w j)")
 
 
-def _cosines() -> Tensor:
+@functools.cache
+def _cosines(device: torch.device) -> Tensor:
     """The orthonormal discrete cosine transform: ``(frequency, position)``."""
     line = torch.arange(BLOCK, dtype=torch.float64)
     matrix = torch.cos(torch.outer(line, 2 * line + 1) * math.pi / (2 * BLOCK))
     matrix[0] /= math.sqrt(2)
-    return matrix * math.sqrt(2 / BLOCK)
+    return (matrix * math.sqrt(2 / BLOCK)).to(device)

@@ -101,3 +101,52 @@ PAPER = {
 }
 
 RECIPES: dict[str, dict[str, Recipe]] = {"tiny": OURS, "small": OURS, "paper": PAPER}
+
+
+@dataclasses.dataclass(frozen=True)
+class TimedRecipe(Recipe):
+    """How train_all.py trains one stage within its share of the time.
+
+    The learning rate rises for a moment and then falls to nothing along half a cosine of the time,
+    so that every stage ends annealed however fast the machine is.
+
+    Attributes:
+        share: Of the time.
+        learned: Weight of the learned perceptual loss; ``perceptual`` is that of the filter bank
+            that stands in for it.
+        adversarial_from: Share of the stage's time after which the discriminator learns. Images
+            have to be good before it can say anything but that they are not.
+        critic_learning_rate: Of the discriminator.
+        true_codes: Share of samples that are decoded with their true codes, in a stage where the
+            decoder learns beside the predictor.
+    """
+
+    batch: int = 64
+    crop: int = 128
+    learning_rate: float = 3e-4
+    adversarial: float = 0.5
+    code_dropout: float = 0.2
+    share: float = 0.25
+    learned: float = 0.03
+    adversarial_from: float = 0.0
+    critic_learning_rate: float = 2e-4
+    true_codes: float = 0.0
+
+
+# The low-resolution images of all stages are those of mixture.py: structure and decoder are
+# frozen after the first, so whatever they should be able to clean has to be seen there.
+TIMED: dict[str, TimedRecipe] = {
+    "tokenizer": TimedRecipe(share=0.45, adversarial=0.4, adversarial_from=0.5),
+    "predictor": TimedRecipe(share=0.13, adversarial=0.0, code_dropout=0.0),
+    # Less adversarial than the first stage and the paper (0.75), since what is decoded is a guess:
+    # with 0.3 clean images had more texture and were further from the original.
+    "rap": TimedRecipe(
+        share=0.12, learning_rate=2e-4, adversarial=0.15, adversarial_from=0.3,
+        code_weight=0.01, code_dropout=0.0,
+    ),
+    # Not in the paper, which keeps structure and decoder frozen.
+    "joint": TimedRecipe(
+        share=0.3, learning_rate=2e-4, adversarial=0.15, adversarial_from=0.3,
+        code_weight=0.01, true_codes=0.2,
+    ),
+}  # fmt: skip

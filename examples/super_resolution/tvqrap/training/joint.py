@@ -1,0 +1,76 @@
+"""After stage 3: what decodes and what predicts learn together."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from tvqrap.models.assembly import SuperResolver, TextureTokenizer
+from tvqrap.training.stages import MakeObjective, Stage, Step, StepRandomness
+from vqprior.functional import index_cross_entropy, select_codes
+
+
+class JointStage(Stage):
+    """Trains structure and decoder on codes as they are predicted, beside the predictor.
+
+    The paper freezes the decoder, which has then only seen true codes and shows wrong ones as they
+    are. Here it sees three kinds of samples, in this order: without codes, with their true codes,
+    and with predicted ones; so it still decodes structure alone, and what the tokenizer says. What
+    decides on true codes (texture encoder, fusion, codebook) stays frozen, and sees the structure
+    as it is.
+
+    Args:
+        tokenizer: The prior, which is copied.
+        predictor: Where to start.
+        make_objective: Makes the loss on the image.
+        code_weight: Weight of the code-level loss.
+        without_codes: Share of the samples without codes.
+        true_codes: Share of those with true codes.
+
+    Raises:
+        ValueError: If the structure is regressed: its truth would move with what learns.
+    """
+
+    name = "joint"
+
+    def __init__(
+        self, tokenizer: TextureTokenizer, predictor: nn.Module, make_objective: MakeObjective, *,
+        code_weight: float = 0.0, without_codes: float = 0.2, true_codes: float = 0.2,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if tokenizer.structure.regressed:
+            raise ValueError("`tokenizer` must have its structure from the low-resolution image")
+        self.config = tokenizer.config
+        self.tokenizer = copy.deepcopy(tokenizer).requires_grad_(requires_grad=False).eval()
+        learning = {"structure": self.tokenizer.structure, "decoder": self.tokenizer.decoder}
+        self.trained = nn.ModuleDict({"predictor": predictor, **learning})
+        self.trained.requires_grad_(requires_grad=True)
+        self.objective = make_objective(self.tokenizer.decoder.last_layer.weight)
+        self.code_weight = code_weight
+        self.without_codes = without_codes
+        self.true_codes = true_codes
+
+    def forward(self, hr: Tensor, lr: Tensor, randomness: StepRandomness) -> Step:
+        """Decodes all three kinds of codes and compares images."""
+        tokenizer, predictor = self.tokenizer, self.trained["predictor"]
+        truth = tokenizer.describe(hr, lr)
+        structure = tokenizer.structure.expand(lr)
+        logits = predictor(predictor.trunk(lr), structure)
+        codes = tokenizer.codes.detach()
+        texture, indices = select_codes(logits, codes)
+        first, second = (
+            round(share * len(hr))
+            for share in (self.without_codes, self.without_codes + self.true_codes)
+        )
+        true = codes[truth.indices[first:second]]
+        texture = torch.cat([torch.zeros_like(texture[:first]), true, texture[second:]])
+        image = tokenizer.decoder(structure + texture.movedim(-1, 1), lr)
+        loss, terms = self.objective(image, hr)
+        terms["code"] = self.code_weight * index_cross_entropy(logits, truth.indices)
+        return Step(loss + terms["code"], terms, indices, image)
+
+    def model(self, trained: nn.Module) -> SuperResolver:
+        """Returns what is saved: the tokenizer with its new parts."""
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.structure, tokenizer.decoder = trained["structure"], trained["decoder"]
+        return SuperResolver(tokenizer, trained["predictor"])
