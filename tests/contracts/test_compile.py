@@ -55,6 +55,7 @@ def test_compiles_in_one_graph(make, training):
     compare(make, training, "aot_eager")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what it imports
 @pytest.mark.parametrize("name", ["euclidean", "residual"])
 def test_inductor_computes_the_same(name):
     compare(QUANTIZERS[name], True, "inductor")
