@@ -32,7 +32,7 @@ def index_cross_entropy(
             weight 0 are left out, whatever they hold.
 
     Returns:
-        The weighted mean over counted tokens in nats, in float32 or wider; 0 where no token
+        The weighted mean over valid tokens in nats, in float32 or wider; 0 where no token
         counts.
 
     Raises:
@@ -54,7 +54,7 @@ def index_cross_entropy(
         tensor(0.6931)
     """
     check_interval("label_smoothing", label_smoothing, 0.0, 1.0)
-    valid, wide = _admit(logits, indices, weights)
+    wide, valid = _validate_input(logits, indices, weights)
     losses = F.cross_entropy(
         wide.reshape(-1, wide.shape[-1]),
         torch.where(valid, indices.long(), -1).reshape(-1),
@@ -89,7 +89,7 @@ def distance_cross_entropy(
             weight 0 are left out, whatever they hold.
 
     Returns:
-        The weighted mean over counted tokens in nats, in float32 or wider; 0 where no token
+        The weighted mean over valid tokens in nats, in float32 or wider; 0 where no token
         counts.
 
     Raises:
@@ -115,7 +115,7 @@ def distance_cross_entropy(
     """
     check_codes("codes", codes)
     check_positive("temperature", temperature)
-    valid, wide = _admit(logits, indices, weights)
+    wide, valid = _validate_input(logits, indices, weights)
     if logits.shape[-1] != codes.shape[0]:
         raise ValueError(
             f"`logits` must have shape (..., {codes.shape[0]}), one entry for each code, "
@@ -144,8 +144,10 @@ def _neighbors(indices: Tensor, codes: Tensor, temperature: float) -> Tensor:
     return targets[indices] if by_code else targets
 
 
-def _admit(logits: Tensor, indices: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Checks, and returns which tokens count and wide logits, zeros where they do not."""
+def _validate_input(
+    logits: Tensor, indices: Tensor, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Checks; returns wide logits, with zeros where a token is not valid, and which are valid."""
     check_floating("logits", logits)
     check_integer("indices", indices)
     check_shape("indices", indices, logits.shape[:-1])
@@ -156,7 +158,7 @@ def _admit(logits: Tensor, indices: Tensor, weights: Tensor | None) -> tuple[Ten
         check_shape("weights", weights, indices.shape)
         valid = valid & (weights > 0)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return valid, torch.where(valid.unsqueeze(-1), wide, 0.0)
+    return torch.where(valid.unsqueeze(-1), wide, 0.0), valid
 
 
 def _weighted_mean(losses: Tensor, valid: Tensor, weights: Tensor | None) -> Tensor:

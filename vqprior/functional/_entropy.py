@@ -62,7 +62,7 @@ def entropy_loss(
     """
     check_at_least("sample_weight", sample_weight, 0.0)
     check_at_least("batch_weight", batch_weight, 0.0)
-    wide, valid = _admit(logits, mask)
+    wide, valid = _validate_input(logits, mask)
     log_probabilities = _finite(wide.log_softmax(dim=-1))
     probabilities = torch.where(valid.unsqueeze(-1), log_probabilities.exp(), 0.0)
     entropy = -(probabilities * log_probabilities).sum()
@@ -127,7 +127,7 @@ def bit_entropy_loss(
     """
     check_at_least("sample_weight", sample_weight, 0.0)
     check_at_least("batch_weight", batch_weight, 0.0)
-    wide, valid = _admit(logits, mask)
+    wide, valid = _validate_input(logits, mask)
     bits = wide.shape[-1]
     if group_size is not None:
         check_at_least("group_size", group_size, 1)
@@ -150,7 +150,7 @@ def bit_entropy_loss(
 def kl_to_uniform(logits: Tensor, mask: Tensor | None = None) -> Tensor:
     """Divergence of the predicted distributions from the uniform one: the prior term of dVAEs.
 
-    The mean over counted tokens of ``sum_j q_j log(k q_j)`` with ``q = softmax(logits)``:
+    The mean over valid tokens of ``sum_j q_j log(k q_j)`` with ``q = softmax(logits)``:
     between 0, where all codes are as likely, and ``log(k)``, where one is certain. Computed in
     float32 or wider.
 
@@ -180,15 +180,15 @@ def kl_to_uniform(logits: Tensor, mask: Tensor | None = None) -> Tensor:
         >>> kl_to_uniform(torch.tensor([[0.0, 0.0], [99.0, 0.0]]))  # half of log 2
         tensor(0.3466)
     """
-    wide, valid = _admit(logits, mask)
+    wide, valid = _validate_input(logits, mask)
     log_probabilities = _finite(wide.log_softmax(dim=-1))
     terms = log_probabilities.exp() * (log_probabilities + math.log(wide.shape[-1]))
     total = torch.where(valid, terms.sum(dim=-1), 0.0).sum()
     return total / valid.sum().clamp_min(1)
 
 
-def _admit(logits: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Checks, and returns wide logits ``(n, k)``, zeros where masked, and the tokens' mask."""
+def _validate_input(logits: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Checks; returns wide logits ``(n, k)``, with zeros where masked, and the mask ``(n,)``."""
     check_logits("logits", logits)
     shape = logits.shape[:-1]
     if mask is None:
@@ -232,7 +232,7 @@ def _means(
 
 
 def _joint(logits: Tensor, valid: Tensor) -> Tensor:
-    """The sum over counted tokens of the joint distribution of some independent bits.
+    """The sum over valid tokens of the joint distribution of some independent bits.
 
     Of the two halves of the bits, each has a table of ``2**(g / 2)`` probabilities a token; one
     matrix product sums the outer products of both over the tokens.

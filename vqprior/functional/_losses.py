@@ -47,7 +47,7 @@ def masked_mean_square(difference: Tensor, mask: Tensor) -> Tensor:
 def commitment_loss(out: QuantizerOutput | Selection) -> Tensor:
     """Pulls what was quantized toward the chosen codes: mean of ``(x - sg[code])^2``.
 
-    The mean runs over counted tokens and features; several codebooks add up.
+    The mean runs over valid tokens and features; several codebooks add up.
 
     Args:
         out: A quantizer's result, or one selection of it.
@@ -82,7 +82,7 @@ def commitment_loss(out: QuantizerOutput | Selection) -> Tensor:
 def codebook_loss(out: QuantizerOutput | Selection) -> Tensor:
     """Pulls the chosen codes toward what was quantized: mean of ``(sg[x] - code)^2``.
 
-    The mean runs over counted tokens and features; several codebooks add up.
+    The mean runs over valid tokens and features; several codebooks add up.
 
     Args:
         out: A quantizer's result, or one selection of it.
@@ -118,7 +118,7 @@ def symmetric_vq_loss(out: QuantizerOutput | Selection) -> Tensor:
     """Pulls inputs and chosen codes toward each other at equal rates: mean of ``(x - code)^2``.
 
     Its gradient is the sum of those of ``commitment_loss`` and ``codebook_loss``. The mean runs
-    over counted tokens and features; several codebooks add up.
+    over valid tokens and features; several codebooks add up.
 
     Args:
         out: A quantizer's result, or one selection of it.

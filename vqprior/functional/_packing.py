@@ -60,7 +60,7 @@ def pack_indices(indices: Tensor, codebook_sizes: int | Sequence[int]) -> bytes:
         >>> torch.equal(unpack_indices(data), indices)
         True
     """
-    sizes, has_columns = _admit(indices, codebook_sizes)
+    sizes, has_columns = _sizes_of_columns(indices, codebook_sizes)
     columns = indices.detach().cpu().reshape(-1, len(sizes)).numpy()
     ranges = [_range(column) for column in columns.T]
     for place, (size, (low, high)) in enumerate(zip(sizes, ranges, strict=True)):
@@ -185,7 +185,7 @@ def index_bits(indices: Tensor, codebook_sizes: int | Sequence[int]) -> Tensor:
         >>> index_bits(indices.flatten(0, 1), (1024,) * 4).mean()
         tensor(30., dtype=torch.float64)
     """
-    sizes, has_columns = _admit(indices, codebook_sizes)
+    sizes, has_columns = _sizes_of_columns(indices, codebook_sizes)
     emitted = indices >= 0 if has_columns else (indices >= 0).unsqueeze(-1)
     if emitted.ndim > 2:
         emitted = emitted.flatten(1, -2).sum(dim=1)
@@ -193,7 +193,9 @@ def index_bits(indices: Tensor, codebook_sizes: int | Sequence[int]) -> Tensor:
     return (emitted * costs).sum(dim=-1)
 
 
-def _admit(indices: Tensor, codebook_sizes: int | Sequence[int]) -> tuple[list[int], bool]:
+def _sizes_of_columns(
+    indices: Tensor, codebook_sizes: int | Sequence[int]
+) -> tuple[list[int], bool]:
     """Checks, and returns the size of each column and whether the last dimension holds them."""
     check_integer("indices", indices)
     has_columns = isinstance(codebook_sizes, Sequence)

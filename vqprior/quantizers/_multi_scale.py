@@ -147,7 +147,7 @@ class MultiScaleQuantizer(Quantizer):
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the indices ``(..., n)`` of all scales, smallest scale first."""
-        flat, valid, leading = self._admit(x, mask)
+        flat, valid, leading = self._validate_input(x, mask)
         rest, found = flat, []
         total = torch.zeros_like(flat, dtype=code_dtype(self))
         for number in range(len(self.scales)):
@@ -194,7 +194,7 @@ class MultiScaleQuantizer(Quantizer):
             TypeError: If the quantizer has no explicit codebook.
             ValueError: If ``temperature`` is not greater than 0, or on a wrong shape.
         """
-        flat, valid, leading = self._admit(x, None)
+        flat, valid, leading = self._validate_input(x, None)
         given = None if indices is None else self._layout.split_for(indices, leading)
         rest, parts = flat, []
         total = torch.zeros_like(flat, dtype=code_dtype(self))
@@ -210,7 +210,7 @@ class MultiScaleQuantizer(Quantizer):
         return self._layout.join(parts, leading)
 
     def _run(self, x: Tensor, mask: Tensor | None, indices: Tensor | None) -> QuantizerOutput:
-        flat, valid, leading = self._admit(x, mask)
+        flat, valid, leading = self._validate_input(x, mask)
         given = None if indices is None else self._layout.split_for(indices, leading)
         rest, outs = flat, []
         total = torch.zeros_like(flat, dtype=code_dtype(self))
@@ -251,7 +251,7 @@ class MultiScaleQuantizer(Quantizer):
         codebook_weight = self.codebook_weight if learns else 0.0
         return {"commitment": self.commitment_weight, "codebook": codebook_weight}
 
-    def _admit(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, torch.Size]:
+    def _validate_input(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, torch.Size]:
         """Checks the map; returns it as ``(b, *spatial, d)``, what counts, leading sizes."""
         check_floating("x", x)
         last = (*self.scales[-1], self.dim)
@@ -271,7 +271,7 @@ class MultiScaleQuantizer(Quantizer):
         return x.reshape(-1, *last), valid.reshape(-1, *last[:-1]), leading
 
     def _shrink(self, rest: Tensor, valid: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        """Averages over the counted positions of each cell; cells without any do not count."""
+        """Averages over the valid positions of each cell; cells without any do not count."""
         if number == len(self.scales) - 1:
             return rest, valid
         return average_down(rest, valid, self.scales[number])
