@@ -41,7 +41,7 @@ class Extent:
 
 
 QUICK = Extent(
-    seeds=1, scale=0.02, codebook_sizes=(64, 1024), quantizers=("vq", "residual-2", "fsq"),
+    seeds=1, scale=0.03, codebook_sizes=(64, 1024), quantizers=("vq", "residual-2", "fsq"),
     methods=("code", "code-longer", "rap", "soft", "reinmax", "continuous"), strides=(8, 32),
     places=6,
 )  # fmt: skip
