@@ -56,6 +56,16 @@ def test_what_masked_tokens_hold_does_not_matter(make):
         same_results(result(quantizer, fill(quantizer, x, ~mask, value), mask), expected)
 
 
+@quantizers_where(skips_what_is_not_finite, is_of_tokens)
+def test_a_broken_token_keeps_no_index_that_it_is_given(make):
+    quantizer = make().eval()
+    x, mask = draw(quantizer), draw_mask(quantizer)
+    indices = quantizer.encode(x)
+    out = quantizer.quantize_as(fill(quantizer, x, ~mask, torch.nan), indices)
+    assert (out.indices[~mask] == -1).all()
+    exactly(out.indices[mask], indices[mask])
+
+
 @quantizers_where(skips_what_is_not_finite)
 def test_a_token_with_one_non_finite_feature_is_masked(make):
     """For losses, and for the selections that rules and starts learn from."""

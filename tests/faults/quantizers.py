@@ -160,6 +160,13 @@ QUANTIZERS = {
         "quantizers/test_fsq.py",
         "formula",
     ),
+    "fsq-keeps-the-index-of-a-broken-token": Fault(
+        "quantizers/_fsq.py",
+        "indices = mask_indices(indices, valid, 1)",
+        "indices = mask_indices(indices, valid | True, 1)",
+        "contracts/test_mask.py",
+        "keeps_no_index and fsq",
+    ),
     "fsq-ties-go-to-even-levels": Fault(
         "quantizers/_fsq.py",
         "(digits - 0.5).ceil()",

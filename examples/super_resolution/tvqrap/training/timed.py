@@ -84,7 +84,7 @@ class TimedTraining:
         self.usage = CodebookUsage(stage.config.codebook_size).to(self.device)
         # Which samples have no codes is a matter of their place: the discriminator leaves them out.
         places = (torch.arange(recipe.batch, device=self.device) + 0.5) / recipe.batch
-        self.chance = StepRandomness(places, range(recipe.batch))
+        self.randomness = StepRandomness(places, range(recipe.batch))
         self._start_row()
 
     def run(self, reporting: Reporting) -> None:
@@ -140,7 +140,7 @@ class TimedTraining:
             if self.loudness(share) > 0:
                 self._freeze_codes()
         with self._autocast():
-            step = self.stage(batch.hr, batch.lr, self.chance)
+            step = self.stage(batch.hr, batch.lr, self.randomness)
         step.loss.backward()
         norm, bad = self.optimizer.step(annealed(self.recipe.learning_rate, share))
         out = step.quantizer_output
@@ -148,7 +148,7 @@ class TimedTraining:
             rule.step(detached(out))
         self.average.update()
         loss = self._teach(step, batch, share) if judged else torch.zeros_like(norm)
-        self._tally(step, batch, norm, bad, loss)
+        self._add_to_row(step, batch, norm, bad, loss)
 
     def _teach(self, step: Step, batch: CropPair, share: float) -> Tensor:
         first = self.stage.objective.judged_from
@@ -173,7 +173,7 @@ class TimedTraining:
             for part in (self.stage.trained.texture, self.stage.trained.quantizer):
                 part.requires_grad_(requires_grad=False)
 
-    def _tally(
+    def _add_to_row(
         self, step: Step, batch: CropPair, norm: Tensor, bad: Tensor, critic_loss: Tensor
     ) -> None:
         terms = {"loss": step.loss, **step.terms}
