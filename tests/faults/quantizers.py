@@ -80,14 +80,14 @@ QUANTIZERS = {
         "quantizers/_residual.py",
         "(length > stage)",
         "(length >= stage)",
-        "quantizers/test_residual.py",
+        "quantizers/test_residual_dropout.py",
         "uniform_length",
     ),
     "beam-takes-the-wrong-path": Fault(
         "quantizers/_residual.py",
         "path.gather(-1, best // near.shape[-1])",
         "path.gather(-1, best % path.shape[-1])",
-        "quantizers/test_residual.py",
+        "quantizers/test_residual_beam.py",
         "exhaustive",
     ),
     "residual-teacher-is-ignored": Fault(

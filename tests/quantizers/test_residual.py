@@ -1,7 +1,6 @@
-"""`ResidualQuantizer`: a hand-written loop, one outer gradient, beam search, dropout, prefixes."""
+"""`ResidualQuantizer`: a hand-written loop, one outer gradient, logits, prefixes."""
 
 import itertools
-import re
 
 import pytest
 import torch
@@ -9,34 +8,17 @@ from torch import nn
 from torch.testing import assert_close
 
 from tests.contracts.factories import state
+from tests.quantizers.stages import exactly, plain
 from vqprior import (
     FSQ,
     LFQ,
-    ChannelsFirst,
     CodebookEMA,
-    CodebookRevival,
-    EmbeddingCodebook,
     GroupedQuantizer,
-    MultiScaleQuantizer,
     ProjectedQuantizer,
     ResidualQuantizer,
-    TextureQuantizer,
     VectorQuantizer,
 )
 from vqprior.functional import rotation_trick
-
-
-def exactly(actual, expected):
-    assert_close(actual, expected, rtol=0, atol=0)
-
-
-def made_of(rows, **options):
-    table = EmbeddingCodebook.from_codes(torch.tensor(rows))
-    return VectorQuantizer(table.dim, table.num_codes, codebook=table, **options)
-
-
-def plain(count, k=16, d=4, **options):
-    return ResidualQuantizer([VectorQuantizer(d, k) for _ in range(count)], **options)
 
 
 def loop(quantizers, x):
@@ -137,162 +119,6 @@ def test_a_frozen_stage_adds_no_gradient_of_its_own():
     exactly(torch.autograd.grad(out.quantized.sum(), x)[0], torch.ones(5, 4))
     with torch.no_grad():
         assert not frozen(x).quantized.requires_grad
-
-
-def brute_force(residual, x):
-    """The best sum of one code from each stage, over all combinations, in float64."""
-    tables = [stage.codebook.weight.detach().double() for stage in residual.stages]
-    choices = list(itertools.product(*[range(len(table)) for table in tables]))
-    sums = torch.stack(
-        [sum(table[i] for table, i in zip(tables, choice, strict=True)) for choice in choices]
-    )
-    errors = torch.cdist(x.double(), sums)
-    return torch.tensor(choices)[errors.argmin(dim=1)], errors.amin(dim=1)
-
-
-@pytest.mark.parametrize(("k", "q"), [(3, 3), (4, 2), (2, 4), (5, 3)])
-def test_a_wide_beam_is_an_exhaustive_search(k, q):
-    residual = plain(q, k=k, d=2, beam_size=k ** (q - 1))
-    x = torch.randn(200, 2)
-    choices, errors = brute_force(residual, x)
-    out = residual(x)
-    found = (x - out.quantized).norm(dim=1).double()
-    assert_close(found, errors, rtol=1e-4, atol=1e-5)  # a square root of float32 rounding
-    assert (out.indices == choices).all(dim=1).float().mean() > 0.98
-    exactly(residual.encode(x), out.indices)
-
-
-def test_a_wider_beam_errs_less_on_average():
-    greedy = plain(4, k=8)
-    x = torch.randn(2000, 4)
-    errors = []
-    for beam_size in (1, 2, 4, 16):
-        searching = ResidualQuantizer(list(greedy.stages), beam_size=beam_size)
-        errors.append((x - searching(x).quantized).square().mean().item())
-    assert errors == sorted(errors, reverse=True)
-    assert errors[-1] < 0.9 * errors[0]
-
-
-def test_a_beam_of_a_hand_made_case():
-    """The greedy first choice, 0, leaves 4 for a code of 3; 5 and -1 hit exactly."""
-    stages = [made_of([[0.0], [9.0], [5.0]]), made_of([[3.0], [-1.0]])]
-    x = torch.tensor([[4.0], [2.4]])
-    assert ResidualQuantizer(stages).encode(x).tolist() == [[2, 1], [0, 0]]
-    assert ResidualQuantizer(stages, beam_size=2).encode(x).tolist() == [[2, 1], [0, 0]]
-    stages = [made_of([[0.0], [3.0]]), made_of([[0.5], [-1.9]])]
-    x = torch.tensor([[1.2]])  # 0 is nearer, but leaves 1.2 - 0.5; 3 leaves 0.1
-    assert ResidualQuantizer(stages).encode(x).tolist() == [[0, 0]]
-    assert ResidualQuantizer(stages, beam_size=2).encode(x).tolist() == [[1, 1]]
-
-
-def test_ties_of_the_beam_go_to_the_lowest_indices():
-    stages = [made_of([[0.0], [1.0], [0.0]]), made_of([[1.0], [0.0], [1.0]])]
-    # A sum of 1 in six ways: (0, 0), (0, 2), (1, 1), (2, 0), (2, 2); of 0 in two.
-    for beam_size in (2, 3, 9):
-        residual = ResidualQuantizer(stages, beam_size=beam_size)
-        assert residual.encode(torch.tensor([[0.0]])).tolist() == [[0, 1]]
-    assert ResidualQuantizer(stages, beam_size=9).encode(torch.tensor([[1.0]])).tolist() == [[1, 1]]
-    doubled = [made_of([[1.0, 0.0], [1.0, 0.0], [0.0, 3.0]]) for _ in range(3)]
-    indices = ResidualQuantizer(doubled, beam_size=4).encode(torch.randn(100, 2) + 1)
-    assert not (indices == 1).any()
-
-
-@pytest.mark.parametrize("beam_size", [2, 50])
-def test_a_beam_wider_than_a_codebook_of_few_codes(beam_size):
-    residual = ResidualQuantizer([made_of([[0.0]]), made_of([[1.0], [-1.0]])], beam_size=beam_size)
-    assert residual(torch.tensor([[0.7], [-0.2]])).indices.tolist() == [[0, 0], [0, 1]]
-
-
-def test_a_beam_of_one_is_the_greedy_search():
-    greedy = plain(3)
-    x, mask = torch.randn(50, 4), torch.rand(50) > 0.3
-    found = torch.stack(greedy._search_beam(torch.where(mask[:, None], x, 0.0), mask), dim=-1)
-    exactly(found, greedy.encode(x, mask))
-
-
-def test_the_beam_has_the_losses_and_gradients_of_its_choice():
-    residual = plain(3, beam_size=4)
-    x = torch.randn(20, 4, requires_grad=True)
-    out = residual(x)
-    expected = ResidualQuantizer(list(residual.stages)).quantize_as(x, out.indices)
-    exactly(out.quantized, expected.quantized)
-    exactly(out.terms, expected.terms)
-    both = [x, *residual.parameters()]
-    exactly(torch.autograd.grad(out.loss, both), torch.autograd.grad(expected.loss, both))
-
-
-def lengths(indices):
-    """How many stages each sample kept, which must be a prefix of them, for all its tokens."""
-    kept = (indices >= 0).flatten(1, -2)
-    assert (kept == kept[:, :1]).all()
-    kept = kept[:, 0]
-    length = kept.sum(dim=-1)
-    exactly(kept, torch.arange(kept.shape[1]) < length[:, None])
-    return length
-
-
-@pytest.mark.parametrize("dropout", [0.3, 1.0])
-@pytest.mark.parametrize("beam_size", [1, 2])
-def test_dropout_keeps_prefixes_of_uniform_length(dropout, beam_size):
-    residual = plain(4, k=4, d=2, dropout=dropout, beam_size=beam_size).train()
-    n = 4000
-    length = lengths(residual(torch.randn(n, 3, 2)).indices)
-    assert length.min() == 1
-    for kept in range(1, 5):
-        probability = dropout / 4 + (1 - dropout) * (kept == 4)
-        frequency = (length == kept).float().mean().item()
-        assert abs(frequency - probability) < 4 * (probability * (1 - probability) / n) ** 0.5
-
-
-@pytest.mark.parametrize("beam_size", [1, 3])
-def test_dropped_stages_contribute_nothing(beam_size):
-    residual = plain(4, dropout=0.9, beam_size=beam_size).train()
-    x = torch.randn(40, 3, 4)
-    out = residual(x)
-    exactly(residual.decode(out.indices), out.quantized)
-    for number, selection in enumerate(out.selections):
-        kept = out.indices[..., number] >= 0
-        assert 0 < kept.sum() < 120 or number == 0
-        exactly(selection.mask, kept)
-        exactly(selection.indices, out.indices[..., number])
-    means = [
-        (s.inputs[s.mask] - s.codes[s.mask]).square().mean() for s in out.selections
-    ]  # of the samples that kept the stage alone
-    assert_close(out.terms["commitment"], 0.25 * sum(means))
-    full = residual.eval()(x).indices
-    assert full.min() >= 0
-    if beam_size == 1:
-        exactly(out.indices, torch.where(out.indices >= 0, full, -1))
-
-
-def test_a_dropped_stage_has_no_gradient():
-    residual = plain(2, dropout=1.0).train()
-    while True:
-        out = residual(torch.randn(1, 5, 4))
-        if (out.indices[..., 1] == -1).all():
-            break
-    out.loss.backward()
-    assert residual.stages[0].codebook.weight.grad.any()
-    assert not residual.stages[1].codebook.weight.grad.any()
-
-
-def test_dropout_follows_the_global_generator_and_eval_ignores_it():
-    residual, x = plain(4, dropout=0.8), torch.randn(50, 4)
-    torch.manual_seed(3)
-    first = residual.train()(x).indices
-    torch.manual_seed(3)
-    exactly(residual(x).indices, first)
-    assert (residual(x).indices != first).any()
-    residual.eval()
-    exactly(residual(x).indices, residual.encode(x))
-    assert residual.encode(x).min() >= 0
-    exactly(residual.train().encode(x), residual.eval().encode(x))
-
-
-def test_a_single_vector_is_one_sample():
-    residual = plain(3, dropout=1.0).train()
-    seen = {tuple((residual(torch.randn(4)).indices >= 0).tolist()) for _ in range(60)}
-    assert seen == {(True, False, False), (True, True, False), (True, True, True)}
 
 
 def test_masked_tokens_have_no_index_in_any_stage():
@@ -443,109 +269,5 @@ def test_rules_keep_the_stages_apart():
         assert_close(state(stage), state(twin))
 
 
-def test_revival_counts_dropped_stages_as_unused():
-    residual = plain(2, dropout=1.0).train()
-    revival = CodebookRevival(residual, patience=1000.0)
-    out = residual(torch.randn(200, 4))
-    revival.step(out)
-    assert revival.tokens_0 == 200
-    assert revival.tokens_1 == (out.indices[:, 1] >= 0).sum() < 200
-
-
 def test_repr_shows_options():
     assert repr(plain(1, dropout=0.5)).splitlines()[1] == "  dropout=0.5, beam_size=1"
-
-
-vq, wide = VectorQuantizer(4, 16), VectorQuantizer(5, 16)
-
-
-@pytest.mark.parametrize(
-    ("quantizers", "options", "error", "message"),
-    [
-        ([], {}, ValueError, "`quantizers` must hold at least one quantizer, got none."),
-        (
-            [vq, wide],
-            {},
-            ValueError,
-            "`quantizers` must have one `dim`, got [4, 5]. Wrap those that search in another space "
-            "in `ProjectedQuantizer`.",
-        ),
-        (
-            [vq, nn.Linear(4, 4)],
-            {},
-            TypeError,
-            "`quantizers[1]` must be a quantizer, got Linear. A `TextureQuantizer` goes outside of "
-            "all others.",
-        ),
-        (
-            [TextureQuantizer(vq)],
-            {},
-            TypeError,
-            "`quantizers[0]` must be a quantizer, got TextureQuantizer. A `TextureQuantizer` goes "
-            "outside of all others.",
-        ),
-        (
-            [MultiScaleQuantizer(vq, (1, 2))],
-            {},
-            ValueError,
-            "`quantizers[0]` must have indices for each token, got MultiScaleQuantizer. Put "
-            "`MultiScaleQuantizer` outside.",
-        ),
-        (
-            [ChannelsFirst(MultiScaleQuantizer(vq, (1, 2)))],
-            {},
-            ValueError,
-            "`quantizers[0]` must have features last, got ChannelsFirst. Put `ChannelsFirst` "
-            "outside.",
-        ),
-        ([vq], {"dropout": 1.1}, ValueError, "`dropout` must be in [0, 1], got 1.1."),
-        ([vq], {"beam_size": 0}, ValueError, "`beam_size` must be at least 1, got 0."),
-        (
-            [vq, FSQ([3] * 4)],
-            {"beam_size": 2},
-            TypeError,
-            "`quantizer` must have one explicit codebook for `nearest_indices`, got FSQ. Use a "
-            "`VectorQuantizer`, or a wrapper of one.",
-        ),
-    ],
-)
-def test_wrong_arguments(quantizers, options, error, message):
-    with pytest.raises(error, match=f"^{re.escape(message)}$"):
-        ResidualQuantizer(quantizers, **options)
-
-
-@pytest.mark.parametrize("call", ["decode", "quantize_as", "logits"])
-@pytest.mark.parametrize("shape", [(3, 5), (3,), ()])
-def test_indices_of_another_number_of_codebooks(call, shape):
-    residual, indices = plain(4), torch.zeros(shape, dtype=torch.int64)
-    message = (
-        f"`indices` must have shape (..., 4), an index for each codebook, got {shape}. Fill up "
-        "with -1 what is not known."
-    )
-    calls = {
-        "decode": lambda: residual.decode(indices),
-        "quantize_as": lambda: residual.quantize_as(torch.zeros(3, 4), indices),
-        "logits": lambda: residual.logits(torch.zeros(3, 4), indices=indices),
-    }
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        calls[call]()
-
-
-def test_other_wrong_calls():
-    residual = plain(2)
-    with pytest.raises(ValueError, match=r"^`indices` must have shape \(3, 2\), got \(5, 2\)\.$"):
-        residual.quantize_as(torch.zeros(3, 4), torch.zeros(5, 2, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"^`temperature` must be greater than 0, got 0\.0\.$"):
-        residual.logits(torch.zeros(3, 4), temperature=0.0)
-    with pytest.raises(ValueError, match=r"^`x` must have shape \(\.\.\., 4\), got \(3, 5\)\."):
-        residual.logits(torch.zeros(3, 5))
-    with pytest.raises(TypeError, match=r"^`x` must be a floating-point tensor, got torch\.int64"):
-        residual.logits(torch.zeros(3, 4, dtype=torch.int64))
-    message = (
-        r"^`quantizer` must have one explicit codebook for `logits`, got LFQ\. Use a "
-        r"`VectorQuantizer`, or a wrapper of one\.$"
-    )
-    with pytest.raises(TypeError, match=message):
-        ResidualQuantizer([vq, LFQ(4)]).logits(torch.zeros(3, 4))
-    with pytest.raises(TypeError, match=r"codebook for `nearest_indices`, got ResidualQuantizer\."):
-        residual.nearest_indices(torch.zeros(3, 4), 2)
