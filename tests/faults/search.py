@@ -74,8 +74,8 @@ SEARCH = {
     ),
     "statistics-in-float16": Fault(
         "functional/_statistics.py",
-        "dtype = torch.promote_types(x.dtype, torch.float32)\n    # What",
-        "dtype = x.dtype\n    # What",
+        "dtype = torch.promote_types(x.dtype, torch.float32)\n    # Ignored",
+        "dtype = x.dtype\n    # Ignored",
         "functional/test_statistics.py",
     ),
     "statistics-by-one-hot": Fault(

@@ -252,14 +252,14 @@ def test_negative_weights(loss, name):
         (
             21,
             None,
-            "`group_size` must be at most 20, got None for 21 bits. Take a smaller one: the "
-            "entropies of the groups bound that of all bits from above.",
+            "`group_size` must be at most 20, got None for 21 bits. Pass a smaller size: the "
+            "batch entropy is then an upper bound.",
         ),
         (
             40,
             25,
-            "`group_size` must be at most 20, got 25 for 40 bits. Take a smaller one: the "
-            "entropies of the groups bound that of all bits from above.",
+            "`group_size` must be at most 20, got 25 for 40 bits. Pass a smaller size: the "
+            "batch entropy is then an upper bound.",
         ),
     ],
 )

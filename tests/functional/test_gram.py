@@ -169,8 +169,8 @@ def test_orthogonality_of_low_precision_is_computed_in_float32(low):
 
 def test_orthogonality_refuses_codes_that_cannot_learn():
     message = (
-        "`codes` must require a gradient, got a tensor without one. A codebook taken over by a "
-        "rule does not learn from losses: leave the term out, or measure it under "
+        "`codes` must require gradients, got a tensor that does not. A codebook that a rule "
+        "updates does not learn from losses: drop this term, or measure it under "
         "`torch.no_grad()`."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

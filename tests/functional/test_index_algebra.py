@@ -105,8 +105,8 @@ def test_compiles_in_one_graph_without_waiting():
         ((3, 0), "`levels` must be at least 1, got 0."),
         (
             (2**31, 2**32),
-            "`levels` must have a product of at most 2**62, got 9223372036854775808. Keep the "
-            "digits apart, or join fewer of them.",
+            "`levels` must have a product of at most 2**62, got 9223372036854775808. Join "
+            "fewer digits, or keep them separate.",
         ),
     ],
 )

@@ -153,7 +153,7 @@ def test_forgeries_can_be_right():
 @pytest.mark.parametrize(
     ("data", "what"),
     [
-        (forged([2**40], [8], [0]), "0 bytes of indices in place of 412316860416"),
+        (forged([2**40], [8], [0]), "0 bytes of indices instead of 412316860416"),
         (forged([2**40], [1], [0]), "1099511627776 indices that take no bits"),
         (forged([2**23], [1, 1, 1], [0, 0, 0]), "25165824 indices that take no bits"),
         (forged([2**40, 2**40], [1], [0]), "a header with sizes out of range"),
@@ -161,12 +161,12 @@ def test_forgeries_can_be_right():
         (forged([1], [0], [0]), "a header with sizes out of range"),
         (forged([1], [2**62 + 1], [0], b"\0" * 8), "a header with sizes out of range"),
         (forged([1], [2], [2], b"\0"), "a header with sizes out of range"),
-        (forged([1], [3], [0], b"\3"), "an index that is not below 3"),
-        (forged([1], [2], [1], b"\3"), "an index that is not below 2"),
+        (forged([1], [3], [0], b"\3"), "an index of 3 or more"),
+        (forged([1], [2], [1], b"\3"), "an index of 2 or more"),
         (b"vqix\1\0" + b"\xff" * 6, "12 bytes, less than a header"),
         (b"vqix\1\0" + b"\xff" * 40, "46 bytes, less than a header"),
-        (b"GIF89a", "bytes that begin with b'GIF8'"),
-        (b"", "bytes that begin with b''"),
+        (b"GIF89a", "bytes that start with b'GIF8'"),
+        (b"", "bytes that start with b''"),
         (b"vqix", "4 bytes, less than a header"),
     ],
 )
@@ -206,19 +206,19 @@ def test_text_is_not_bytes():
             torch.tensor([[0, 1], [3, 0]]),
             (3, 3),
             "`indices` must be in [-1, 3) in column 0, got values from 0 to 3. Pass the size of "
-            "the codebook that they come from.",
+            "the codebook that produced them.",
         ),
         (
             torch.tensor([0, -2]),
             3,
             "`indices` must be in [-1, 3) in column 0, got values from -2 to 0. Pass the size of "
-            "the codebook that they come from.",
+            "the codebook that produced them.",
         ),
         (
             torch.zeros(1, dtype=torch.int64).expand(2**24 + 1),
             1,
             "`indices` must hold at most 16777216 entries of codebooks of one code, got "
-            "16777217. Leave these columns out: they say nothing.",
+            "16777217. Drop these columns: they carry no information.",
         ),
     ],
     ids=["high", "low", "free"],
@@ -248,14 +248,14 @@ def test_wrapped_unsigned_numbers_are_out_of_range():
             (4, 4),
             ValueError,
             "`indices` must have shape (..., 2), one entry for each codebook, got (2, 3). For "
-            "one codebook, pass its size as a number.",
+            "one codebook, pass its size as an int.",
         ),
         (
             torch.zeros(()).long(),
             (4,),
             ValueError,
             "`indices` must have shape (..., 1), one entry for each codebook, got (). For one "
-            "codebook, pass its size as a number.",
+            "codebook, pass its size as an int.",
         ),
         (
             torch.zeros(2, 2).long(),

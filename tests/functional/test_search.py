@@ -13,7 +13,7 @@ from vqprior.functional import nearest_indices
 from vqprior.functional._kernels import _search_blocks
 
 NO_TABLE = (
-    "`codes` must have shape (k, d), or (q, k, d) for q codebooks, with each at least 1, got "
+    "`codes` must have shape (k, d), or (q, k, d) for q codebooks, with sizes at least 1, got "
 )
 METRICS = ["euclidean", "cosine", "dot"]
 sizes = {"n": st.integers(1, 17), "k": st.integers(1, 9), "d": st.integers(1, 6)}
@@ -239,7 +239,7 @@ def test_the_operator_is_registered_correctly(q):
         (
             torch.zeros(3, 6, 4),
             ValueError,
-            "`x` must have shape (..., 3, 4), a vector for each codebook, got (2, 4).",
+            "`x` must have shape (..., 3, 4), one vector for each codebook, got (2, 4).",
         ),
         (
             torch.zeros(3, 5),

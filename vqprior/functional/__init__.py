@@ -1,4 +1,4 @@
-"""Stateless maths: tensors in, tensors out, no parameters and no buffers."""
+"""Stateless functions: search, gradient estimators, losses and index arithmetic."""
 
 from vqprior.functional._cross_entropy import distance_cross_entropy, index_cross_entropy
 from vqprior.functional._entropy import bit_entropy_loss, entropy_loss, kl_to_uniform

@@ -1,4 +1,4 @@
-"""Code-level supervision: predicted logits against true indices."""
+"""Cross-entropy losses for predicted indices."""
 
 import torch
 from torch import Tensor
@@ -22,23 +22,22 @@ def index_cross_entropy(
     label_smoothing: float = 0.0,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of predicted logits against true indices: code-level supervision.
+    """Computes the cross-entropy between predicted logits and target indices.
 
     Args:
         logits: Unnormalized log-probabilities of the codes.
-        indices: True indices; tokens with -1 are left out.
-        label_smoothing: Share of the target spread evenly over all codes, in ``[0, 1)``.
-        weights: How much each token counts, at least 0; by default all the same. Tokens of
-            weight 0 are left out, whatever they hold.
+        indices: Target indices; tokens with -1 are ignored.
+        label_smoothing: Share of the target spread uniformly over all codes, in ``[0, 1)``.
+        weights: Weight of each token, at least 0; equal by default. Tokens with weight 0 are
+            ignored, even if their logits are NaN.
 
     Returns:
-        The weighted mean over valid tokens in nats, in float32 or wider; 0 where no token
-        counts.
+        The weighted mean over valid tokens in nats, in float32 or wider; 0 if no token is valid.
 
     Raises:
-        TypeError: If ``logits`` or ``weights`` is not floating point or ``indices`` not an
+        TypeError: If ``logits`` or ``weights`` is not floating point or ``indices`` is not an
             integer tensor.
-        ValueError: If the shapes do not fit, an index on the CPU names no code, or
+        ValueError: If the shapes do not match, an index on the CPU is out of range, or
             ``label_smoothing`` is out of range.
 
     Shape:
@@ -73,29 +72,30 @@ def distance_cross_entropy(
     temperature: float = 1.0,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of predicted logits against the codes near the true one.
+    """Computes the cross-entropy between predicted logits and soft targets around the true code.
 
-    The target of a token with the true code ``t`` is ``softmax_j(-|e_j - e_t|^2 / temperature)``,
-    so a wrong code close to the right one costs less than a distant one. Targets carry no
-    gradient, and need no more memory than ``logits``. As the temperature falls, the loss
-    approaches ``index_cross_entropy``. Its minimum is the entropy of the targets, not 0.
+    The target distribution of a token with true index ``t`` is
+    ``softmax_j(-|e_j - e_t|^2 / temperature)``, so a wrong code costs less if it is close to the
+    true one. Targets carry no gradient and take no more memory than ``logits``. As the
+    temperature goes to 0, the loss approaches ``index_cross_entropy``. Its minimum is the
+    entropy of the targets, not 0.
 
     Args:
         logits: Unnormalized log-probabilities of the codes.
-        indices: True indices; tokens with -1 are left out.
-        codes: The codebook that the indices name.
-        temperature: Squared distance that costs a code a factor of ``e``, greater than 0.
-        weights: How much each token counts, at least 0; by default all the same. Tokens of
-            weight 0 are left out, whatever they hold.
+        indices: Target indices; tokens with -1 are ignored.
+        codes: The codebook that the indices refer to.
+        temperature: Squared distance at which a target falls by a factor of ``e``, greater than
+            0.
+        weights: Weight of each token, at least 0; equal by default. Tokens with weight 0 are
+            ignored, even if their logits are NaN.
 
     Returns:
-        The weighted mean over valid tokens in nats, in float32 or wider; 0 where no token
-        counts.
+        The weighted mean over valid tokens in nats, in float32 or wider; 0 if no token is valid.
 
     Raises:
         TypeError: If ``logits``, ``codes`` or ``weights`` is not floating point or ``indices``
-            not an integer tensor.
-        ValueError: If the shapes do not fit, an index on the CPU names no code, or
+            is not an integer tensor.
+        ValueError: If the shapes do not match, an index on the CPU is out of range, or
             ``temperature`` is not greater than 0.
 
     Shape:
@@ -122,7 +122,7 @@ def distance_cross_entropy(
             f"got {tuple(logits.shape)}."
         )
     targets = _neighbors(indices.long().clamp_min(0), codes.detach().to(wide.dtype), temperature)
-    # A code that is ruled out by a logit of minus infinity costs nothing where it is no target.
+    # A logit of minus infinity costs nothing where its target is 0: clamped, 0 * -inf is not NaN.
     log_probabilities = wide.log_softmax(dim=-1).clamp_min(torch.finfo(wide.dtype).min)
     losses = -(targets * log_probabilities).sum(dim=-1)
     return _weighted_mean(losses, valid, weights)
@@ -130,14 +130,14 @@ def distance_cross_entropy(
 
 @torch.no_grad()
 def _neighbors(indices: Tensor, codes: Tensor, temperature: float) -> Tensor:
-    """The softmax of minus the squared distances from each indexed code: ``(...) -> (..., k)``."""
-    # With fewer codes than tokens, all pairs of codes are the cheaper table.
+    """Returns the target distribution of each index: ``(...) -> (..., k)``."""
+    # With fewer codes than tokens, it is cheaper to compute all pairs of codes once.
     by_code = codes.shape[0] < indices.numel()
     with torch.autocast(codes.device.type, enabled=False):
-        codes = codes - codes.mean(dim=0)  # a common offset would cost digits
+        codes = codes - codes.mean(dim=0)  # a common offset would cost precision
         rows = codes if by_code else codes[indices]
-        distances = codes.square().sum(dim=1) - 2 * rows @ codes.T  # less a constant a row
-        # The smallest becomes 0, so that no temperature can make all of them infinite.
+        distances = codes.square().sum(dim=1) - 2 * rows @ codes.T  # up to a constant per row
+        # With a minimum of 0, a small temperature cannot make all of them infinite.
         distances = distances - distances.amin(dim=-1, keepdim=True)
         temperature = max(temperature, torch.finfo(codes.dtype).tiny)
         targets = (-distances / temperature).softmax(dim=-1)
@@ -147,7 +147,7 @@ def _neighbors(indices: Tensor, codes: Tensor, temperature: float) -> Tensor:
 def _validate_input(
     logits: Tensor, indices: Tensor, weights: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Checks; returns wide logits, with zeros where a token is not valid, and which are valid."""
+    """Checks the input; returns the logits, zeroed and widened, and the mask of valid tokens."""
     check_floating("logits", logits)
     check_integer("indices", indices)
     check_shape("indices", indices, logits.shape[:-1])

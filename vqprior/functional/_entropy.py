@@ -1,4 +1,4 @@
-"""Entropies of predicted distributions: sure about each token, varied over the batch."""
+"""Entropy losses on predicted distributions over codes."""
 
 import math
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from vqprior import _distributed
 from vqprior._checks import check_at_least, check_logits, check_mask
 
-_MAX_GROUP_SIZE = 20  # the mean joint distribution of so many bits has a million entries
+_MAX_GROUP_SIZE = 20  # the joint distribution of 20 bits has a million entries
 
 
 def entropy_loss(
@@ -20,28 +20,28 @@ def entropy_loss(
     batch_weight: float = 1.0,
     across_ranks: bool = False,
 ) -> Tensor:
-    """Rewards sure choices of each token and an even use of the codes by the batch.
+    """Encourages confident assignments per token and uniform codebook usage over the batch.
 
-    ``sample_weight * mean_i H(p_i) - batch_weight * H(mean_i p_i)`` with
-    ``p_i = softmax(logits_i)`` and entropies in nats. Computed in float32 or wider.
+    Computes ``sample_weight * mean_i H(p_i) - batch_weight * H(mean_i p_i)`` with
+    ``p_i = softmax(logits_i)`` and entropies in nats, in float32 or wider.
 
     Args:
         logits: Unnormalized log-probabilities of the codes.
-        mask: True for tokens that count; what the others hold does not matter.
-        sample_weight: Weight of the mean entropy of a token, at least 0.
+        mask: True for valid tokens; all others are ignored, whatever they contain.
+        sample_weight: Weight of the mean entropy per token, at least 0.
         batch_weight: Weight of the entropy of the mean distribution, at least 0.
-        across_ranks: Whether the batch is that of all ranks together. Every rank then returns
-            the same value, and must go backward through it; the average of their gradients,
-            which distributed training takes, is the gradient of one process with the joint
-            batch. Without a process group nothing changes.
+        across_ranks: Whether to use the joint batch of all ranks. Every rank then returns the
+            same value and must run backward through it; the gradients averaged over ranks, as
+            in ``DistributedDataParallel``, equal those of one process with the joint batch.
+            Has no effect without a process group.
 
     Returns:
-        A scalar, 0 where no token counts; negative where the batch is varied.
+        A scalar, 0 if no token is valid; it can be negative.
 
     Raises:
         TypeError: If ``logits`` is not floating point or ``mask`` is not boolean.
-        ValueError: If ``logits`` has no codes, ``mask`` has another shape than the tokens, or a
-            weight is negative.
+        ValueError: If ``logits`` has no codes, ``mask`` does not have the shape of the tokens, or
+            a weight is negative.
 
     Shape:
         - ``logits``: ``(..., k)``
@@ -55,9 +55,9 @@ def entropy_loss(
     Examples:
         >>> import torch
         >>> from vqprior.functional import entropy_loss
-        >>> entropy_loss(torch.tensor([[999.0, 0.0], [0.0, 999.0]]))  # sure and varied: - log 2
+        >>> entropy_loss(torch.tensor([[999.0, 0.0], [0.0, 999.0]]))  # both codes used: -log 2
         tensor(-0.6931)
-        >>> entropy_loss(torch.tensor([[999.0, 0.0], [999.0, 0.0]])).abs()  # sure, all the same
+        >>> entropy_loss(torch.tensor([[999.0, 0.0], [999.0, 0.0]])).abs()  # only one used
         tensor(0.)
     """
     check_at_least("sample_weight", sample_weight, 0.0)
@@ -79,31 +79,30 @@ def bit_entropy_loss(
     group_size: int | None = None,
     across_ranks: bool = False,
 ) -> Tensor:
-    """``entropy_loss`` over the ``2**bits`` codes of independent bits, without listing them.
+    """Computes ``entropy_loss`` over the ``2**bits`` codes of independent bits.
 
-    The probability of a code is the product of those of its bits. The entropy of a token is
-    then exactly the sum of the entropies of its bits. For the entropy of the mean distribution,
-    consecutive bits form groups whose mean joint distributions are exact, and the entropies of
-    the groups are summed: exact for one group, an upper bound for several. A group of ``g`` bits
-    stores ``2 * n * 2**(g / 2) + 2**g`` numbers. Computed in float32 or wider; gradients are
-    finite for every finite input.
+    The codes are never enumerated. Bits are independent given a token, so the entropy of a token
+    is the sum of the entropies of its bits. The entropy of the mean distribution is summed over
+    groups of consecutive bits: it is exact for one group and an upper bound for several. A group
+    of ``g`` bits stores ``2 * n * 2**(g / 2) + 2**g`` numbers. Computed in float32 or wider;
+    gradients are finite for every finite input.
 
     Args:
         logits: Log-odds of each bit being 1.
-        mask: True for tokens that count; what the others hold does not matter.
-        sample_weight: Weight of the mean entropy of a token, at least 0.
+        mask: True for valid tokens; all others are ignored, whatever they contain.
+        sample_weight: Weight of the mean entropy per token, at least 0.
         batch_weight: Weight of the entropy of the mean distribution, at least 0.
-        group_size: Most bits of one group, at least 1 and at most 20; by default all bits form
-            one group.
-        across_ranks: Whether the batch is that of all ranks together, as in ``entropy_loss``.
+        group_size: Maximum number of bits per group, in ``[1, 20]``; by default one group holds
+            all bits.
+        across_ranks: Whether to use the joint batch of all ranks, as in ``entropy_loss``.
 
     Returns:
-        A scalar, 0 where no token counts; negative where the batch is varied.
+        A scalar, 0 if no token is valid; it can be negative.
 
     Raises:
         TypeError: If ``logits`` is not floating point or ``mask`` is not boolean.
-        ValueError: If ``logits`` has no bits, ``mask`` has another shape than the tokens, a
-            weight is negative, or a group is empty or has more than 20 bits.
+        ValueError: If ``logits`` has no bits, ``mask`` does not have the shape of the tokens, a
+            weight is negative, or a group has less than 1 or more than 20 bits.
 
     Shape:
         - ``logits``: ``(..., bits)``
@@ -119,10 +118,10 @@ def bit_entropy_loss(
     Examples:
         >>> import torch
         >>> from vqprior.functional import bit_entropy_loss
-        >>> sure = torch.tensor([[999.0, 999.0], [-999.0, -999.0]])  # two of the four codes
-        >>> bit_entropy_loss(sure)
+        >>> logits = torch.tensor([[999.0, 999.0], [-999.0, -999.0]])  # two of the four codes
+        >>> bit_entropy_loss(logits)
         tensor(-0.6931)
-        >>> bit_entropy_loss(sure, group_size=1)  # each bit alone looks like all four
+        >>> bit_entropy_loss(logits, group_size=1)  # an upper bound of the entropy: all four
         tensor(-1.3863)
     """
     check_at_least("sample_weight", sample_weight, 0.0)
@@ -135,9 +134,9 @@ def bit_entropy_loss(
     if size > _MAX_GROUP_SIZE:
         raise ValueError(
             f"`group_size` must be at most {_MAX_GROUP_SIZE}, got {group_size} for {bits} bits. "
-            "Take a smaller one: the entropies of the groups bound that of all bits from above."
+            "Pass a smaller size: the batch entropy is then an upper bound."
         )
-    distance = wide.abs()  # the entropy is even in the log-odds; so, no term cancels another
+    distance = wide.abs()  # the entropy is even in the log-odds; with |x| no terms cancel
     entropies = F.softplus(-distance) + distance * (-distance).sigmoid()
     entropy = torch.where(valid.unsqueeze(-1), entropies, 0.0).sum()
     joints = [_joint(group, valid) for group in wide.split(size, dim=-1)]
@@ -148,22 +147,21 @@ def bit_entropy_loss(
 
 
 def kl_to_uniform(logits: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Divergence of the predicted distributions from the uniform one: the prior term of dVAEs.
+    """Computes the KL divergence of predicted distributions from the uniform one, as in dVAEs.
 
-    The mean over valid tokens of ``sum_j q_j log(k q_j)`` with ``q = softmax(logits)``:
-    between 0, where all codes are as likely, and ``log(k)``, where one is certain. Computed in
-    float32 or wider.
+    The mean over valid tokens of ``sum_j q_j log(k q_j)`` with ``q = softmax(logits)``: 0 for a
+    uniform distribution, ``log(k)`` for a one-hot one. Computed in float32 or wider.
 
     Args:
         logits: Unnormalized log-probabilities of the codes.
-        mask: True for tokens that count; what the others hold does not matter.
+        mask: True for valid tokens; all others are ignored, whatever they contain.
 
     Returns:
-        A scalar in nats, 0 where no token counts.
+        A scalar in nats, 0 if no token is valid.
 
     Raises:
         TypeError: If ``logits`` is not floating point or ``mask`` is not boolean.
-        ValueError: If ``logits`` has no codes or ``mask`` has another shape than the tokens.
+        ValueError: If ``logits`` has no codes or ``mask`` does not have the shape of the tokens.
 
     Shape:
         - ``logits``: ``(..., k)``
@@ -188,7 +186,7 @@ def kl_to_uniform(logits: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def _validate_input(logits: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Checks; returns wide logits ``(n, k)``, with zeros where masked, and the mask ``(n,)``."""
+    """Checks the input; returns zeroed and widened logits ``(n, k)`` and the mask ``(n,)``."""
     check_logits("logits", logits)
     shape = logits.shape[:-1]
     if mask is None:
@@ -200,7 +198,7 @@ def _validate_input(logits: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor
 
 
 def _finite(log_probabilities: Tensor) -> Tensor:
-    """Lets a probability of 0 times its logarithm be 0, in the backward pass too."""
+    """Clamps log-probabilities so that ``p * log(p)`` is 0 for ``p = 0``, backward too."""
     return log_probabilities.clamp_min(torch.finfo(log_probabilities.dtype).min)
 
 
@@ -215,13 +213,12 @@ def _means(
     count: Tensor,
     across_ranks: bool,  # noqa: FBT001
 ) -> tuple[Tensor, list[Tensor]]:
-    """Divides sums over tokens by their number, here or over all ranks.
+    """Divides sums over tokens by the number of tokens, on this rank or over all ranks.
 
-    Across ranks every rank computes the same function ``f`` of the joint sums. The backward
-    pass of the sum over ranks adds up the ``R`` equal gradients that reach it, so each rank's
-    parameters receive ``R * f'`` times the derivative of its own share of the sums. Averaged
-    over ranks, that is ``f'`` times the derivative of the joint sums: the gradient of one
-    process, for both terms, without a correction. One collective carries everything.
+    Across ranks, every rank computes the same function ``f`` of the joint sums. The backward
+    pass of the all-reduce sums ``R`` equal gradients, so a rank's parameters receive ``R * f'``
+    times the derivative of its own share of the sums. Averaged over ranks, that is the gradient
+    of one process, for both terms, without a correction. One collective carries everything.
     """
     packed = torch.cat([entropy.reshape(1), count.reshape(1).to(entropy), *map(torch.ravel, sums)])
     if across_ranks:
@@ -232,10 +229,10 @@ def _means(
 
 
 def _joint(logits: Tensor, valid: Tensor) -> Tensor:
-    """The sum over valid tokens of the joint distribution of some independent bits.
+    """Sums the joint distribution of independent bits over valid tokens.
 
-    Of the two halves of the bits, each has a table of ``2**(g / 2)`` probabilities a token; one
-    matrix product sums the outer products of both over the tokens.
+    Each half of the bits has a table of ``2**(g / 2)`` probabilities per token. One matrix
+    product sums the outer products of the two tables over the tokens.
     """
     half = (logits.shape[-1] + 1) // 2
     first, second = _product(logits[:, :half]), _product(logits[:, half:])
@@ -245,10 +242,10 @@ def _joint(logits: Tensor, valid: Tensor) -> Tensor:
 
 
 def _product(logits: Tensor) -> Tensor:
-    """The distribution of each token over all patterns of its bits: ``(n, g) -> (n, 2**g)``.
+    """Returns each token's distribution over all bit patterns: ``(n, g) -> (n, 2**g)``.
 
-    Products of probabilities and of their complements, each computed by itself: there is no
-    logarithm that could be infinite and no difference that could cancel.
+    ``p`` and ``1 - p`` are both computed by a sigmoid, so no logarithm can be infinite and no
+    difference can cancel.
     """
     table = logits.new_ones(logits.shape[0], 1)
     for bit in logits.split(1, dim=1) if logits.shape[1] else ():

@@ -10,17 +10,17 @@ from vqprior.functional._kernels._operators import with_signature
 
 
 def straight_through(x: Tensor, codes: Tensor) -> Tensor:
-    """Returns ``codes``, with the gradient of the identity with respect to ``x``.
+    """Straight-through estimator: returns ``codes`` and passes the gradient to ``x`` unchanged.
 
-    The value is a copy of ``codes``, bit for bit, whereas the common
-    ``x + (codes - x).detach()`` rounds twice.
+    The value equals ``codes`` bit for bit, unlike the common ``x + (codes - x).detach()``, which
+    rounds twice.
 
     Args:
         x: Vectors before quantization.
-        codes: Their codes; no gradient flows to them.
+        codes: The chosen codes; no gradient flows to them.
 
     Returns:
-        A tensor equal to ``codes`` whose gradient flows to ``x`` unchanged.
+        A copy of ``codes`` whose gradient flows to ``x`` unchanged.
 
     Raises:
         ValueError: If the shapes differ.
@@ -47,7 +47,7 @@ def straight_through(x: Tensor, codes: Tensor) -> Tensor:
 
 @with_signature
 class _PassGradient(torch.autograd.Function):
-    """One pass over memory forward, none backward."""
+    """One pass over memory forward and none backward."""
 
     generate_vmap_rule = True
 
@@ -65,27 +65,26 @@ class _PassGradient(torch.autograd.Function):
 
 
 def rotation_trick(x: Tensor, codes: Tensor, *, max_gain: float | None = None) -> Tensor:
-    """Returns ``codes``, with the gradient of rotating and rescaling ``x`` onto them.
+    """Rotation trick: returns ``codes``, with the gradient of rotating and rescaling ``x``.
 
-    The value is ``codes`` bit for bit. With ``u`` and ``q`` the unit vectors of ``x`` and of
-    its code and ``w`` that of ``u + q``, the gradient with respect to ``x`` is that of
+    The value equals ``codes`` bit for bit. Let ``u``, ``q`` and ``w`` be the unit vectors of
+    ``x``, of its code and of ``u + q``. The gradient is that of
     ``gain * (x - 2 w <w, x> + 2 q <u, x>)`` with ``gain = |code| / |x|``, where ``u``, ``q``,
     ``w`` and ``gain`` are constants. Computed in float32 or wider.
 
-    The gradient is finite for every finite ``x``, whatever its length. Nothing is rotated where
-    ``x`` and its code are opposite, where every rotation is as good as another, or where one of
-    them is zero; the gain is 1 where ``x`` is zero, which makes it the straight-through
-    gradient there. The gain never exceeds the square root of the largest number of the dtype of
-    ``x`` (256 in float16, 1.8e19 in bfloat16 and float32).
+    The gradient is finite for every finite ``x``. There is no rotation if ``x`` and its code are
+    opposite or one of them is zero. If ``x`` is zero, the gain is 1, so the gradient is the
+    straight-through one. The gain never exceeds the square root of the largest number of the
+    dtype of ``x`` (256 in float16, 1.8e19 in bfloat16 and float32).
 
     Args:
         x: Vectors before quantization, finite.
-        codes: Their codes; no gradient flows to them.
-        max_gain: Upper bound of the gain, greater than 0. A vector much shorter than its code
-            multiplies its gradient by the ratio of the lengths: 1 forbids any amplification.
+        codes: The chosen codes; no gradient flows to them.
+        max_gain: Upper bound of the gain, greater than 0. Without it, a vector much shorter than
+            its code gets an amplified gradient; 1 prevents any amplification.
 
     Returns:
-        A tensor equal to ``codes`` whose gradient flows to ``x``, rotated and rescaled.
+        A copy of ``codes`` whose gradient flows to ``x``, rotated and rescaled.
 
     Raises:
         TypeError: If ``x`` or ``codes`` is not floating point.
@@ -120,7 +119,7 @@ def rotation_trick(x: Tensor, codes: Tensor, *, max_gain: float | None = None) -
     check_shape("codes", codes, x.shape)
     if max_gain is not None:
         check_positive("max_gain", max_gain)
-    # A larger gain would take gradients out of the range of `x.dtype`.
+    # A larger gain could overflow the gradient in `x.dtype`.
     bound = torch.finfo(x.dtype).max ** 0.5
     bound = bound if max_gain is None else min(bound, max_gain)
     rotated: Tensor = _RotateGradient.apply(x, codes.detach(), bound)
@@ -129,7 +128,7 @@ def rotation_trick(x: Tensor, codes: Tensor, *, max_gain: float | None = None) -
 
 @with_signature
 class _RotateGradient(torch.autograd.Function):
-    """Only vectors and codes are kept; what turns one into the other is computed backward."""
+    """Saves only vectors and codes; the rotation is computed in the backward pass."""
 
     generate_vmap_rule = True
 
@@ -150,14 +149,14 @@ class _RotateGradient(torch.autograd.Function):
         q, code_peak, code_length = _unit(codes.to(dtype))
         between = u + q
         length = torch.linalg.vector_norm(between, dim=-1, keepdim=True)
-        # Below this length, the direction of the sum is rounding.
+        # Below this length, the direction of the sum is rounding noise.
         turns = (length > torch.finfo(dtype).eps ** 0.5) & (x_peak > 0)
         gain = code_peak / x_peak * (code_length / x_length)
         gain = torch.where(x_peak > 0, gain, 1.0).clamp_max(ctx.max_gain)
         wide = grad.to(dtype)
         along_w = (between * wide).sum(dim=-1, keepdim=True)
         along_q = (q * wide).sum(dim=-1, keepdim=True)
-        # With `between` = `length` w, the two terms of the rotation that are not the identity.
+        # The two terms of the rotation besides the identity; `between` is `length` * w.
         reflect = torch.where(turns, -2 * gain * along_w / length.square(), 0.0)
         forward = torch.where(turns, 2 * gain * along_q, 0.0)
         rotated = (wide * gain).addcmul_(between, reflect).addcmul_(u, forward)
@@ -165,7 +164,7 @@ class _RotateGradient(torch.autograd.Function):
 
 
 def _unit(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit vectors, and two factors of the lengths, whose product may overflow; 0 stays 0."""
+    """Returns unit vectors and the length as two factors, whose product may overflow; 0 stays 0."""
     peak = torch.maximum(vectors.amax(dim=-1, keepdim=True), -vectors.amin(dim=-1, keepdim=True))
     scaled = vectors / torch.where(peak > 0, peak, 1.0)
     length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)

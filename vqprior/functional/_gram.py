@@ -1,4 +1,4 @@
-"""Losses on products of features with features: of maps, and of codebooks."""
+"""Losses on Gram matrices of features and of codebooks."""
 
 import torch
 from torch import Tensor
@@ -10,19 +10,19 @@ from vqprior.functional._losses import selections, total
 
 
 def gram_loss(out: QuantizerOutput | Selection) -> Tensor:
-    """Pulls the feature statistics of each sample toward those of its codes.
+    """Style loss: pulls the Gram matrix of each sample toward that of its codes.
 
-    The mean of ``(G(x) - G(sg[code]))^2`` over the entries of Gram matrices, with
-    ``G(z) = z^T z / n`` over the ``n`` counted tokens of one sample. Dimension 0 of the
-    selection's inputs is the sample and the other leading ones are its tokens; ``(n, d)`` is
-    one sample. The mean runs over samples with a counted token; several codebooks add up. No
-    gradient flows to the codes.
+    Computes the mean of ``(G(x) - G(sg[code]))^2`` over the entries of Gram matrices, with
+    ``G(z) = z^T z / n`` over the ``n`` valid tokens of one sample. Dimension 0 of the
+    selection's inputs is the sample and the other leading dimensions are its tokens; ``(n, d)``
+    is one sample. The loss is averaged over samples with a valid token and summed over
+    codebooks. No gradient flows to the codes.
 
     Args:
-        out: A quantizer's result, or one selection of it.
+        out: A quantizer's result, or one of its selections.
 
     Returns:
-        An unweighted scalar in float32 or wider, 0 where no token counts.
+        An unweighted scalar in float32 or wider, 0 if no token is valid.
 
     Shape:
         - returns: ``()``
@@ -45,22 +45,22 @@ def gram_loss(out: QuantizerOutput | Selection) -> Tensor:
 
 
 def orthogonality_loss(codes: Tensor) -> Tensor:
-    """Pushes the directions of codes apart: ``|C C^T|_F^2 / k^2 - 1 / k`` of their unit rows.
+    """Pushes the directions of codes apart: ``|C C^T|_F^2 / k^2 - 1 / k`` for unit rows ``C``.
 
-    The mean squared cosine over all pairs of codes, less the share of each code with itself: 0
-    for orthogonal codes, at least ``1 / d - 1 / k`` for ``k > d`` of them. Stores ``d`` x
-    ``d`` numbers and none for each pair. A zero code has no direction and no gradient.
+    This is the mean squared cosine over all pairs of codes, minus the constant share of each
+    code with itself: 0 for orthogonal codes, at least ``1 / d - 1 / k`` for ``k > d`` codes.
+    Stores ``d`` x ``d`` numbers instead of ``k`` x ``k``. A zero code gets no gradient.
 
     Args:
-        codes: The codebook, with a gradient to what learns: ``codebook.weight()``.
+        codes: The codebook with gradients enabled, for example ``codebook.codes()``.
 
     Returns:
         A scalar in float32 or wider.
 
     Raises:
         TypeError: If ``codes`` is not floating point.
-        ValueError: If ``codes`` is not a non-empty matrix, or requires no gradient although
-            gradients are enabled: a regularizer that cannot act.
+        ValueError: If ``codes`` is not a non-empty matrix, or does not require gradients while
+            gradients are enabled, so that the loss would have no effect.
 
     Shape:
         - ``codes``: ``(k, d)``
@@ -68,7 +68,7 @@ def orthogonality_loss(codes: Tensor) -> Tensor:
 
     References:
         Shin et al., *Exploration into Translation-Equivariant Image Quantization*, ICASSP 2023,
-        less the constant share of the diagonal. <https://arxiv.org/abs/2112.00384>
+        minus the constant share of the diagonal. <https://arxiv.org/abs/2112.00384>
 
     Examples:
         >>> import torch
@@ -81,17 +81,17 @@ def orthogonality_loss(codes: Tensor) -> Tensor:
     check_codes("codes", codes)
     if torch.is_grad_enabled() and not codes.requires_grad:
         raise ValueError(
-            "`codes` must require a gradient, got a tensor without one. A codebook taken over by "
-            "a rule does not learn from losses: leave the term out, or measure it under "
+            "`codes` must require gradients, got a tensor that does not. A codebook that a rule "
+            "updates does not learn from losses: drop this term, or measure it under "
             "`torch.no_grad()`."
         )
     wide = codes.to(torch.promote_types(codes.dtype, torch.float32))
-    # Rows are scaled first, since the square of a small or large length is not a number. The
-    # scale is a constant: it does not change the direction.
+    # Scale rows first: squares of very small or large lengths under- or overflow. The scale is a
+    # constant and does not change the direction.
     peak = wide.detach().abs().amax(dim=1, keepdim=True)
     unit = F.normalize(wide / torch.where(peak > 0, peak, 1.0), dim=1)
     with torch.autocast(codes.device.type, enabled=False):
-        # The squares of all pairs sum to those of all pairs of features.
+        # |C C^T|_F equals |C^T C|_F, which needs only d x d numbers.
         return (unit.T @ unit).square().sum() / codes.shape[0] ** 2 - 1 / codes.shape[0]
 
 

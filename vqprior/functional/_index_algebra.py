@@ -1,4 +1,4 @@
-"""Several digits in one index, and back, in exact integers."""
+"""Conversion between indices and mixed-radix digits."""
 
 import math
 from collections.abc import Sequence
@@ -8,28 +8,27 @@ from torch import Tensor
 
 from vqprior._checks import check_at_least, check_integer
 
-_MAX_PRODUCT = 1 << 62  # leaves room for one more symbol in a signed 64-bit number
+_MAX_PRODUCT = 1 << 62  # leaves room for one more symbol in int64
 
 
 def join_indices(digits: Tensor, levels: Sequence[int]) -> Tensor:
-    """Writes several digits as one index, in mixed radix with the first digit fastest.
+    """Combines several digits into one index, in mixed radix with the first digit fastest.
 
     ``index = digits[0] + levels[0] * (digits[1] + levels[1] * (digits[2] + ...))``, in exact
-    integers. A token with a negative digit gets the index -1. Other digits outside
-    ``[0, level)`` are not checked: reading them would synchronize the device.
+    int64 arithmetic. A token with a negative digit gets the index -1. Digits at or above their
+    level are not checked: that would synchronize the device.
 
     Args:
-        digits: The digits of each token; -1 where a token is masked.
-        levels: How many values each digit can take, at least 1 each and together at most
-            ``2**62``.
+        digits: The digits of each token; -1 for masked tokens.
+        levels: Number of values of each digit, at least 1; their product is at most ``2**62``.
 
     Returns:
         Indices in ``[-1, product of levels)``, as ``int64``.
 
     Raises:
         TypeError: If ``digits`` is not an integer tensor.
-        ValueError: If ``levels`` is empty, holds a level below 1 or has a larger product, or
-            the last dimension of ``digits`` has another length.
+        ValueError: If ``levels`` is empty, contains a level below 1 or has too large a product,
+            or the last dimension of ``digits`` is not ``len(levels)``.
 
     Shape:
         - ``digits``: ``(..., len(levels))``
@@ -55,22 +54,21 @@ def join_indices(digits: Tensor, levels: Sequence[int]) -> Tensor:
 
 
 def split_indices(indices: Tensor, levels: Sequence[int]) -> Tensor:
-    """Reads the digits of each index, in mixed radix: the inverse of ``join_indices``.
+    """Splits each index into mixed-radix digits: the inverse of ``join_indices``.
 
     A negative index gives -1 in every digit. Indices at or above the product of the levels are
-    not checked: reading them would synchronize the device.
+    not checked: that would synchronize the device.
 
     Args:
         indices: Indices in ``[-1, product of levels)``.
-        levels: How many values each digit can take, at least 1 each and together at most
-            ``2**62``.
+        levels: Number of values of each digit, at least 1; their product is at most ``2**62``.
 
     Returns:
         The digits of each index, the fastest first, as ``int64``.
 
     Raises:
         TypeError: If ``indices`` is not an integer tensor.
-        ValueError: If ``levels`` is empty, holds a level below 1 or has a larger product.
+        ValueError: If ``levels`` is empty, contains a level below 1 or has too large a product.
 
     Shape:
         - ``indices``: ``(...)``
@@ -85,7 +83,7 @@ def split_indices(indices: Tensor, levels: Sequence[int]) -> Tensor:
                 [ 2,  4],
                 [-1, -1]])
 
-        An index of 18 bits as two of 9, for a predictor with two small heads:
+        An 18-bit index as two 9-bit digits, for a predictor with two small heads:
 
         >>> split_indices(torch.tensor(200_000), levels=(512, 512))
         tensor([320, 390])
@@ -105,6 +103,6 @@ def _check_levels(levels: Sequence[int]) -> None:
     check_at_least("levels", min(levels), 1)
     if math.prod(levels) > _MAX_PRODUCT:
         raise ValueError(
-            f"`levels` must have a product of at most 2**62, got {math.prod(levels)}. Keep the "
-            "digits apart, or join fewer of them."
+            f"`levels` must have a product of at most 2**62, got {math.prod(levels)}. Join fewer "
+            "digits, or keep them separate."
         )

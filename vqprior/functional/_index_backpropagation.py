@@ -1,4 +1,4 @@
-"""A gradient through the choice of the nearest code, which reaches all codes."""
+"""Index backpropagation: a gradient through the code choice that reaches all codes."""
 
 import dataclasses
 from typing import Any, final
@@ -19,20 +19,20 @@ _ESTIMATORS = ("straight_through", "gumbel", "reinmax")
 @final
 @dataclasses.dataclass(frozen=True)
 class IndexBackpropagation(IndexEstimator):
-    """Lets the gradient of the result reach all codes and the input through a softmax.
+    """Gradient estimator that reaches the input and all codes through a softmax.
 
-    As ``select_codes(quantizer.logits(x), codes)``, without storing ``n`` x ``k`` numbers: the
-    value is a code, bit for bit, and the backward pass is that of the mean code under
-    ``softmax(logits / temperature)``, computed a block at a time. Pass it as the ``estimator``
-    of a ``VectorQuantizer``. The codebook then learns from the gradient of ``quantized`` too.
+    Pass it as the ``estimator`` of a ``VectorQuantizer``; the codebook then also learns from the
+    gradient of ``quantized``. It is equivalent to ``select_codes(quantizer.logits(x), codes)``
+    without storing ``n`` x ``k`` numbers: the value is a code, bit for bit, and the backward pass
+    is that of the mean code under ``softmax(logits / temperature)``, computed in blocks.
 
     Attributes:
-        estimator: ``"straight_through"`` (the nearest code), ``"gumbel"`` or ``"reinmax"`` (in
-            training mode a code drawn from ``softmax(logits)``; in eval mode, and where the
-            indices are given, the nearest code or that index).
-        temperature: Softens (above 1) or sharpens the softmax of the gradient, greater than 0.
-            Squared distances and dot products grow with ``d``, and a softmax that has become
-            one-hot passes no gradient.
+        estimator: ``"straight_through"`` (the nearest code), ``"gumbel"`` or ``"reinmax"`` (a code
+            sampled from ``softmax(logits)`` in training mode, the nearest code in eval mode).
+            Indices that the caller provides are always kept.
+        temperature: Softens (above 1) or sharpens (below 1) the softmax of the gradient, greater
+            than 0. Raise it for large ``d``: squared distances and dot products grow with ``d``,
+            and a softmax that has become one-hot passes no gradient.
 
     Raises:
         ValueError: If ``estimator`` is unknown or ``temperature`` is not greater than 0.
@@ -56,7 +56,7 @@ class IndexBackpropagation(IndexEstimator):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        """Checks the options."""
+        """Validates the options."""
         check_choice("estimator", self.estimator, _ESTIMATORS)
         check_positive("temperature", self.temperature)
 
@@ -81,7 +81,7 @@ class IndexBackpropagation(IndexEstimator):
             seed = torch.randint(2**62, (), device=x.device)
             indices = _sample(wide.detach(), table.detach(), seed, metric)
             seed = seed if estimator == "gumbel" else None
-        # A copy of the table, so that a rule may move the codebook before the backward pass.
+        # Copied, so that a rule may change the codebook before the backward pass.
         selected: Tensor = _select(
             wide, table.clone(), indices, seed, metric, estimator, self.temperature
         )
@@ -98,8 +98,8 @@ def _select(
     estimator: str,
     temperature: float,
 ) -> Tensor:
-    """The chosen codes; its backward pass is that of the mean code under a softmax."""
-    # Indexing by a single index would return a view, which an operator must not.
+    """Looks up the chosen codes; the backward pass is that of the mean code under a softmax."""
+    # Indexing by a single index would return a view, which a custom operator must not.
     return codes.index_select(0, indices.reshape(-1)).reshape(*indices.shape, codes.shape[1])
 
 
@@ -138,7 +138,7 @@ def _select_backward(  # noqa: PLR0913
     estimator: str,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
-    """Both gradients, a block of the softmax at a time."""
+    """Computes both gradients in blocks of the softmax."""
     k, d = codes.shape
     flat, chosen, wanted = x.reshape(-1, d), indices.reshape(-1), grad.reshape(-1, d)
     grad_x = torch.empty_like(flat)
@@ -177,7 +177,7 @@ _select.register_autograd(_backward, setup_context=_save)
 
 @torch.library.custom_op("vqprior::sample_nearest", mutates_args=())
 def _sample(x: Tensor, codes: Tensor, seed: Tensor, metric: str) -> Tensor:
-    """Draws from the softmax of the scores by the Gumbel trick, a block at a time."""
+    """Samples from the softmax of the scores by the Gumbel-max trick, in blocks."""
     flat = x.reshape(-1, x.shape[-1])
     drawn = torch.empty(flat.shape[0], dtype=torch.int64, device=x.device)
     for part in row_blocks(flat.shape[0], codes.shape[0], flat.device):
@@ -192,7 +192,7 @@ def _(x: Tensor, codes: Tensor, seed: Tensor, metric: str) -> Tensor:
 
 
 def _noise(seed: Tensor, part: slice, logits: Tensor) -> Tensor:
-    """The same noise for the same entry, in the forward and in the backward pass."""
+    """Returns Gumbel noise that is the same for an entry in the forward and backward pass."""
     k = logits.shape[-1]
     counter = torch.arange(part.start * k, part.stop * k, device=logits.device).reshape(-1, k)
     return to_gumbel(counter_uniform(counter + seed)).to(logits.dtype)

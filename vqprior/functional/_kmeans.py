@@ -1,4 +1,4 @@
-"""k-means, for starting a codebook from data."""
+"""k-means clustering, to initialize codebooks from data."""
 
 import torch
 from torch import Tensor
@@ -18,23 +18,23 @@ def kmeans(
 ) -> Tensor:
     """Clusters vectors by Lloyd's algorithm and returns the cluster means.
 
-    Starts from distinct random vectors. A cluster without vectors moves to the vector that is
-    furthest from its mean, as long as there is one that is not a mean itself. With fewer
-    distinct vectors than codes, means repeat; every returned row is finite.
+    Starts from a random sample without replacement. An empty cluster moves to the vector furthest
+    from its own mean, if that distance is not 0. With fewer distinct vectors than codes, means
+    repeat; every returned row is finite.
 
     Args:
-        x: Vectors; those with a non-finite feature are left out.
-        num_codes: Number of clusters.
-        iterations: Number of Lloyd iterations, 0 for a random sample.
-        generator: Source of randomness.
+        x: Vectors; those with a non-finite feature are ignored.
+        num_codes: Number of clusters ``k``, at least 1.
+        iterations: Number of Lloyd iterations, at least 0; 0 returns the random sample.
+        generator: Random number generator.
 
     Returns:
         Cluster means, in float32 or wider.
 
     Raises:
         TypeError: If ``x`` is not floating point.
-        ValueError: If ``x`` has no dimension or holds no finite vector, ``num_codes`` is below
-            1 or ``iterations`` is negative.
+        ValueError: If ``x`` is a scalar or holds no finite vector, ``num_codes`` is below 1 or
+            ``iterations`` is negative.
 
     Shape:
         - ``x``: ``(..., d)``
@@ -73,7 +73,7 @@ def _lloyd_step(x: Tensor, means: Tensor) -> Tensor:
     statistics = code_sums_and_counts(x, indices, means.shape[0])
     sums, counts = statistics[:, :-1], statistics[:, -1:]
     moved = torch.where(counts > 0, sums / counts.clamp_min(1), means)
-    # The j-th empty cluster takes the j-th worst vector, unless that is a mean already.
+    # The j-th empty cluster takes the j-th worst vector, unless that vector equals its mean.
     errors, worst = (x - means[indices]).square().sum(dim=1).sort(descending=True, stable=True)
     empty = counts.squeeze(1) == 0
     turn = (empty.cumsum(0) - 1).clamp(0, x.shape[0] - 1)

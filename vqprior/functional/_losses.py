@@ -1,4 +1,4 @@
-"""Losses as functions of what codebooks saw and chose; weighted where the sum is written."""
+"""Unweighted commitment and codebook losses, as functions of a quantizer's result."""
 
 from typing import Any
 
@@ -11,20 +11,18 @@ from vqprior.functional._kernels._operators import with_signature
 
 
 def masked_mean_square(difference: Tensor, mask: Tensor) -> Tensor:
-    """Returns the mean of squares over the tokens where ``mask`` is True, 0 if there is none.
-
-    Computed in float32 or wider.
+    """Computes the mean square over the features of valid tokens, in float32 or wider.
 
     Args:
-        difference: Differences to square; what masked tokens hold does not matter.
-        mask: True for tokens that count.
+        difference: Differences to square.
+        mask: True for valid tokens; all others are ignored, whatever they contain.
 
     Returns:
-        A scalar.
+        A scalar, 0 if no token is valid.
 
     Raises:
         TypeError: If ``mask`` is not boolean.
-        ValueError: If ``mask`` has another shape than the tokens.
+        ValueError: If ``mask`` does not have the shape of the tokens.
 
     Shape:
         - ``difference``: ``(..., d)``
@@ -45,22 +43,22 @@ def masked_mean_square(difference: Tensor, mask: Tensor) -> Tensor:
 
 
 def commitment_loss(out: QuantizerOutput | Selection) -> Tensor:
-    """Pulls what was quantized toward the chosen codes: mean of ``(x - sg[code])^2``.
+    """Pulls inputs toward their chosen codes: mean of ``(x - sg[code])^2``.
 
-    The mean runs over valid tokens and features; several codebooks add up.
+    The loss is averaged over valid tokens and features and summed over codebooks.
 
     Args:
-        out: A quantizer's result, or one selection of it.
+        out: A quantizer's result, or one of its selections.
 
     Returns:
-        An unweighted scalar in float32 or wider, 0 where no token counts.
+        An unweighted scalar in float32 or wider, 0 if no token is valid.
 
     Shape:
         - returns: ``()``
 
     References:
         van den Oord, Vinyals and Kavukcuoglu, *Neural Discrete Representation Learning*,
-        NeurIPS 2017, third term of equation 3, with the mean over features in place of the
+        NeurIPS 2017, third term of equation 3, with the mean over features instead of the
         sum. <https://arxiv.org/abs/1711.00937>
 
     Examples:
@@ -80,22 +78,22 @@ def commitment_loss(out: QuantizerOutput | Selection) -> Tensor:
 
 
 def codebook_loss(out: QuantizerOutput | Selection) -> Tensor:
-    """Pulls the chosen codes toward what was quantized: mean of ``(sg[x] - code)^2``.
+    """Pulls chosen codes toward their inputs: mean of ``(sg[x] - code)^2``.
 
-    The mean runs over valid tokens and features; several codebooks add up.
+    The loss is averaged over valid tokens and features and summed over codebooks.
 
     Args:
-        out: A quantizer's result, or one selection of it.
+        out: A quantizer's result, or one of its selections.
 
     Returns:
-        An unweighted scalar in float32 or wider, 0 where no token counts.
+        An unweighted scalar in float32 or wider, 0 if no token is valid.
 
     Shape:
         - returns: ``()``
 
     References:
         van den Oord, Vinyals and Kavukcuoglu, *Neural Discrete Representation Learning*,
-        NeurIPS 2017, second term of equation 3, with the mean over features in place of the
+        NeurIPS 2017, second term of equation 3, with the mean over features instead of the
         sum. <https://arxiv.org/abs/1711.00937>
 
     Examples:
@@ -115,16 +113,16 @@ def codebook_loss(out: QuantizerOutput | Selection) -> Tensor:
 
 
 def symmetric_vq_loss(out: QuantizerOutput | Selection) -> Tensor:
-    """Pulls inputs and chosen codes toward each other at equal rates: mean of ``(x - code)^2``.
+    """Pulls inputs and chosen codes toward each other: mean of ``(x - code)^2``.
 
-    Its gradient is the sum of those of ``commitment_loss`` and ``codebook_loss``. The mean runs
-    over valid tokens and features; several codebooks add up.
+    Its gradient is the sum of those of ``commitment_loss`` and ``codebook_loss``. The loss is
+    averaged over valid tokens and features and summed over codebooks.
 
     Args:
-        out: A quantizer's result, or one selection of it.
+        out: A quantizer's result, or one of its selections.
 
     Returns:
-        An unweighted scalar in float32 or wider, 0 where no token counts.
+        An unweighted scalar in float32 or wider, 0 if no token is valid.
 
     Shape:
         - returns: ``()``
@@ -146,20 +144,20 @@ def symmetric_vq_loss(out: QuantizerOutput | Selection) -> Tensor:
 def commitment_and_codebook_mse(
     inputs: Tensor, codes: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The mean square error twice: with a gradient to the inputs alone, and to the codes alone."""
+    """Returns the mean squared error twice: with a gradient to the inputs, and to the codes."""
     both: tuple[Tensor, Tensor] = _MeanSquareError.apply(inputs, codes, mask)
     return both
 
 
 @with_signature
 class _MeanSquareError(torch.autograd.Function):
-    """One difference forward and one backward for both losses."""
+    """Computes one difference in each direction for both losses."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(inputs: Tensor, codes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        # The length of each token, since squares of its features would be one more tensor.
+        # Norms per token: squares of all features would take one more tensor of the input's size.
         tokens = torch.linalg.vector_norm(_difference(inputs, codes), dim=-1).square()
         mean = torch.where(mask, tokens, 0.0).sum() / _count(inputs, mask)
         return mean, mean.clone()
@@ -191,15 +189,15 @@ def _difference(inputs: Tensor, codes: Tensor) -> Tensor:
 
 
 def _count(inputs: Tensor, mask: Tensor) -> Tensor:
-    """How many numbers the mean runs over, at least 1."""
+    """Returns the number of valid entries, at least 1."""
     return (mask.sum() * inputs.shape[-1]).clamp_min(1)
 
 
 def total(losses: list[Tensor]) -> Tensor:
-    """The sum of the losses of several codebooks, 0 for none."""
+    """Sums the losses of several codebooks; 0 without any."""
     return torch.stack(losses).sum() if losses else torch.zeros(())
 
 
 def selections(out: QuantizerOutput | Selection) -> tuple[Selection, ...]:
-    """The selections of a result, or the one that was given."""
+    """Returns the selections of a result, or the given selection as a tuple."""
     return (out,) if isinstance(out, Selection) else out.selections

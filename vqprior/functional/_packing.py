@@ -1,4 +1,4 @@
-"""Indices as bytes: bit-packed, checked, and counted in bits."""
+"""Bit packing of indices with checksums, and the bits that indices cost."""
 
 import math
 import struct
@@ -16,36 +16,35 @@ _MAGIC = b"vqix"
 _VERSION = 1
 # Little-endian: magic, version, number of leading dimensions, number of columns (0: no column
 # dimension). Then the leading sizes and the codebook sizes (64 bits each), whether each column
-# holds -1 (8 bits each), and the checksums of the payload and of all before it (32 bits each).
+# contains -1 (8 bits each), and the checksums of payload and header (32 bits each).
 _PREFIX = struct.Struct("<4sHHI")
 _MAX_SIZE = 1 << 62
-_CHUNK = 1 << 13  # indices at a time; a multiple of 8, so that chunks end with a byte
-# Columns of one code take no bits. Without a limit, few bytes could ask for any memory.
+_CHUNK = 1 << 13  # indices at a time; a multiple of 8, so that chunks end on a byte
+# Columns of a codebook of size 1 take no bits: without a limit, a few bytes could claim any memory.
 _MAX_FREE_INDICES = 1 << 24
 
 
 def pack_indices(indices: Tensor, codebook_sizes: int | Sequence[int]) -> bytes:
-    """Writes indices to bytes, with as many bits each as their codebook needs.
+    """Packs indices into bytes, with ``ceil(log2(k))`` bits per index.
 
-    An index below ``k`` costs ``ceil(log2(k))`` bits; in a column that holds -1, the -1 is one
-    more symbol. Each column is padded to a byte. A header holds the shape, the codebook sizes
-    and checksums, so that ``unpack_indices`` needs nothing else and notices damage. Runs on the
-    host, in bounded memory beyond the result.
+    In a column that contains -1, the -1 counts as one more symbol. Each column is padded to whole
+    bytes. A header stores the shape, the codebook sizes and checksums, so ``unpack_indices``
+    needs only the bytes and detects corruption. Runs on the host, in bounded memory beyond the
+    result.
 
     Args:
-        indices: Indices of one codebook, or of several in the last dimension; -1 where a token
-            is masked or dropped.
+        indices: Indices of one codebook, or of several in the last dimension; -1 for masked or
+            dropped tokens.
         codebook_sizes: The codebook size for indices ``(...)``, or ``q`` sizes for indices
-            ``(..., q)``, at most ``2**62`` each.
+            ``(..., q)``, each in ``[1, 2**62]``.
 
     Returns:
-        The bytes: a header of ``20 + 8 * dimensions + 9 * q``, and the packed columns.
+        A header of ``20 + 8 * dimensions + 9 * q`` bytes, followed by the packed columns.
 
     Raises:
         TypeError: If ``indices`` is not an integer tensor.
         ValueError: If a size is out of range, the last dimension of ``indices`` is not ``q``,
-            an index is outside ``[-1, k)``, or there are more than ``2**24`` indices that cost
-            no bits.
+            an index is outside ``[-1, k)``, or more than ``2**24`` indices take 0 bits.
 
     Shape:
         - ``indices``: ``(...)``, or ``(..., q)`` for ``q`` sizes
@@ -55,7 +54,7 @@ def pack_indices(indices: Tensor, codebook_sizes: int | Sequence[int]) -> bytes:
         >>> from vqprior.functional import pack_indices, unpack_indices
         >>> indices = torch.randint(0, 1024, (16, 16))
         >>> data = pack_indices(indices, 1024)
-        >>> len(data) - 45  # 256 indices of 10 bits, behind the header
+        >>> len(data) - 45  # 256 indices of 10 bits, after the header
         320
         >>> torch.equal(unpack_indices(data), indices)
         True
@@ -67,14 +66,14 @@ def pack_indices(indices: Tensor, codebook_sizes: int | Sequence[int]) -> bytes:
         if low < -1 or high >= size:
             raise ValueError(
                 f"`indices` must be in [-1, {size}) in column {place}, got values from {low} to "
-                f"{high}. Pass the size of the codebook that they come from."
+                f"{high}. Pass the size of the codebook that produced them."
             )
     holes = [low < 0 for low, _ in ranges]
     widths = _widths(sizes, holes)
     if len(columns) * widths.count(0) > _MAX_FREE_INDICES:
         raise ValueError(
             f"`indices` must hold at most {_MAX_FREE_INDICES} entries of codebooks of one code, "
-            f"got {len(columns) * widths.count(0)}. Leave these columns out: they say nothing."
+            f"got {len(columns) * widths.count(0)}. Drop these columns: they carry no information."
         )
     payload = b"".join(
         _pack_column(column, hole, width)
@@ -88,21 +87,21 @@ def pack_indices(indices: Tensor, codebook_sizes: int | Sequence[int]) -> bytes:
 
 
 def unpack_indices(data: bytes) -> Tensor:
-    """Reads what ``pack_indices`` wrote.
+    """Restores the indices that ``pack_indices`` packed.
 
-    Nothing is trusted: the header is believed after its checksum, memory is allocated once its
-    numbers fit the length of ``data``, and a changed, missing or additional byte raises.
+    Safe for untrusted data: memory is allocated only after the checksum of the header and the
+    length of ``data`` match, and a changed, missing or additional byte raises.
 
     Args:
-        data: What ``pack_indices`` returned.
+        data: The result of ``pack_indices``.
 
     Returns:
         The indices, as ``int64`` on the CPU.
 
     Raises:
         TypeError: If ``data`` is not bytes.
-        ValueError: If ``data`` is not the unchanged result of ``pack_indices``, or has a format
-            version that this version of the library does not know.
+        ValueError: If ``data`` is not the unchanged result of ``pack_indices``, or has an unknown
+            format version.
 
     Shape:
         - returns: ``(...)``, or ``(..., q)``, as packed
@@ -122,9 +121,9 @@ def unpack_indices(data: bytes) -> Tensor:
     lengths = [-(-num_rows * width // 8) for width in widths]
     payload = memoryview(data)[start + 8 :]
     if len(payload) != sum(lengths):
-        raise _damaged(f"{len(payload)} bytes of indices in place of {sum(lengths)}")
+        raise _damaged(f"{len(payload)} bytes of indices instead of {sum(lengths)}")
     if zlib.crc32(payload) != struct.unpack_from("<I", data, start)[0]:
-        raise _damaged("indices with another checksum")
+        raise _damaged("indices with a wrong checksum")
     if num_rows * widths.count(0) > _MAX_FREE_INDICES:
         raise _damaged(f"{num_rows * widths.count(0)} indices that take no bits")
     columns = np.empty((num_rows, len(sizes)), dtype=np.int64)
@@ -134,25 +133,25 @@ def unpack_indices(data: bytes) -> Tensor:
         _unpack_column(packed, columns[:, place], hole, width)
         offset += lengths[place]
         if _range(columns[:, place])[1] >= size:
-            raise _damaged(f"an index that is not below {size}")
+            raise _damaged(f"an index of {size} or more")
     return torch.from_numpy(columns.reshape((*lead, len(sizes)) if has_columns else lead))
 
 
 def index_bits(indices: Tensor, codebook_sizes: int | Sequence[int]) -> Tensor:
-    """Counts the bits that the emitted indices of each sample carry.
+    """Counts the bits of each sample's indices, without entropy coding.
 
-    The sum of ``log2(k)`` over the entries that are not -1, so that masked tokens and dropped
-    codebooks cost nothing. Dimension 0 is the sample; for indices ``(n,)`` each token is one.
-    Packing rounds each index up to whole bits, and entropy coding needs less on average.
+    Returns the sum of ``log2(k)`` over the entries that are not -1, so masked tokens and dropped
+    codebooks cost nothing. Dimension 0 is the sample; in indices ``(n,)`` each token is a sample.
+    ``pack_indices`` needs more, since it rounds each index up to whole bits.
 
     Args:
-        indices: Indices of one codebook, or of several in the last dimension; -1 where a token
-            is masked or dropped.
+        indices: Indices of one codebook, or of several in the last dimension; -1 for masked or
+            dropped tokens.
         codebook_sizes: The codebook size for indices ``(...)``, or ``q`` sizes for indices
-            ``(..., q)``, at most ``2**62`` each.
+            ``(..., q)``, each in ``[1, 2**62]``.
 
     Returns:
-        Bits, as ``float64``.
+        Bits per sample, as ``float64``.
 
     Raises:
         TypeError: If ``indices`` is not an integer tensor.
@@ -163,7 +162,7 @@ def index_bits(indices: Tensor, codebook_sizes: int | Sequence[int]) -> Tensor:
         - returns: ``(b,)``, or ``()`` for the indices of one token
 
     Examples:
-        Bits per image, and per pixel of images of 128 x 128:
+        Bits per image, and per pixel of 128 x 128 images:
 
         >>> import torch
         >>> from vqprior.functional import index_bits
@@ -172,15 +171,15 @@ def index_bits(indices: Tensor, codebook_sizes: int | Sequence[int]) -> Tensor:
         >>> bits, bits / 128**2
         (tensor([2304., 2304.], dtype=torch.float64), tensor([0.1406, 0.1406], dtype=torch.float64))
 
-        Bits per second of audio with 50 tokens a second and up to four codebooks each, of which
-        the second clip uses two:
+        Bits per second of audio with 50 tokens per second and four codebooks, of which the second
+        clip uses two:
 
         >>> indices = torch.randint(0, 1024, (2, 150, 4))
         >>> indices[1, :, 2:] = -1
         >>> index_bits(indices, (1024,) * 4) / (150 / 50)
         tensor([2000., 1000.], dtype=torch.float64)
 
-        Bits per token: flatten the tokens into dimension 0:
+        For bits per token, flatten the tokens into dimension 0:
 
         >>> index_bits(indices.flatten(0, 1), (1024,) * 4).mean()
         tensor(30., dtype=torch.float64)
@@ -196,7 +195,7 @@ def index_bits(indices: Tensor, codebook_sizes: int | Sequence[int]) -> Tensor:
 def _sizes_of_columns(
     indices: Tensor, codebook_sizes: int | Sequence[int]
 ) -> tuple[list[int], bool]:
-    """Checks, and returns the size of each column and whether the last dimension holds them."""
+    """Checks the input; returns the size of each column and whether there is a column dimension."""
     check_integer("indices", indices)
     has_columns = isinstance(codebook_sizes, Sequence)
     sizes = list(codebook_sizes) if isinstance(codebook_sizes, Sequence) else [codebook_sizes]
@@ -208,7 +207,7 @@ def _sizes_of_columns(
     if has_columns and (indices.ndim == 0 or indices.shape[-1] != len(sizes)):
         raise ValueError(
             f"`indices` must have shape (..., {len(sizes)}), one entry for each codebook, got "
-            f"{tuple(indices.shape)}. For one codebook, pass its size as a number."
+            f"{tuple(indices.shape)}. For one codebook, pass its size as an int."
         )
     return sizes, has_columns
 
@@ -247,9 +246,12 @@ def _unpack_column(
 
 
 def _read_header(data: bytes) -> tuple[tuple[int, ...], tuple[int, ...], list[bool], bool, int]:
-    """Leading sizes, codebook sizes, holes, whether there are columns, where checksums begin."""
+    """Returns leading sizes, codebook sizes, which columns contain -1, and two layout values.
+
+    These are whether there is a column dimension, and the offset of the checksums.
+    """
     if data[: len(_MAGIC)] != _MAGIC:
-        raise _damaged(f"bytes that begin with {data[: len(_MAGIC)]!r}")
+        raise _damaged(f"bytes that start with {data[: len(_MAGIC)]!r}")
     if len(data) < _PREFIX.size:
         raise _damaged(f"{len(data)} bytes, less than a header")
     _, version, num_lead, num_columns = _PREFIX.unpack_from(data)
@@ -263,10 +265,10 @@ def _read_header(data: bytes) -> tuple[tuple[int, ...], tuple[int, ...], list[bo
     if len(data) < start + 8:
         raise _damaged(f"{len(data)} bytes, less than a header")
     if zlib.crc32(memoryview(data)[: start + 4]) != struct.unpack_from("<I", data, start + 4)[0]:
-        raise _damaged("a header with another checksum")
+        raise _damaged("a header with a wrong checksum")
     numbers = struct.unpack_from(f"<{num_lead + num_sizes}Q{num_sizes}B", data, _PREFIX.size)
     lead, sizes = numbers[:num_lead], numbers[num_lead:-num_sizes]
-    # A checksum can be forged; these bounds keep all that follows in 64 bits.
+    # A checksum can be forged; these bounds keep all later arithmetic in 64 bits.
     entries = math.prod(max(size, 1) for size in lead) * num_sizes
     holes = numbers[-num_sizes:]
     if entries > _MAX_SIZE or not all(1 <= k <= _MAX_SIZE for k in sizes) or max(holes) > 1:

@@ -1,14 +1,13 @@
-"""Random numbers from a counter: no generator whose state would live on the host."""
+"""Counter-based random numbers, which need no generator state on the host."""
 
 import torch
 from torch import Tensor
 
 
 def counter_uniform(counter: Tensor) -> Tensor:
-    """Returns numbers in ``[0, 1)``, float64, each a function of its int64 ``counter`` alone.
+    """Returns float64 numbers in ``[0, 1)``, each a function of its int64 ``counter`` only.
 
-    The SplitMix64 hash (Steele, Lea and Flood, OOPSLA 2014), in int64 arithmetic that wraps
-    around.
+    Uses the SplitMix64 hash (Steele, Lea and Flood, OOPSLA 2014) in wrapping int64 arithmetic.
     """
     x = counter * -7046029254386353131
     x = (x ^ _shift_right(x, 30)) * -4658895280553007687
@@ -18,11 +17,11 @@ def counter_uniform(counter: Tensor) -> Tensor:
 
 
 def to_gumbel(uniform: Tensor) -> Tensor:
-    """Turns uniform numbers in ``[0, 1)`` into standard Gumbel noise, finite everywhere."""
+    """Converts uniform numbers in ``[0, 1)`` to standard Gumbel noise; always finite."""
     tiny = torch.finfo(uniform.dtype).tiny
     return -(-uniform.clamp_min(tiny).log()).clamp_min(tiny).log()
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift: int64 shifts of torch copy the sign."""
+    """Logical right shift; torch shifts int64 arithmetically, copying the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

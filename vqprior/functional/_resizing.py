@@ -1,4 +1,4 @@
-"""Maps with features last, smaller and larger."""
+"""Downsampling and upsampling of feature maps with features last."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,10 @@ _MODES = {1: "linear", 2: "bicubic", 3: "trilinear"}
 
 
 def average_down(x: Tensor, mask: Tensor, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Averages ``(b, *spatial, d)`` over the counted positions of each cell of a coarser grid.
+    """Averages ``(b, *spatial, d)`` over the valid positions in each cell of a coarser grid.
 
-    Cells without a counted position hold zeros and do not count: ``(b, *size, d), (b, *size)``.
+    Returns the means ``(b, *size, d)`` and the mask of cells with a valid position
+    ``(b, *size)``; all other cells are zero.
     """
     weight = mask.unsqueeze(-1).to(x.dtype)
     both = torch.cat([x * weight, weight], dim=-1).movedim(-1, 1)
@@ -21,7 +22,7 @@ def average_down(x: Tensor, mask: Tensor, size: tuple[int, ...]) -> tuple[Tensor
 
 
 def enlarge(x: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Interpolates ``(b, *spatial, d)`` to ``(b, *size, d)``: bicubic in two dimensions."""
+    """Upsamples ``(b, *spatial, d)`` to ``(b, *size, d)``: linear, bicubic or trilinear."""
     channels_first = x.movedim(-1, 1)
     mode = _MODES[len(size)]
     return F.interpolate(channels_first, size=size, mode=mode, align_corners=False).movedim(1, -1)

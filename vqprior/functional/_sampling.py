@@ -1,4 +1,4 @@
-"""Drawing indices from predicted logits."""
+"""Sampling of indices from predicted logits."""
 
 import torch
 from torch import Tensor
@@ -16,20 +16,20 @@ def sample_indices(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draws one index for each token from ``softmax(logits / temperature)``.
+    """Samples one index per token from ``softmax(logits / temperature)``.
 
-    ``top_k`` acts first, then ``top_p`` on what it leaves, each with the lower index first
-    among equals; codes that they exclude, and codes with a logit of minus infinity, are never
-    drawn. Computed in float32 or wider, without gradients.
+    ``top_k`` is applied first, then ``top_p`` to the remaining codes; ties go to the lowest
+    index. Excluded codes and codes with a logit of minus infinity are never sampled. Computed in
+    float32 or wider, without gradients.
 
     Args:
         logits: Unnormalized log-probabilities of the codes.
-        temperature: At least 0. Sharpens (below 1) or flattens (above 1) the distribution; 0
-            takes the most likely code, the lowest index among equals, and draws nothing.
-        top_k: How many of the most likely codes to keep, at least 1; by default all.
-        top_p: Keeps the smallest set of most likely codes whose probability reaches this, in
-            ``(0, 1]``; never less than one code.
-        generator: Source of randomness, on the device of ``logits``.
+        temperature: Sharpens (below 1) or flattens (above 1) the distribution, at least 0. With
+            0, the most likely code is chosen and no random number is drawn.
+        top_k: Number of most likely codes to keep, at least 1; by default all.
+        top_p: Keeps the smallest set of most likely codes with at least this total probability,
+            in ``(0, 1]``; by default all codes.
+        generator: Random number generator on the device of ``logits``.
 
     Returns:
         Indices, as ``int64``.
@@ -67,7 +67,7 @@ def sample_indices(
     if temperature == 0:
         return logits.argmax(dim=-1)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    # The largest becomes 0, so that no temperature can make it infinite.
+    # With a maximum of 0, a small temperature cannot make it infinite.
     scaled = (wide - wide.amax(dim=-1, keepdim=True)) / max(
         temperature, torch.finfo(wide.dtype).tiny
     )
@@ -79,7 +79,7 @@ def sample_indices(
         scaled = scaled.masked_fill(places >= top_k, -torch.inf)
     if top_p is not None and top_p < 1:
         probabilities = scaled.softmax(dim=-1)
-        # What comes before a code, without it: the first code has nothing before it and stays.
+        # The total probability before each code; 0 for the first one, which is always kept.
         before = probabilities.cumsum(dim=-1).roll(1, dims=-1)
         before[..., 0] = 0.0
         scaled = scaled.masked_fill(before >= top_p, -torch.inf)

@@ -1,4 +1,4 @@
-"""How well each code fits each vector, as a full matrix: for gradients and soft choices."""
+"""Scores of all codes for each vector, as a differentiable matrix, and their gradients."""
 
 import torch
 from torch import Tensor
@@ -6,17 +6,18 @@ from torch.nn import functional as F
 
 
 def score_codes(x: Tensor, codes: Tensor, metric: str) -> Tensor:
-    """Minus the squared distance (up to a constant a vector), the cosine, or the dot product.
+    """Scores codes: minus the squared distance, cosine or dot product; higher is better.
 
-    ``(..., d), (k, d) -> (..., k)``, in the dtype of both, outside of autocast.
+    ``(..., d), (k, d) -> (..., k)``, in the dtype of the inputs, also under autocast. Squared
+    distances are correct up to a constant per vector.
     """
     with torch.autocast(x.device.type, enabled=False):
         if metric == "cosine":
             return F.normalize(x, dim=-1) @ F.normalize(codes, dim=-1).T
         if metric == "dot":
-            # A copy, so that a rule may move the codebook before the backward pass.
+            # Copied, so that a rule may change the codebook before the backward pass.
             return x @ codes.clone().T
-        center = codes.mean(dim=0).detach()  # costs no accuracy where both share an offset
+        center = codes.mean(dim=0).detach()  # keeps precision if both share an offset
         x, codes = x - center, codes - center
         return 2 * x @ codes.T - codes.square().sum(dim=1)
 
@@ -24,7 +25,7 @@ def score_codes(x: Tensor, codes: Tensor, metric: str) -> Tensor:
 def score_gradients(grad: Tensor, x: Tensor, codes: Tensor, metric: str) -> tuple[Tensor, Tensor]:
     """Gradients ``(n, d)`` and ``(k, d)`` of ``score_codes`` for ``grad`` ``(n, k)``.
 
-    Rows of ``grad`` must sum to 0, as behind a softmax.
+    Rows of ``grad`` must sum to 0, as they do after a softmax.
     """
     if metric == "dot":
         return grad @ codes, grad.T @ x

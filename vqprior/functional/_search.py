@@ -1,4 +1,4 @@
-"""Nearest-code search: one operator, whatever computes it."""
+"""Nearest-code search."""
 
 import torch
 from torch import Tensor
@@ -14,38 +14,37 @@ _METRICS = ("euclidean", "cosine", "dot")
 def nearest_indices(
     x: Tensor, codes: Tensor, *, metric: str = "euclidean", num_nearest: int = 1
 ) -> Tensor:
-    """Finds the code closest to each vector.
+    """Finds the nearest code of each vector.
 
-    Equal scores go to the lowest index. Equal codes have equal scores where the product computes
-    every column alike, as the kernels for CUDA devices and MKL do; elsewhere where it is exact, and
-    otherwise one of them is chosen. Scores are computed in float32 or wider, whatever the dtype of
-    the inputs and inside ``torch.autocast`` too, after a shift and a power-of-two scaling that
-    keep an offset or a scale common to ``x`` and ``codes`` from costing accuracy. No gradient
-    flows. Memory beyond the result is bounded: a block of scores, never all ``n`` x ``k``.
-    Vectors with a non-finite feature get an arbitrary valid index. On a CUDA device, one fused
-    kernel does it, where Triton is installed, ``num_nearest`` is 1 and nothing is wider than
-    float32.
+    Scores are computed in float32 or wider, also under ``torch.autocast``. Vectors and codes are
+    shifted and scaled first, so a large offset or scale that they share costs no precision. Ties
+    go to the lowest index. Duplicate codes tie if the matrix product computes every column alike,
+    as the CUDA kernel and MKL do, or is exact; otherwise any of them may be chosen. Vectors with a
+    non-finite feature get an arbitrary valid index.
+
+    The full ``n`` x ``k`` matrix of scores is never stored, only a block of bounded size. On a CUDA
+    device with Triton, one fused kernel computes the result if ``num_nearest`` is 1 and no input
+    is float64. No gradient flows.
 
     Args:
         x: Vectors to match.
-        codes: Candidates, one a row; several codebooks of one size are searched together.
+        codes: Codebook, one code per row; several codebooks of one size are searched together.
         metric: ``"euclidean"`` distance, ``"cosine"`` similarity (a zero vector is equally
             similar to all codes) or ``"dot"`` product.
-        num_nearest: How many codes to return for each vector, the closest first.
+        num_nearest: Number of codes to return per vector, nearest first, in ``[1, k]``.
 
     Returns:
         Indices of rows of ``codes``, as ``int64``.
 
     Raises:
         TypeError: If ``x`` or ``codes`` is not floating point.
-        ValueError: If ``codes`` is empty or has another number of dimensions, the features or
-            codebooks differ in number, ``metric`` is unknown, or ``num_nearest`` is not between 1
-            and ``k``.
+        ValueError: If ``codes`` is empty or does not have 2 or 3 dimensions, ``x`` does not match
+            it, ``metric`` is unknown, or ``num_nearest`` is not in ``[1, k]``.
 
     Shape:
         - ``x``: ``(..., d)``, or ``(..., q, d)`` for ``q`` codebooks
         - ``codes``: ``(k, d)``, or ``(q, k, d)``
-        - returns: ``(...)`` or ``(..., q)``, with ``num_nearest`` appended if that is above 1
+        - returns: ``(...)`` or ``(..., q)``, with a last dimension of ``num_nearest`` if above 1
 
     References:
         van den Oord, Vinyals and Kavukcuoglu, *Neural Discrete Representation Learning*,
@@ -61,12 +60,12 @@ def nearest_indices(
         tensor([[1, 0],
                 [2, 1]])
 
-        Leading dimensions are free:
+        Any leading dimensions:
 
         >>> nearest_indices(torch.zeros(2, 3, 5, 2), codes).shape
         torch.Size([2, 3, 5])
 
-        Each of two halves of a vector in a codebook of its own:
+        Two codebooks, one for each half of a vector:
 
         >>> halves = torch.tensor([[[0.9, 0.8], [3.0, 0.1]]])
         >>> nearest_indices(halves, torch.stack([codes, codes.flip(0)]))
@@ -91,19 +90,19 @@ def _check_tables(x: Tensor, codes: Tensor) -> None:
     check_floating("codes", codes)
     if codes.ndim not in (2, 3) or codes.numel() == 0:
         raise ValueError(
-            "`codes` must have shape (k, d), or (q, k, d) for q codebooks, with each at least 1, "
+            "`codes` must have shape (k, d), or (q, k, d) for q codebooks, with sizes at least 1, "
             f"got {tuple(codes.shape)}."
         )
     check_last_dim("x", x, codes.shape[-1])
     if codes.ndim == 3 and x.shape[-2:-1] != codes.shape[:1]:
         raise ValueError(
-            f"`x` must have shape (..., {codes.shape[0]}, {codes.shape[2]}), a vector for each "
+            f"`x` must have shape (..., {codes.shape[0]}, {codes.shape[2]}), one vector for each "
             f"codebook, got {tuple(x.shape)}."
         )
 
 
 def _search(x: Tensor, codes: Tensor, metric: str, num_nearest: int) -> Tensor:
-    """The search, by a kernel or by plain operators: ``(..., [q,] m)``."""
+    """Searches by the Triton kernel or by plain operators; returns ``(..., [q,] m)``."""
     several = codes.ndim == 3
     dtype = torch.promote_types(torch.promote_types(x.dtype, codes.dtype), torch.float32)
     with torch.autocast(x.device.type, enabled=False):
@@ -128,19 +127,19 @@ def _(x: Tensor, codes: Tensor, metric: str, num_nearest: int) -> Tensor:
 
 
 def _prepare(codes: Tensor, metric: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Turns a metric into ``argmin_k bias[k] - 2 <(x - shift) * scale, keys[k]>``.
+    """Expresses a metric as ``argmin_k bias[k] - 2 <(x - shift) * scale, keys[k]>``.
 
-    ``||x||^2`` is the same for every code, so it cannot change the arg-min and is left out: it
-    would only cost precision. Shifting by the mean code does not change distances, and a scale
-    that is a power of two multiplies without rounding. For codes ``(q, k, d)``: keys
-    ``(q, k, d)``, bias ``(q, k)``, shift ``(q, d)``, scale ``(q,)``.
+    ``||x||^2`` is the same for every code and would only cost precision, so it is left out.
+    Shifting by the mean code does not change distances, and scaling by a power of two does not
+    round. For codes ``(q, k, d)`` returns keys ``(q, k, d)``, bias ``(q, k)``, shift ``(q, d)``
+    and scale ``(q,)``.
     """
     shift = torch.zeros_like(codes[:, 0])
     if metric == "euclidean":
         shift = codes.mean(dim=1)
         codes = codes - shift.unsqueeze(1)
     elif metric == "cosine":
-        # Rows are scaled first, since the square of a small or large length is not a number.
+        # Scale rows first: squares of very small or large lengths under- or overflow.
         rows = codes / codes.abs().amax(dim=2, keepdim=True).clamp_min(
             torch.finfo(codes.dtype).tiny
         )

@@ -1,4 +1,4 @@
-"""Selecting codes by predicted logits, differentiably: the reconstruction-aware primitive."""
+"""Differentiable selection of codes by predicted logits."""
 
 from typing import Any
 
@@ -26,35 +26,35 @@ def select_codes(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Picks one code for each token and lets a loss on the result train the logits.
+    """Selects one code per token by logits, so that a loss on the vectors trains the logits.
 
-    With ``p = softmax(logits / temperature)`` and ``g`` the gradient of the returned vectors,
-    the logits receive ``p * (<g, codes> - sum_j p_j <g, codes_j>) / temperature``, as if the
-    vectors had been the mean code under ``p``. No one-hot matrix is built. The behavior does
-    not depend on any module's training mode. Codes that require a gradient receive that of the
-    lookup; pass ``codes.detach()`` to keep a prior frozen.
+    Let ``p = softmax(logits / temperature)`` and let ``g`` be the gradient of the returned
+    vectors. The logits receive ``p * (<g, codes> - sum_j p_j <g, codes_j>) / temperature``, as if
+    the vectors were the mean code under ``p`` (``"reinmax"`` differs). No one-hot matrix is
+    built, and no training mode matters. Codes that require gradients receive the gradient of the
+    lookup; pass ``codes.detach()`` to keep the codebook frozen.
 
     Args:
         logits: Unnormalized log-probabilities of the codes.
         codes: The codebook.
-        estimator: How to choose and to differentiate:
+        estimator: How to choose codes and compute the gradient:
 
-            - ``"straight_through"``: the arg-max code, bit for bit; deterministic.
-            - ``"soft"``: the mean code under ``p``; the only one whose value is not a code.
-            - ``"gumbel"``: a code drawn from ``softmax(logits)``; the gradient uses the
+            - ``"straight_through"``: the arg-max code; deterministic.
+            - ``"soft"``: the mean code under ``p``; the only one that does not return codes.
+            - ``"gumbel"``: a code sampled from ``softmax(logits)``; the gradient uses the
               perturbed logits at ``temperature``.
-            - ``"reinmax"``: a code drawn from ``softmax(logits)``; second-order gradient.
-        temperature: Greater than 0. Softens (above 1) or sharpens ``p`` in the gradient, and
-            in the value of ``"soft"``.
-        generator: Source of randomness of ``"gumbel"`` and ``"reinmax"``.
+            - ``"reinmax"``: a code sampled from ``softmax(logits)``; second-order gradient.
+        temperature: Softens (above 1) or sharpens (below 1) ``p`` in the gradient, and in the
+            value of ``"soft"``; greater than 0.
+        generator: Random number generator for ``"gumbel"`` and ``"reinmax"``.
 
     Returns:
-        ``(vectors, indices)``: the selected vectors in the dtype of ``codes``, and which
-        codes they are, as ``int64`` (for ``"soft"``, the most likely ones).
+        ``(vectors, indices)``: the selected vectors in the dtype of ``codes``, and their indices
+        as ``int64`` (for ``"soft"``, those of the most likely codes).
 
     Raises:
         TypeError: If ``logits`` or ``codes`` is not floating point.
-        ValueError: If the shapes do not fit, ``estimator`` is unknown or ``temperature`` is
+        ValueError: If the shapes do not match, ``estimator`` is unknown or ``temperature`` is
             not greater than 0.
 
     Shape:
@@ -80,7 +80,7 @@ def select_codes(
         >>> vectors.detach(), indices
         (tensor([[1., 1.]]), tensor([1]))
         >>> (vectors - torch.tensor([4.0, 0.0])).square().sum().backward()
-        >>> logits.grad.argmin().item()  # descending raises the logit of the code it wants
+        >>> logits.grad.argmin().item()  # gradient descent raises the logit of code 2
         2
     """
     check_floating("logits", logits)
@@ -103,14 +103,14 @@ def select_codes(
 
 
 def gumbel_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard Gumbel noise: the arg-max of logits plus it is a sample of their softmax."""
+    """Draws standard Gumbel noise; the arg-max of logits plus noise samples their softmax."""
     uniform = torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=generator)
     return to_gumbel(uniform)
 
 
 @with_signature
 class _Select(torch.autograd.Function):
-    """A code or the mean code, with the gradient of the mean code under the softmax."""
+    """Returns a code or the mean code, with the gradient of the mean code under the softmax."""
 
     @staticmethod
     def forward(
@@ -128,7 +128,7 @@ class _Select(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        # A second derivative cannot pass an operator; nothing needs to be one outside of a graph.
+        # Custom operators have no second derivative, so they are used only while compiling.
         gradients = _gradients_op if torch.compiler.is_compiling() else _gradients
         needs = ctx.needs_input_grad[:2]
         found = gradients(grad, *ctx.saved_tensors, *ctx.options, *needs)
@@ -140,7 +140,7 @@ class _Select(torch.autograd.Function):
 
 @torch.library.custom_op("vqprior::mean_code", mutates_args=())
 def _mean_code(logits: Tensor, codes: Tensor, temperature: float) -> Tensor:
-    """The mean code under the softmax of the logits, a block at a time."""
+    """Computes the mean code under the softmax of the logits, in blocks."""
     k, d = codes.shape
     flat = logits.reshape(-1, k)
     mean = torch.empty(len(flat), d, dtype=codes.dtype, device=codes.device)
@@ -165,7 +165,7 @@ def _gradients(  # noqa: PLR0913
     of_logits: bool,  # noqa: FBT001
     of_codes: bool,  # noqa: FBT001
 ) -> tuple[Tensor, Tensor]:
-    """Both gradients, a block of the softmax at a time; empty if not asked for."""
+    """Computes both gradients in blocks of the softmax; a gradient not asked for is empty."""
     (k, d), dtype = codes.shape, logits.dtype
     flat, chosen = logits.reshape(-1, k), indices.reshape(-1)
     wide, table = grad.reshape(-1, d).to(dtype), codes.to(dtype)

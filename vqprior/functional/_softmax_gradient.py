@@ -1,16 +1,16 @@
-"""The gradient of a choice by the softmax of its scores, for a block of rows at a time."""
+"""Surrogate gradients of a code choice with respect to its logits, by blocks of rows."""
 
 import torch
 from torch import Tensor
 
-_MAX_BLOCK_ENTRIES = 1 << 20  # 4 MiB of float32: a few such blocks stay in the cache
-# On a GPU each block costs the launch of its operators, and 64 MiB still fit beside anything.
+_MAX_BLOCK_ENTRIES = 1 << 20  # 4 MiB of float32: a few blocks stay in the cache
+# On a GPU each block costs kernel launches, and 64 MiB always fit.
 _MAX_BLOCK_ENTRIES_OF_GPUS = 1 << 24
-_MIN_BLOCK_ROWS = 32  # a product with fewer rows is slow
+_MIN_BLOCK_ROWS = 32  # products with fewer rows are slow
 
 
 def row_blocks(n: int, k: int, device: torch.device) -> list[slice]:
-    """Splits ``n`` rows of ``k`` numbers into blocks that are computed one after the other."""
+    """Splits ``n`` rows of ``k`` numbers into blocks of bounded size."""
     most = _MAX_BLOCK_ENTRIES if device.type == "cpu" else _MAX_BLOCK_ENTRIES_OF_GPUS
     rows = max(_MIN_BLOCK_ROWS, most // k)
     return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
@@ -24,21 +24,21 @@ def softmax_gradient(
     temperature: float,
     estimator: str,
 ) -> Tensor:
-    """The gradient of the logits, where ``wanted`` is that of the probabilities: ``(n, k)``."""
+    """Computes the gradient of logits ``(n, k)``; ``wanted`` is that of the probabilities."""
     if estimator == "reinmax":
         return _reinmax_backward(logits, probabilities, chosen, wanted)
     return _softmax_backward(probabilities, wanted) / temperature
 
 
 def _softmax_backward(probabilities: Tensor, grad: Tensor) -> Tensor:
-    """The Jacobian ``diag(p) - p p^T`` of the softmax, applied to ``grad``."""
+    """Applies the Jacobian ``diag(p) - p p^T`` of the softmax to ``grad``."""
     return probabilities * (grad - (probabilities * grad).sum(dim=-1, keepdim=True))
 
 
 def _reinmax_backward(
     logits: Tensor, probabilities: Tensor, indices: Tensor, grad: Tensor
 ) -> Tensor:
-    """Heun's method: twice the Jacobian at the midpoint less half of that at the start."""
+    """Heun's method: twice the Jacobian at the midpoint minus half of the one at the start."""
     half = probabilities.new_full((), 0.5).expand(*indices.shape, 1)
     midpoint = (probabilities / 2).scatter_add(-1, indices.unsqueeze(-1), half)
     start = logits.softmax(dim=-1)

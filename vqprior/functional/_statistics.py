@@ -1,4 +1,4 @@
-"""Counts and sums of the tokens that chose each code."""
+"""Per-code sums and counts of assigned vectors."""
 
 import torch
 from torch import Tensor
@@ -15,25 +15,24 @@ from vqprior.functional._kernels._operators import is_traced
 
 
 def code_sums_and_counts(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
-    """Sums, for each code, the vectors that chose it, and counts them.
+    """Sums and counts the vectors assigned to each code.
 
-    Computed by scatter-add in float32 or wider, without a one-hot matrix. Sums and counts
-    share one tensor, so that a distributed caller needs one collective. On a CUDA device the
-    order of additions, and with it the last bits, differs from call to call, unless
-    ``torch.use_deterministic_algorithms`` forbids it.
+    Computed by scatter-add in float32 or wider, without a one-hot matrix. Sums and counts share
+    one tensor, so a distributed caller needs one collective. On a CUDA device, the last bits of
+    the sums differ between calls, unless ``torch.use_deterministic_algorithms`` is on.
 
     Args:
         x: Vectors; ``d`` may be 0, to count only.
-        indices: The code of each vector; -1 leaves a vector out, whatever it holds.
-        num_codes: Number of codes ``k``.
+        indices: The index of each vector's code; vectors with -1 are ignored.
+        num_codes: Number of codes ``k``, at least 1.
 
     Returns:
-        Sums in the first ``d`` columns, counts in the last.
+        Sums in the first ``d`` columns, counts in the last one.
 
     Raises:
-        TypeError: If ``x`` is not floating point or ``indices`` not an integer tensor.
-        ValueError: If ``indices`` has another shape than the tokens, an index on the CPU names no
-            code, or ``num_codes`` is below 1.
+        TypeError: If ``x`` is not floating point or ``indices`` is not an integer tensor.
+        ValueError: If ``indices`` does not have the shape of the tokens, an index on the CPU is
+            out of range, or ``num_codes`` is below 1.
 
     Shape:
         - ``x``: ``(..., d)``
@@ -61,7 +60,7 @@ def code_sums_and_counts(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
 
 
 def _add_up(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
-    """The statistics of ``(n, d)`` and ``(n,)``, by a kernel or by plain operators."""
+    """Computes the statistics of ``(n, d)`` and ``(n,)`` by the kernel or by plain operators."""
     if _triton.is_usable(x, indices) and not torch.are_deterministic_algorithms_enabled():
         from vqprior.functional._kernels._triton_statistics import add_statistics_  # needs Triton
 
@@ -69,7 +68,7 @@ def _add_up(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
         add_statistics_(totals, x, indices)
         return totals
     dtype = torch.promote_types(x.dtype, torch.float32)
-    # What is left out goes to a row of its own, whatever it holds: no pass over `x` to blank it.
+    # Ignored vectors are added to an extra row: cheaper than a pass over `x` to zero them.
     indices = torch.where(indices >= 0, indices, num_codes)
     sums = x.new_zeros(num_codes + 1, x.shape[1], dtype=dtype)
     sums.index_add_(0, indices, x.to(dtype))

@@ -1,4 +1,4 @@
-"""Vectors of unit length, whatever their length was."""
+"""L2 normalization of vectors of any finite length."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from torch import Tensor
 def to_unit_length(x: Tensor) -> Tensor:
     """Divides each vector ``(..., d)`` by its length; zero stays zero, with a gradient of zero.
 
-    By the largest feature first: the square of a large or a small one is not a number.
+    Divides by the largest feature first, because squares could overflow or underflow.
     """
     largest = x.detach().abs().amax(dim=-1, keepdim=True)
     nonzero = largest > 0

@@ -1,1 +1,1 @@
-"""What computes the search and the statistics: blocks of plain operators, and Triton kernels."""
+"""Implementations of search and statistics: plain operators in blocks, and Triton kernels."""

@@ -1,4 +1,4 @@
-"""Operators that compilers do not look into, and what they cost where nobody compiles."""
+"""Helpers that avoid the call overhead of custom operators and autograd functions."""
 
 import inspect
 from typing import Any, TypeVar
@@ -10,16 +10,16 @@ _Function = TypeVar("_Function", bound=type[torch.autograd.Function])
 
 
 def is_traced(*tensors: Tensor) -> bool:
-    """Whether a graph is made of these tensors, in which one operator is to stand.
+    """Whether these tensors are being traced, so that a custom operator is needed.
 
-    Elsewhere the function behind it is called: to dispatch an operator that is written in Python
-    takes tens of microseconds, longer than a small search.
+    Otherwise callers call the function directly: dispatching a Python operator takes tens of
+    microseconds, longer than a small search.
     """
     return torch.compiler.is_compiling() or any(type(tensor) is not Tensor for tensor in tensors)
 
 
 def with_signature(function: _Function) -> _Function:
-    """Keeps the signature of ``forward``, which torch finds out anew in each call."""
+    """Caches the signature of ``forward``, which torch would otherwise inspect in each call."""
     forward: Any = function.forward
     forward.__signature__ = inspect.signature(forward)
     return function

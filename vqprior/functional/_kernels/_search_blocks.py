@@ -1,17 +1,15 @@
-"""The search in plain operators, a block of the score matrix at a time."""
+"""Search by plain operators, in blocks of the score matrix."""
 
 import torch
 from torch import Tensor
 
-# A block is written by the product and read by the minimum before it leaves the cache: 8 MiB of
-# float32. Products of a thousand codes and thousands of tokens reach the full rate; smaller ones
-# do not.
+# 8 MiB of float32: the minimum reads a block while it is still in the cache. Products smaller than
+# about a thousand codes by thousands of tokens do not reach the full rate.
 _MAX_BLOCK_ENTRIES = 1 << 21
 _MAX_BLOCK_CODES = 1024
-# The plain minimum of a group runs in vector instructions and the arg-min does not, so that is
-# left to the one group that won.
+# `amin` is vectorized and `argmin` is not, so `argmin` runs only within the group with the minimum.
 _GROUP = 64
-# A token further away than this many times the codes' own scale could overflow a score.
+# Beyond this multiple of the codes' scale, a score could overflow.
 _FAR = 1e30
 
 
@@ -22,11 +20,11 @@ def search_blocks(
 
     Args:
         x: Vectors ``(q, n, d)``.
-        keys: What they are compared with ``(q, k, d)``, in the dtype of the computation.
+        keys: Prepared codes ``(q, k, d)``, in the dtype of the computation.
         bias: Added to each product ``(q, k)``.
         shift: Subtracted from every vector ``(q, d)``.
-        scale: Multiplies every difference ``(q,)``.
-        num_nearest: How many to return for each vector, ``m``.
+        scale: Factor of every difference ``(q,)``.
+        num_nearest: Number of indices per vector, ``m``.
     """
     (q, n, d), k = x.shape, keys.shape[1]
     group = min(_GROUP, k, _MAX_BLOCK_CODES)
@@ -54,7 +52,7 @@ def search_blocks(
 
 
 def _fill_up(keys: Tensor, bias: Tensor, missing: int) -> tuple[Tensor, Tensor]:
-    """Appends keys that nothing is near to, so that groups are whole."""
+    """Pads the keys to whole groups with keys of infinite bias, which never win."""
     if missing == 0:
         return keys, bias
     bias = torch.cat([bias, bias.new_full((len(bias), missing), torch.inf)], dim=1)
@@ -68,8 +66,8 @@ def _blocks(size: int, step: int) -> list[slice]:
 def _take_best(scores: Tensor, minima: Tensor, start: int, best: Tensor, found: Tensor) -> None:
     """Merges a block of scores into the sorted lists ``best`` and ``found`` ``(rows, m)``.
 
-    A group is found by its minimum, and the code inside the group. ``minima`` is scratch space
-    ``(rows, groups)``; ``scores`` loses what it gave.
+    Finds the group with the minimum first, then the code within the group. ``minima`` is scratch
+    space ``(rows, groups)``; ``scores`` is overwritten.
     """
     groups = scores.view(minima.numel(), -1)
     torch.amin(groups, dim=1, out=minima.view(-1))
@@ -86,10 +84,10 @@ def _take_best(scores: Tensor, minima: Tensor, start: int, best: Tensor, found: 
 
 
 def _insert(best: Tensor, found: Tensor, value: Tensor, index: Tensor) -> None:
-    """Inserts one candidate a row into the sorted lists; an equal one stays behind."""
+    """Inserts one candidate per row into the sorted lists, after equal values."""
     closer = torch.zeros_like(value, dtype=torch.bool)
     for place in range(best.shape[1]):
-        # From where it goes in, everything moves up by one, equal values too.
+        # Everything after the place of insertion moves by one, equal values too.
         closer = closer | (value < best[:, place])
         best[:, place], value = (
             torch.where(closer, value, best[:, place]),

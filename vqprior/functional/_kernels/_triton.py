@@ -1,4 +1,4 @@
-"""Whether the kernels for CUDA devices can take over from plain operators."""
+"""Check whether the Triton kernels can be used."""
 
 import functools
 import importlib.util
@@ -10,16 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# What the kernels compute with: nothing that float32 would round.
+# Dtypes that the kernels accept; float64 would lose precision, since they compute in float32.
 _DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.int64})
-_CAPABILITY = (8, 0)  # the oldest that Triton promises to support
+_CAPABILITY = (8, 0)  # the lowest that Triton supports
 
 
 def is_usable(*tensors: Tensor) -> bool:
-    """Says whether the kernels take these tensors, all on one device that can run them.
+    """Whether these tensors have supported dtypes and share one device that runs the kernels.
 
-    Nothing is imported, launched or waited for; what does not depend on the tensors is found out
-    once. AMD devices are refused: the kernels were neither compiled nor run for them.
+    Imports and launches nothing and does not synchronize; the check of a device is cached. AMD
+    devices are refused, because the kernels were never compiled or run for them.
     """
     devices = {tensor.device for tensor in tensors}
     return (
@@ -42,8 +42,8 @@ def _can_run_on(device: torch.device) -> bool:
 
 
 def _can_build_launchers() -> bool:
-    """Triton compiles its launchers in C, on the user's machine: slim images cannot."""
+    """Whether Triton can compile its C launchers here; slim container images often lack this."""
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    # In this scheme a virtual environment, too, names the headers of the Python it was made from.
+    # In a virtual environment, this scheme gives the headers of the base Python.
     include = Path(sysconfig.get_path("include", scheme="posix_prefix"))
     return compiler is not None and (include / "Python.h").exists()

@@ -1,4 +1,4 @@
-"""The search as one kernel: a block of scores lives in registers and never reaches memory."""
+"""Search by one Triton kernel; scores stay in registers and never reach memory."""
 
 import dataclasses
 
@@ -7,25 +7,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# A token further away than this many times the codes' own scale could overflow a score.
+# Beyond this multiple of the codes' scale, a score could overflow.
 _FAR = tl.constexpr(1e30)
 _LAST = tl.constexpr(2**31 - 1)
-# Programs that keep a GPU busy: two for each multiprocessor of the largest ones. The result does
-# not depend on it, so neither the device nor the clock is asked.
+# Programs that keep a GPU busy: about two per multiprocessor of the largest GPUs. The result does
+# not depend on it, so the device is not queried and nothing is autotuned.
 _PROGRAMS = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How one search is cut up.
+    """Block sizes of one search.
 
     Attributes:
-        rows: Vectors that one program holds.
-        codes: Codes that it compares with them at a time.
-        features: Features that it multiplies at a time.
-        blocks: Blocks of codes that it goes through, one after the other.
-        splits: Programs that share the codes between them.
-        stages: Depth of the pipeline that fetches the codes.
+        rows: Vectors per program.
+        codes: Codes per block.
+        features: Features per product.
+        blocks: Blocks of codes that one program loops over.
+        splits: Programs that share the codes of a codebook.
+        stages: Depth of the pipeline that loads the codes.
     """
 
     rows: int
@@ -39,18 +39,16 @@ class Plan:
 def plan_search(q: int, n: int, k: int, d: int) -> Plan:
     """Chooses the plan for ``q`` searches of ``n`` vectors among ``k`` codes of ``d`` features.
 
-    A thread of the 128 keeps 64 x 64 / 128 = 32 sums, and as many minima and their blocks: 64
-    would not fit into its 255 registers. A product loads its features all at once, so more than 32
-    are not left to the compiler to put in order: one of those tried (Triton 3.9 for capability
-    8.0) failed and spilled all of 64. Up to 64 features, the vectors stay in shared memory and
-    only codes are fetched; beyond, both are, so that any ``d`` needs the same memory.
+    Each of the 128 threads keeps 64 x 64 / 128 = 32 sums, and as many minima and block numbers: 64
+    would not fit into its 255 registers. A product loads at most 32 features at once: with 64,
+    Triton 3.9 spilled registers for capability 8.0. Up to 64 features, the vectors stay in shared
+    memory and only codes are loaded; beyond that both are, so memory does not grow with ``d``.
 
-    The machine code was read, for capabilities 8.0, 8.6, 8.9 and 9.0 by Triton 3.7; no GPU was
-    there to time it. The inner loop spills nothing (around it, a ``d`` above 64 that is no
-    multiple of 16 spills up to 80 bytes), and 7 to 8 of 10 of its instructions are fused
-    multiply-adds. Shared memory is at most 48 KiB: two programs on a multiprocessor of 100 KiB, and
-    on the larger ones the two or three that registers allow. Three stages fetch one block while
-    another is multiplied; with two, the product would wait.
+    In the machine code of Triton 3.7 for capabilities 8.0, 8.6, 8.9 and 9.0, the inner loop spills
+    nothing (around it, a ``d`` above 64 that is not a multiple of 16 spills up to 80 bytes), and
+    7 to 8 of 10 of its instructions are fused multiply-adds. Shared memory is at most 48 KiB: two
+    programs fit on a multiprocessor with 100 KiB; on larger ones, registers allow two or three.
+    Three stages load one block while another is multiplied; with two, the product would wait.
     """
     rows = 64 if n > 16 else 16
     codes = min(64, max(16, triton.next_power_of_2(k)))
@@ -72,15 +70,15 @@ def nearest(x: Tensor, keys: Tensor, bias: Tensor, shift: Tensor, scale: Tensor)
     """Finds ``argmin_k bias[k] - 2 <(x - shift) * scale, keys[k]>`` of each vector.
 
     Ties go to the lowest index; vectors with a non-finite feature get an arbitrary valid one. The
-    result does not depend on how the work is divided, and nothing waits for the device. All but
-    ``x`` are float32 and contiguous.
+    result does not depend on the plan, and the host is not synchronized. All arguments but ``x``
+    must be float32 and contiguous.
 
     Args:
         x: Vectors in float16, bfloat16 or float32, with any strides.
-        keys: What they are compared with; fewer than 2^31 in each codebook.
+        keys: Prepared codes, fewer than 2^31 per codebook.
         bias: Added to each product.
-        shift: Subtracted from every vector of a codebook.
-        scale: Multiplies every difference, before it is clamped to +-1e30.
+        shift: Subtracted from every vector.
+        scale: Factor of every difference, before it is clamped to +-1e30.
 
     Returns:
         Indices of ``keys``, as ``int64``.
@@ -119,20 +117,20 @@ def nearest(x: Tensor, keys: Tensor, bias: Tensor, shift: Tensor, scale: Tensor)
             features=plan.features,
             num_warps=4,
             num_stages=plan.stages,
-            enable_fp_fusion=True,  # a default that Triton announced to change
+            enable_fp_fusion=True,  # Triton announced that this default will change
         )
     if plan.splits == 1:
         return found.squeeze(1)
-    # Not `min(dim)`, which promises no order of equal values.
+    # Not `min(dim)`, which does not guarantee the lowest index among equal values.
     others = torch.where(best == best.amin(dim=1, keepdim=True), found, keys.shape[1])
     return others.amin(dim=1)
 
 
 def _fill_up(keys: Tensor, bias: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-    """Returns keys ``(q, d, k)`` and their bias in whole blocks, the added keys infinitely far.
+    """Returns keys ``(q, d, k)`` and bias padded to whole blocks; added keys have infinite bias.
 
-    With codes side by side, a warp reads 16 bytes a thread without two of them meeting in one bank
-    of shared memory; with features side by side up to 16 do, and the product waits for them.
+    With codes contiguous, a warp reads 16 bytes per thread from shared memory without bank
+    conflicts; with features contiguous, up to 16 threads conflict and the product waits.
     """
     q, k, d = keys.shape
     missing = -k % plan.codes
@@ -163,7 +161,7 @@ def _search(  # noqa: PLR0913
     codes: tl.constexpr,
     features: tl.constexpr,
 ) -> None:
-    """Compares one block of rows with one share of one codebook, ``blocks`` times ``codes``."""
+    """Compares one block of rows with ``blocks`` times ``codes`` keys of one codebook."""
     row_blocks = tl.cdiv(n, rows)
     codebook = (tl.program_id(0) // row_blocks).to(tl.int64)
     row = (tl.program_id(0) % row_blocks).to(tl.int64) * rows + tl.arange(0, rows)
@@ -174,8 +172,8 @@ def _search(  # noqa: PLR0913
     shift_start = shift + codebook * d
     factor = tl.load(scale + codebook)
     padded: tl.constexpr = (d + features - 1) // features * features
-    # Of each lane of codes the lowest score and where its block starts: the lanes are compared with
-    # each other only once, at the end. NaN is never lower, so what is kept is always a code.
+    # Each lane of codes keeps its lowest score and where that block starts; lanes are compared only
+    # once, at the end. NaN is never lower, so the kept index is always valid.
     lowest = tl.full((rows, codes), float("inf"), tl.float32)
     origin = tl.zeros((rows, codes), tl.int32)
     if d <= 2 * features:
@@ -202,7 +200,7 @@ def _search(  # noqa: PLR0913
         lowest = tl.where(closer, score, lowest)
         origin = tl.where(closer, start, origin)
     value = tl.min(lowest, axis=1)
-    # Equal scores of one lane kept the earliest block; of equal lanes the lowest index wins.
+    # A lane keeps the earliest of equal scores; among equal lanes the lowest index wins.
     index = tl.where(lowest == value[:, None], origin + code[None, :], _LAST)
     place = (codebook * tl.num_programs(1) + tl.program_id(1)) * n + row
     tl.store(best + place, value, mask=inside)
@@ -219,7 +217,7 @@ def _prepare(
     stride_d: tl.tensor,
     d: tl.constexpr,
 ) -> tl.tensor:
-    """Loads some features of the rows, shifted, scaled and clamped: zeros beyond the last."""
+    """Loads a block of features of the rows, shifted, scaled and clamped; zeros beyond ``d``."""
     exists = feature < d
     places = x_rows + feature[None, :].to(tl.int64) * stride_d
     loaded = tl.load(places, mask=inside[:, None] & exists[None, :], other=0.0)
@@ -231,12 +229,11 @@ def _prepare(
 def _multiply(
     tile: tl.tensor, keys: tl.tensor, feature: tl.tensor, k: tl.tensor, product: tl.tensor
 ) -> tl.tensor:
-    """Adds the product of some features.
+    """Adds the product of a block of features.
 
-    "ieee", one fused multiply-add after the other in float32, is as exact as plain operators are.
-    "tf32x3" leaves out a share of 2^-22 of each product and sums in tensor cores, which cut off
-    rather than round, an error that grows with ``d``. By peak rates it would gain nothing where
-    tensor cores are small (8.6, 8.9), and speed for many features where they are large (8.0, 9.0).
+    "ieee", a chain of float32 fused multiply-adds, is as exact as plain operators. "tf32x3" drops
+    2^-22 of each product and sums in tensor cores, which truncate, so its error grows with ``d``.
+    By peak rates, it would be faster only with many features on capabilities 8.0 and 9.0.
     """
     loaded = tl.load(keys + feature[:, None].to(tl.int64) * k)
     return tl.dot(tile, loaded, product, input_precision="ieee")

@@ -1,24 +1,24 @@
-"""Counts and sums as one kernel: each vector is read once and nothing else is stored."""
+"""Per-code sums and counts by one Triton kernel, which reads each vector once."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-_ENTRIES = 2048  # of a program: 16 for each thread are in flight at once
+_ENTRIES = 2048  # per program: each of the 128 threads has 16 loads in flight
 
 
 def add_statistics_(totals: Tensor, x: Tensor, indices: Tensor) -> None:
     """Adds each vector to the sum of its code, and 1 to the count.
 
-    In float32, by atomic additions: the order, and with it the last bits of a sum, differs from
-    call to call, exactly as with ``index_add_`` on a GPU. Counts are exact up to 2^24.
+    Uses float32 atomic additions, whose order, and so the last bits of a sum, differs between
+    calls, as with ``index_add_`` on a GPU. Counts are exact up to 2^24.
 
     Args:
         totals: Sums in the first ``d`` columns, counts in the last; float32 and contiguous.
         x: Vectors in float16, bfloat16 or float32, with any strides; ``d`` may be 0.
-        indices: The code of each vector, as ``int64``; a negative one leaves a vector out,
-            whatever it holds.
+        indices: The index of each vector's code, as ``int64``; vectors with a negative index are
+            ignored.
 
     Shape:
         - ``totals``: ``(k, d + 1)``
@@ -43,7 +43,7 @@ def add_statistics_(totals: Tensor, x: Tensor, indices: Tensor) -> None:
             rows=rows,
             features=features,
             num_warps=4,
-            enable_fp_fusion=True,  # nothing to fuse: Triton 3.9 warns who does not say
+            enable_fp_fusion=True,  # nothing to fuse, but Triton 3.9 warns if this is not set
         )
 
 
@@ -61,11 +61,11 @@ def _add(  # noqa: PLR0913
     rows: tl.constexpr,
     features: tl.constexpr,
 ) -> None:
-    """Adds one block of rows and features; the first block of features counts."""
+    """Adds one block of rows and features; programs of the first block of features also count."""
     row = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
     feature = tl.program_id(1) * features + tl.arange(0, features)
     index = tl.load(indices + row * stride_index, mask=row < n, other=-1)
-    # An index that names no code must not write to memory that belongs to something else.
+    # An index out of range must not write outside of `totals`.
     valid = (index >= 0) & (index < k)
     target = totals + index * (d + 1)
     mask = valid[:, None] & (feature < d)[None, :]
