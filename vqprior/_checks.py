@@ -1,7 +1,7 @@
-"""Argument checks: the one place that words errors.
+"""Argument checks with uniform error messages.
 
-Every check raises in the call that received the bad value, and every message has the same
-parts: the argument, what it must be, what arrived, and, where there is one, the way out.
+Every message names the argument, the requirement, the received value and, where possible, what
+to do instead.
 """
 
 import itertools
@@ -42,8 +42,8 @@ def check_integer(name: str, tensor: Tensor) -> None:
 def check_index_range(name: str, indices: Tensor, size: int) -> None:
     """Raises ``ValueError`` if an index on the CPU is neither -1 nor in ``[0, size)``.
 
-    On another device, and while a graph is traced, reading the values would wait for them: there
-    they are not checked. Read through numpy, whose numbers are on the host already.
+    Does nothing on other devices, where it would force a synchronization, and while tracing. Reads
+    through numpy, since the values are on the host already.
     """
     if indices.device.type != "cpu" or torch.compiler.is_compiling() or type(indices) is not Tensor:
         return
@@ -61,7 +61,7 @@ def check_mask(mask: Tensor, shape: Collection[int]) -> None:
     if mask.dtype != torch.bool:
         raise TypeError(
             f"`mask` must be a boolean tensor, True for real tokens, got {mask.dtype}. "
-            "Compare with zero: `mask != 0`."
+            "Convert it with `mask != 0`."
         )
     check_shape("mask", mask, shape)
 
@@ -97,16 +97,16 @@ def check_positive(name: str, value: float) -> None:
 
 
 def check_callable(name: str, value: object, way_out: str) -> None:
-    """Raises ``TypeError`` unless ``value`` can be called."""
+    """Raises ``TypeError`` unless ``value`` is callable."""
     if not callable(value):
         raise TypeError(f"`{name}` must be callable, got {type(value).__name__}. {way_out}")
 
 
 def check_module(name: str, value: object) -> None:
-    """Raises ``TypeError`` unless ``value`` is a module."""
+    """Raises ``TypeError`` unless ``value`` is a ``torch.nn.Module``."""
     if not isinstance(value, torch.nn.Module):
         raise TypeError(
-            f"`{name}` must be a module, got {type(value).__name__}. Derive a class from "
+            f"`{name}` must be a module, got {type(value).__name__}. Derive its class from "
             "`torch.nn.Module`."
         )
 
@@ -133,37 +133,37 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
 def check_feature_map(
     name: str, tensor: Tensor, channels: int | None, *, min_size: int = 1
 ) -> None:
-    """Raises unless ``tensor`` is a floating-point map ``(b, channels, h, w)``, large enough.
+    """Raises unless ``tensor`` is a floating-point map ``(b, channels, h, w)`` of minimum size.
 
-    None allows any number of channels.
+    ``channels=None`` allows any number of channels.
     """
     check_floating(name, tensor)
     wrong = tensor.ndim != 4 or (channels is not None and tensor.shape[1] != channels)
     if wrong or min(tensor.shape[2:]) < min_size:
         raise ValueError(
             f"`{name}` must have shape (b, {'c' if channels is None else channels}, h, w) with "
-            f"h and w at least {min_size}, got {tuple(tensor.shape)}. Maps and images have "
-            "channels first."
+            f"h and w at least {min_size}, got {tuple(tensor.shape)}. Channels of feature maps and "
+            "images come first."
         )
 
 
 def no_codebook_error(quantizer: object, method: str) -> TypeError:
-    """What ``method`` raises where there is no codebook to rank."""
+    """Returns the error of ``method`` for a quantizer without an explicit codebook."""
     return TypeError(
         f"`quantizer` must have one explicit codebook for `{method}`, got "
-        f"{type(quantizer).__name__}. Use a `VectorQuantizer`, or a wrapper of one."
+        f"{type(quantizer).__name__}. Use a `VectorQuantizer` or a wrapper around one."
     )
 
 
 def check_scales(scales: Sequence[int | tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Raises unless sizes have 1 to 3 dimensions and never shrink; ``p`` becomes ``(p, p)``."""
+    """Checks that sizes have 1 to 3 dimensions and never decrease; ``p`` becomes ``(p, p)``."""
     sizes = [(scale, scale) if isinstance(scale, int) else tuple(scale) for scale in scales]
     ranks = {len(size) for size in sizes}
     steps = (pair for two in itertools.pairwise(sizes) for pair in zip(*two, strict=False))
     grows = all(before <= after for before, after in steps)
     if not sizes or len(ranks) > 1 or not ranks <= {1, 2, 3} or not grows or min(sizes[0]) < 1:
         raise ValueError(
-            "`scales` must hold sizes of 1 to 3 dimensions that never shrink, got "
-            f"{list(scales)}. For example (1, 2, 4)."
+            "`scales` must hold sizes of 1 to 3 dimensions that never decrease, got "
+            f"{list(scales)}. Pass sizes such as (1, 2, 4)."
         )
     return sizes

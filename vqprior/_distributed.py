@@ -1,6 +1,6 @@
-"""The one importer of ``torch.distributed``; every question is asked at call time.
+"""Wrappers of ``torch.distributed``; no other module imports it.
 
-Without a process group each function is the identity of one process, so callers never branch:
+Without a process group, each function behaves as with one rank. So callers need no branch, and
 every rank reaches every collective.
 """
 
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 
 def is_active() -> bool:
-    """Whether a process group exists now. Never cached: groups come and go."""
+    """Whether a process group exists now; not cached, since groups can start and end."""
     return dist.is_available() and dist.is_initialized()
 
 
 def world_size() -> int:
-    """Number of ranks."""
+    """Returns the number of ranks."""
     return dist.get_world_size() if is_active() else 1
 
 
 def rank() -> int:
-    """Number of this rank, from 0."""
+    """Returns the index of this rank, from 0."""
     return dist.get_rank() if is_active() else 0
 
 
@@ -34,7 +34,7 @@ def all_reduce_sum_(tensor: Tensor) -> Tensor:
 
 
 def all_reduce_sums(tensors: list[Tensor]) -> list[Tensor]:
-    """Returns the sums of tensors of one dtype over the ranks, by one collective."""
+    """Returns the sums of tensors over the ranks, by one collective; dtypes must agree."""
     if not is_active():
         return tensors
     fused = all_reduce_sum_(torch.cat([tensor.reshape(-1) for tensor in tensors]))
@@ -45,8 +45,8 @@ def all_reduce_sums(tensors: list[Tensor]) -> list[Tensor]:
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Returns the sum of ``tensor`` over the ranks, differentiably.
 
-    Backward sums the gradients over the ranks: that of the sum of all ranks' losses. Every rank
-    must therefore go backward through the result, or none.
+    The backward pass sums the gradients over the ranks, so either every rank or none must run
+    backward through the result.
     """
     return _AllReduceSum.apply(tensor) if is_active() else tensor
 
@@ -62,7 +62,7 @@ class _AllReduceSum(torch.autograd.Function):
 
 
 def all_gather_stack(tensor: Tensor) -> Tensor:
-    """Stacks the equally shaped tensors of all ranks: ``(...) -> (ranks, ...)``."""
+    """Stacks the tensors of all ranks, which must have equal shapes: ``(...) -> (ranks, ...)``."""
     if not is_active():
         return tensor.unsqueeze(0)
     gathered = [torch.empty_like(tensor) for _ in range(world_size())]
@@ -82,16 +82,16 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def broadcast_(tensor: Tensor) -> Tensor:
-    """Overwrites ``tensor`` with that of rank 0, in place, and returns it."""
+    """Overwrites ``tensor`` in place with that of rank 0 and returns it."""
     if is_active():
         dist.broadcast(tensor, src=0)
     return tensor
 
 
 def check_whole(codebook: nn.Module) -> None:
-    """Raises ``TypeError`` if a rank holds a part of the codebook only."""
+    """Raises ``TypeError`` if the codebook has sharded parameters."""
     if any(hasattr(parameter, "full_tensor") for parameter in codebook.parameters()):
         raise TypeError(
             "`codebook` must be whole on every rank to be written to, got a sharded parameter. "
-            "Leave it out: `fully_shard(model, ignored_params=set(codebook.parameters()))`."
+            "Exclude it: `fully_shard(model, ignored_params=set(codebook.parameters()))`."
         )

@@ -1,4 +1,4 @@
-"""Buffers that must not lose digits when a module is cast."""
+"""Base class of modules whose buffers keep their dtype."""
 
 from collections.abc import Callable
 
@@ -9,11 +9,11 @@ from typing_extensions import Self
 class KeepsDtypes(nn.Module):
     """A module whose own buffers keep their dtype under ``.half()``, ``.to(dtype)`` and the like.
 
-    Statistics that are summed up over many steps would stop growing in half precision.
+    In half precision, statistics summed over many steps would stop growing.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002
-        """Moves devices as asked, and keeps dtypes."""
+        """Moves buffers between devices, and keeps their dtypes."""
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, old in before.items():

@@ -40,8 +40,8 @@ def test_integer_input(make):
 def test_mask_that_is_not_boolean(make):
     quantizer = make()
     message = (
-        r"^`mask` must be a boolean tensor, True for real tokens, got torch\.float32\. Compare "
-        r"with zero: `mask != 0`\.$"
+        r"^`mask` must be a boolean tensor, True for real tokens, got torch\.float32\. Convert it "
+        r"with `mask != 0`\.$"
     )
     for call in CALLS:
         with pytest.raises(TypeError, match=message):

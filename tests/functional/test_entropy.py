@@ -222,8 +222,8 @@ def test_across_ranks_of_one_process_changes_nothing(loss):
             torch.zeros(2, 3),
             torch.ones(2),
             TypeError,
-            "`mask` must be a boolean tensor, True for real tokens, got torch.float32. Compare "
-            "with zero: `mask != 0`.",
+            "`mask` must be a boolean tensor, True for real tokens, got torch.float32. Convert it "
+            "with `mask != 0`.",
         ),
         (
             torch.zeros(2, 3),

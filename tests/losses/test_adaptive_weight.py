@@ -97,16 +97,16 @@ def test_ranks_average_squared_lengths(monkeypatch):
         (lambda w: (w.sum(), w, w), r"`adversarial_loss` must have shape \(\), got \(2,\)\."),
         (
             lambda w: (w.sum(), w.sum(), torch.ones(2)),
-            r"`parameter` must require gradients, got one that does not\. Pass a trained weight",
+            r"`parameter` must require gradients, got one that does not\. Pass a trainable weight",
         ),
         (
             lambda w: (w.sum(), w.sum(), weight((5,))),
-            r"`parameter` must take part in `reconstruction_loss`, got one of shape \(5,\) that "
-            r"does not\. Pass a trained weight",
+            r"`parameter` must be used by `reconstruction_loss`, got one of shape \(5,\) that "
+            r"is not\. Pass a trainable weight",
         ),
         (
             lambda w: (w.sum(), weight().sum(), w),
-            r"`parameter` must take part in `adversarial_loss`, got one of shape \(2,\)",
+            r"`parameter` must be used by `adversarial_loss`, got one of shape \(2,\)",
         ),
     ],
 )

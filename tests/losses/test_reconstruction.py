@@ -190,7 +190,7 @@ def test_rejects_unknown_names_and_bad_weights():
 @pytest.mark.parametrize("name", ["pixel", "perceptual", "adversarial"])
 def test_rejects_terms_that_are_not_scalars(name):
     objective = ReconstructionAwareLoss(**{name: lambda *images: images[0]})
-    message = rf"`{name}` must return a scalar, got shape \(2, 3, 16, 16\)\. Reduce it, with `\.me"
+    message = rf"`{name}` must return a scalar, got shape \(2, 3, 16, 16\)\. Reduce it, for "
     with pytest.raises(ValueError, match=message):
         objective(*images())
 

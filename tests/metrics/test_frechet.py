@@ -276,7 +276,7 @@ def test_computes_on_the_device_it_is_on(device):
         (
             torch.zeros(2, 3, 4, 4),
             ValueError,
-            r"must have shape \(\.\.\., 3\), got \(2, 3, 4, 4\)\. Features come last: of maps "
+            r"must have shape \(\.\.\., 3\), got \(2, 3, 4, 4\)\. Features come last: for maps "
             r"\(b, d, h, w\), pass `maps\.movedim\(1, -1\)`\.$",
         ),
         (torch.tensor(1.0), ValueError, r"must have shape \(\.\.\., 3\), got \(\)\. Features"),

@@ -98,9 +98,9 @@ def test_rejects_what_is_no_feature_map(make, shape):
     block, channels = make(), shape[1]
     smallest = r"h and w at least \d+, got "
     form = rf"`x` must have shape \(b, {channels}, h, w\) with {smallest}"
-    with pytest.raises(ValueError, match=form + r"\(2, 64, 64\)\. Maps .* channels first\."):
+    with pytest.raises(ValueError, match=form + r"\(2, 64, 64\)\. Channels .* come first\."):
         block(torch.zeros(2, 64, 64))
-    with pytest.raises(ValueError, match=form + r"\(2, 7, 64, 64\)\. Maps .* channels first\."):
+    with pytest.raises(ValueError, match=form + r"\(2, 7, 64, 64\)\. Channels .* come first\."):
         block(torch.zeros(2, 7, 64, 64))
     with pytest.raises(ValueError, match=form + rf"\(2, {channels}, 0, 64\)\. "):
         block(torch.zeros(2, channels, 0, 64))

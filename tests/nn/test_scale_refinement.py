@@ -133,14 +133,14 @@ def test_extra_repr_shows_the_options():
         (
             lambda: ScaleRefinement(3)(torch.zeros(1, 3, 4, 4), 0.0),
             ValueError,
-            "`codes` must have shape (b, h, w, 3), got (1, 3, 4, 4). Features come last, and the "
-            "spatial dimensions are two.",
+            "`codes` must have shape (b, h, w, 3), got (1, 3, 4, 4). Features come last, after "
+            "two spatial dimensions.",
         ),
         (
             lambda: ScaleRefinement(3)(torch.zeros(1, 4, 3), 0.0),
             ValueError,
-            "`codes` must have shape (b, h, w, 3), got (1, 4, 3). Features come last, and the "
-            "spatial dimensions are two.",
+            "`codes` must have shape (b, h, w, 3), got (1, 4, 3). Features come last, after "
+            "two spatial dimensions.",
         ),
         (
             lambda: ScaleRefinement(3)(torch.zeros(1, 4, 4, 3), 1.5),

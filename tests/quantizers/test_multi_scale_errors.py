@@ -10,8 +10,8 @@ from vqprior import FSQ, MultiScaleQuantizer, RequireFinite, ResidualQuantizer
 from vqprior.nn import ScaleRefinement
 
 SCALES = (
-    "`scales` must hold sizes of 1 to 3 dimensions that never shrink, got {}. For example "
-    "(1, 2, 4)."
+    "`scales` must hold sizes of 1 to 3 dimensions that never decrease, got {}. Pass sizes "
+    "such as (1, 2, 4)."
 )
 
 

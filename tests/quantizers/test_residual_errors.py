@@ -66,7 +66,7 @@ vq, wide = VectorQuantizer(4, 16), VectorQuantizer(5, 16)
             {"beam_size": 2},
             TypeError,
             "`quantizer` must have one explicit codebook for `nearest_indices`, got FSQ. Use a "
-            "`VectorQuantizer`, or a wrapper of one.",
+            "`VectorQuantizer` or a wrapper around one.",
         ),
     ],
 )
@@ -104,7 +104,7 @@ def test_other_wrong_calls():
         residual.logits(torch.zeros(3, 4, dtype=torch.int64))
     message = (
         r"^`quantizer` must have one explicit codebook for `logits`, got LFQ\. Use a "
-        r"`VectorQuantizer`, or a wrapper of one\.$"
+        r"`VectorQuantizer` or a wrapper around one\.$"
     )
     with pytest.raises(TypeError, match=message):
         ResidualQuantizer([vq, LFQ(4)]).logits(torch.zeros(3, 4))

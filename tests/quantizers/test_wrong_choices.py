@@ -20,7 +20,7 @@ from vqprior import (
 VQ = VectorQuantizer(4, 16)
 STRAIGHT = "For example `functional.straight_through`."
 LIST = "Put it in a list."
-MODULE = "Derive a class from `torch.nn.Module`."
+MODULE = "Derive its class from `torch.nn.Module`."
 CASES = [
     (
         lambda: VectorQuantizer(4, 16, estimator="rotation"),

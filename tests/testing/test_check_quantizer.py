@@ -79,9 +79,9 @@ class TakesAnything(QuantizerWrapper):
         (Draws, "purity: a call in eval mode drew a random number"),
         (IgnoresTheMask, "gradient: a masked token has a gradient"),
         (FollowsAutocast, "precision: autocast changes `indices`"),
-        (Waits, "graph: the host waits for aten::_local_scalar_dense"),
+        (Waits, "graph: a call synchronizes the device: aten::_local_scalar_dense"),
         (Forgets, "state: `deepcopy` changes"),
-        (TakesAnything, "errors: `indices` of floats is taken without a word"),
+        (TakesAnything, "errors: a float tensor of `indices` is accepted silently"),
     ],
 )
 def test_a_broken_law_is_named(kind, message):
@@ -100,7 +100,7 @@ def test_wrong_arguments():
         check_quantizer(3, dim=4)
     with pytest.raises(ValueError, match=r"^`dim` must be at least 1, got 0\.$"):
         check_quantizer(vq, dim=0)
-    with pytest.raises(ValueError, match=r"^`skip` must name laws, got speed\. There are result, "):
+    with pytest.raises(ValueError, match=r"^`skip` must name laws, got speed\. Choose from result"):
         check_quantizer(vq, dim=4, skip=("speed",))
 
 

@@ -27,7 +27,7 @@ def entropy_loss(
 
     Args:
         logits: Unnormalized log-probabilities of the codes.
-        mask: True for valid tokens; all others are ignored, whatever they contain.
+        mask: True for real tokens; all others are ignored, whatever they contain.
         sample_weight: Weight of the mean entropy per token, at least 0.
         batch_weight: Weight of the entropy of the mean distribution, at least 0.
         across_ranks: Whether to use the joint batch of all ranks. Every rank then returns the
@@ -36,7 +36,7 @@ def entropy_loss(
             Has no effect without a process group.
 
     Returns:
-        A scalar, 0 if no token is valid; it can be negative.
+        A scalar, 0 without real tokens; it can be negative.
 
     Raises:
         TypeError: If ``logits`` is not floating point or ``mask`` is not boolean.
@@ -89,7 +89,7 @@ def bit_entropy_loss(
 
     Args:
         logits: Log-odds of each bit being 1.
-        mask: True for valid tokens; all others are ignored, whatever they contain.
+        mask: True for real tokens; all others are ignored, whatever they contain.
         sample_weight: Weight of the mean entropy per token, at least 0.
         batch_weight: Weight of the entropy of the mean distribution, at least 0.
         group_size: Maximum number of bits per group, in ``[1, 20]``; by default one group holds
@@ -97,7 +97,7 @@ def bit_entropy_loss(
         across_ranks: Whether to use the joint batch of all ranks, as in ``entropy_loss``.
 
     Returns:
-        A scalar, 0 if no token is valid; it can be negative.
+        A scalar, 0 without real tokens; it can be negative.
 
     Raises:
         TypeError: If ``logits`` is not floating point or ``mask`` is not boolean.
@@ -154,10 +154,10 @@ def kl_to_uniform(logits: Tensor, mask: Tensor | None = None) -> Tensor:
 
     Args:
         logits: Unnormalized log-probabilities of the codes.
-        mask: True for valid tokens; all others are ignored, whatever they contain.
+        mask: True for real tokens; all others are ignored, whatever they contain.
 
     Returns:
-        A scalar in nats, 0 if no token is valid.
+        A scalar in nats, 0 without real tokens.
 
     Raises:
         TypeError: If ``logits`` is not floating point or ``mask`` is not boolean.

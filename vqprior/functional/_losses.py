@@ -11,14 +11,14 @@ from vqprior.functional._kernels._operators import with_signature
 
 
 def masked_mean_square(difference: Tensor, mask: Tensor) -> Tensor:
-    """Computes the mean square over the features of valid tokens, in float32 or wider.
+    """Computes the mean square over the features of real tokens, in float32 or wider.
 
     Args:
         difference: Differences to square.
-        mask: True for valid tokens; all others are ignored, whatever they contain.
+        mask: True for real tokens; all others are ignored, whatever they contain.
 
     Returns:
-        A scalar, 0 if no token is valid.
+        A scalar, 0 without real tokens.
 
     Raises:
         TypeError: If ``mask`` is not boolean.

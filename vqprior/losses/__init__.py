@@ -1,4 +1,4 @@
-"""Losses on reconstructions and features: pixel, perceptual, adversarial, alignment."""
+"""Losses on reconstructions and features: perceptual, adversarial and alignment losses."""
 
 from vqprior.losses._adaptive_weight import adaptive_weight
 from vqprior.losses._adversarial import AdversarialLoss

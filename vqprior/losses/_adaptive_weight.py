@@ -1,4 +1,4 @@
-"""The weight that balances an adversarial loss against a reconstruction loss."""
+"""Adaptive weight of an adversarial loss, as in VQGAN."""
 
 import torch
 from torch import Tensor
@@ -15,33 +15,30 @@ def adaptive_weight(
     max_weight: float = 1e4,
     eps: float = 1e-4,
 ) -> Tensor:
-    """Weighs two losses so that their gradients at one parameter are equally long.
+    """Computes the VQGAN weight that balances an adversarial and a reconstruction loss.
 
-    The weight is ``|d reconstruction_loss| / (|d adversarial_loss| + eps)``, clamped to
-    ``[0, max_weight]``. It is always finite: where the ratio is not a number, it is 0. It is a
-    constant to autograd, and both graphs are kept for the backward pass that follows.
+    With this weight, both losses have gradients of equal norm at ``parameter``. It is
+    ``|d reconstruction_loss| / (|d adversarial_loss| + eps)``, clamped to ``[0, max_weight]``,
+    and 0 if the ratio is NaN. It carries no gradient. Both graphs are kept for your backward
+    pass.
 
-    Under ``torch.distributed`` squared norms are averaged over the ranks, so every rank gets
-    the same weight; every rank must call.
-
-    Where no graph is recorded, in evaluation under ``torch.no_grad()``, gradients and weight
-    are 0.
+    Under ``torch.distributed`` squared norms are averaged over ranks, so all ranks get the same
+    weight; every rank must call. Under ``torch.no_grad()`` the weight is 0.
 
     Args:
-        reconstruction_loss: What the adversarial loss is balanced against, a scalar.
-        adversarial_loss: The loss to weigh, a scalar.
-        parameter: Where the gradients are compared: in VQGAN, the weight of the decoder's last
-            layer.
+        reconstruction_loss: Loss to balance against, a scalar.
+        adversarial_loss: Loss to be weighted, a scalar.
+        parameter: Parameter at which gradients are compared: in VQGAN, the weight of the
+            decoder's last layer.
         max_weight: Largest weight, greater than 0.
-        eps: Added to the length of the adversarial gradient, greater than 0.
+        eps: Added to the norm of the adversarial gradient, greater than 0.
 
     Returns:
         The factor for ``adversarial_loss``, a float32 scalar.
 
     Raises:
-        ValueError: If a loss is not a scalar, ``parameter`` does not require gradients or does
-            not take part in one of the losses, or ``max_weight`` or ``eps`` is not greater
-            than 0.
+        ValueError: If a loss is not a scalar, ``parameter`` does not require gradients or is not
+            used by one of the losses, or ``max_weight`` or ``eps`` is not greater than 0.
 
     Shape:
         - ``reconstruction_loss``, ``adversarial_loss``: ``()``
@@ -66,7 +63,7 @@ def adaptive_weight(
     check_positive("eps", eps)
     if not parameter.requires_grad:
         raise ValueError(
-            "`parameter` must require gradients, got one that does not. Pass a trained weight "
+            "`parameter` must require gradients, got one that does not. Pass a trainable weight "
             "between the codes and the reconstruction."
         )
     squares = torch.stack(
@@ -81,14 +78,13 @@ def adaptive_weight(
 
 
 def _squared_gradient(name: str, loss: Tensor, parameter: Tensor) -> Tensor:
-    """The squared length of the gradient of ``loss`` at ``parameter``, in float32."""
+    """Returns the squared norm of the gradient of ``loss`` at ``parameter``, in float32."""
     if not loss.requires_grad:
         return torch.zeros((), device=parameter.device)
     (gradient,) = torch.autograd.grad(loss, parameter, retain_graph=True, allow_unused=True)
     if gradient is None:
         raise ValueError(
-            f"`parameter` must take part in `{name}`, got one of shape "
-            f"{tuple(parameter.shape)} that does not. Pass a trained weight between the codes "
-            "and the reconstruction."
+            f"`parameter` must be used by `{name}`, got one of shape {tuple(parameter.shape)} that "
+            "is not. Pass a trainable weight between the codes and the reconstruction."
         )
     return gradient.float().square().sum()

@@ -1,4 +1,4 @@
-"""A discriminator and its objective as two losses."""
+"""Adversarial loss of a generator and its discriminator."""
 
 from typing import TYPE_CHECKING, final
 
@@ -12,25 +12,22 @@ _HINGE = HingeGAN()
 
 @final
 class AdversarialLoss(nn.Module):
-    """What a reconstruction loses for being recognized by a discriminator.
+    """Adversarial loss for the generator and the discriminator.
 
-    Calling it gives the generator's loss. That call leaves the discriminator alone: no gradient
-    reaches its parameters, though ``requires_grad`` is never touched, and its buffers (the
-    running statistics of a batch normalization, say) keep their values. ``discriminator_loss``
-    trains it: gradients reach the discriminator and nothing else.
+    Call it for the generator's loss. The call does not affect the discriminator: its parameters
+    get no gradient, and its buffers (such as running statistics of batch normalization) do not
+    change. Train it with ``discriminator_loss``, whose gradient reaches only the discriminator.
 
-    The discriminator is a submodule. Give its parameters to an optimizer of its own.
-
-    In distributed training, pass the discriminator wrapped in ``DistributedDataParallel``:
-    ``discriminator_loss`` then averages gradients over the ranks, and the generator's loss goes
-    past the wrapper.
+    The discriminator is a submodule; give its parameters to a separate optimizer. In distributed
+    training, pass it wrapped in ``DistributedDataParallel``: ``discriminator_loss`` then averages
+    gradients over ranks, and the generator's loss bypasses the wrapper.
 
     Args:
-        discriminator: Any module from an image to logits, large for real ones.
-        objective: What both sides minimize.
+        discriminator: Module that maps images to logits, large for real images.
+        objective: Losses of both networks, such as ``HingeGAN()``.
 
     Shape:
-        - ``reconstruction``, ``target``: what the discriminator takes
+        - ``reconstruction``, ``target``: any that the discriminator accepts
         - returns: ``()``, float32
 
     References:
@@ -64,7 +61,7 @@ class AdversarialLoss(nn.Module):
         """Returns the generator's loss, with a gradient to ``reconstruction`` only."""
         discriminator = self.discriminator
         if isinstance(discriminator, nn.parallel.DistributedDataParallel):
-            # The wrapper would overwrite the buffers by those of rank 0.
+            # The wrapper would overwrite the buffers with those of rank 0.
             discriminator = discriminator.module
         state = {name: p.detach() for name, p in discriminator.named_parameters()}
         state.update((name, buffer.clone()) for name, buffer in discriminator.named_buffers())

@@ -1,4 +1,4 @@
-"""Pulls features of one network toward those of another."""
+"""Alignment loss between features of two networks."""
 
 import torch
 from torch import Tensor
@@ -8,23 +8,24 @@ from vqprior.functional import masked_mean_square
 
 
 def alignment_loss(features: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Returns the mean of ``(features - target)^2``, with a gradient to ``features`` only.
+    """Computes the mean of ``(features - target)^2``, with a gradient to ``features`` only.
 
-    Computed in float32 or wider. Without ``mask`` the layout is free. With it features come
-    last, what masked tokens hold does not matter, and no counted token gives 0.
+    Computed in float32 or wider. With a mask, features must come last; without one, any layout
+    works.
 
     Args:
-        features: What learns.
-        target: What it should become; detached.
-        mask: True for tokens that count; by default all.
+        features: Features to train.
+        target: Target features; detached.
+        mask: True for real tokens; all others are ignored, whatever they contain. None counts
+            all tokens.
 
     Returns:
-        An unweighted scalar.
+        An unweighted scalar; 0 without real tokens.
 
     Raises:
         TypeError: If ``mask`` is not boolean.
-        ValueError: If ``target`` has another shape than ``features``, or ``mask`` another shape
-            than their tokens.
+        ValueError: If ``target`` does not have the shape of ``features``, or ``mask`` that of
+            their tokens.
 
     Shape:
         - ``features``, ``target``: any, or ``(..., d)`` with a mask

@@ -1,4 +1,4 @@
-"""A perceptual distance without learned weights: oriented filters and local contrast."""
+"""Perceptual loss without learned weights, from oriented filters and local contrast."""
 
 from typing import TYPE_CHECKING, final
 
@@ -12,42 +12,41 @@ from vqprior._precision import KeepsDtypes
 _SIGMA = 0.8
 _RADIUS = 2  # 2.5 standard deviations
 _NUM_FILTERS = 6
-# The neighborhood whose contrast masks a position: as far again as one filter sees.
+# The neighborhood whose contrast masks a position: as large as a filter.
 _POOL = 5
-# Contrast that is just noticed, for images in [0, 1]: about the 2 % of Weber's law.
+# Just noticeable contrast for images in [0, 1]: about the 2 % of Weber's law.
 _JUST_NOTICED = 0.02
-# Responses are of size 1, so this makes the distance quadratic below a tenth and linear above.
+# Responses are of order 1, so the distance is quadratic below 0.1 and linear above.
 _KNEE = 0.1
 _MIN_SIZE = 8
-# The chroma of an image of 8 x 8 pixels can be halved three times.
+# The chroma of an 8 x 8 image can be halved three times.
 _MAX_SCALES = 3
-# Luma (ITU-R BT.601), red against green, blue against yellow.
+# Luma (ITU-R BT.601), red-green, blue-yellow.
 _OPPONENT = ((0.299, 0.587, 0.114), (0.5, -0.5, 0.0), (-0.25, -0.25, 0.5))
 
 
 @final
 class FilterBank(KeepsDtypes):
-    """Responses of fixed edge, bar and blob filters, relative to the contrast around them.
+    """Computes responses of fixed edge, bar and blob filters, normalized by local contrast.
 
-    The image is split into luma and two opponent chroma channels. Each is filtered with
-    derivatives of a Gaussian: two first ones (edges), three second ones (bars at 0, 60 and 120
-    degrees) and the Laplacian (blobs). A filter's response never exceeds the difference between
-    the largest and the smallest value it sees. With ``E`` the sum of the six squared responses,
-    averaged over 5 x 5 positions, a channel gives seven maps:
+    The image is split into luma and two opponent chroma channels. Each is filtered with six
+    derivatives of a Gaussian: two first derivatives (edges), three second derivatives (bars at 0,
+    60 and 120 degrees) and the Laplacian (blobs). A response never exceeds the range of the
+    values under its filter. With ``E`` the sum of the six squared responses, averaged over 5 x 5
+    positions, each channel gives seven maps:
 
-    - each response divided by ``sqrt(c^2 + E)``: *where* the structure is and what it looks
-      like, whatever its strength;
-    - ``log(1 + E / c^2) / 2``: *how strong* it is, in nepers above what is just noticed.
+    - each response divided by ``sqrt(c^2 + E)``: the position and shape of structure,
+      independent of its strength;
+    - ``log(1 + E / c^2) / 2``: its strength, in nepers above the just noticeable contrast.
 
-    The constant ``c = 0.02``, a just noticeable difference, keeps flat areas quiet: a flat
-    image gives zeros up to rounding, and no response changes faster than ``1 / c`` with a
-    filter's output. Chroma is seen at half the resolution of luma, as the eye does.
+    The constant ``c = 0.02``, the just noticeable contrast, suppresses responses in flat areas: a
+    flat image gives zeros up to rounding, and no map changes faster than ``1 / c`` with a
+    filter's output. Chroma is filtered at half the resolution of luma, to match human vision.
 
-    Nothing is learned. Responses are computed in float32 or wider, also under autocast and
-    after ``.half()``.
+    Nothing is learned. Computed in float32 or wider, also under autocast and after ``.half()``.
 
     Args:
-        num_scales: Number of scales, each half as large as the one before, in ``[1, 4)``.
+        num_scales: Number of scales, each half the size of the previous one, in ``[1, 4)``.
 
     Raises:
         ValueError: If ``num_scales`` is not in ``[1, 4)``.
@@ -60,7 +59,7 @@ class FilterBank(KeepsDtypes):
     References:
         Freeman and Adelson, *The Design and Use of Steerable Filters*, PAMI 1991, for the
         filters; Heeger, *Normalization of Cell Responses in Cat Striate Cortex*, Visual
-        Neuroscience 1992, for the division. The combination is ours.
+        Neuroscience 1992, for the normalization. The combination is our own.
 
     Examples:
         >>> import torch
@@ -104,10 +103,10 @@ class FilterBank(KeepsDtypes):
         return maps
 
     def _responses(self, signal: Tensor) -> Tensor:
-        """The maps of one scale, ``(b, c, h, w) -> (b, 7 * c, h, w)``."""
+        """Computes the maps of one scale, ``(b, c, h, w) -> (b, 7 * c, h, w)``."""
         height, width = signal.shape[2:]
-        # Images and channels alike become the channels of one channels-last depthwise
-        # convolution: three times as fast as the plain one on a CPU, forward and backward.
+        # One channels-last depthwise convolution over all images and channels: on a CPU three
+        # times as fast as the plain one, forward and backward.
         planes = F.pad(signal, (_RADIUS,) * 4, mode="replicate").flatten(0, 1).unsqueeze(0)
         num_planes = planes.shape[1]
         responses = F.conv2d(
@@ -116,7 +115,7 @@ class FilterBank(KeepsDtypes):
             groups=num_planes,
         ).reshape(*signal.shape[:2], _NUM_FILTERS, height, width)
         energy = responses.square().sum(dim=2)
-        for kernel in ((_POOL, 1), (1, _POOL)):  # one axis after the other is twice as fast
+        for kernel in ((_POOL, 1), (1, _POOL)):  # separable: twice as fast
             padding = (kernel[0] // 2, kernel[1] // 2)
             energy = F.avg_pool2d(
                 energy, kernel, stride=1, padding=padding, count_include_pad=False
@@ -132,18 +131,16 @@ class FilterBank(KeepsDtypes):
 
 @final
 class FilterBankLoss(nn.Module):
-    """Distance of two images in the maps of a ``FilterBank``: sharp, well-placed texture is near.
+    """Perceptual loss: distance of two images in the maps of a ``FilterBank``.
 
-    The mean over each map of ``5 difference^2`` up to differences of 0.1, and of
-    ``|difference| - 0.05`` above, averaged over the maps. A blur is punished for the contrast it
-    lost, even where the exact texture cannot be known; texture in the wrong place is punished for
-    its place; noise too weak to be seen costs next to nothing. Images that are equal give 0.
+    Averages ``5 difference^2`` for differences up to 0.1, and ``|difference| - 0.05`` above, over
+    each map and then over the maps. Blur is penalized for lost contrast and misplaced texture for
+    its position; noise too weak to be seen costs almost nothing. Equal images give 0.
 
-    The gradient goes to the reconstruction only, and is bounded everywhere, flat areas
-    included.
+    The gradient flows to the reconstruction only and is bounded everywhere, even in flat areas.
 
     Args:
-        num_scales: Number of scales of the bank, in ``[1, 4)``.
+        num_scales: Number of scales of the filter bank, in ``[1, 4)``.
 
     Raises:
         ValueError: If ``num_scales`` is not in ``[1, 4)``.
@@ -155,7 +152,7 @@ class FilterBankLoss(nn.Module):
 
     References:
         Huber, *Robust Estimation of a Location Parameter*, Annals of Mathematical Statistics
-        1964, for the distance, divided by 0.1; otherwise ours.
+        1964, for the distance, divided by 0.1; the rest is our own.
 
     Examples:
         >>> import torch
@@ -191,7 +188,7 @@ class FilterBankLoss(nn.Module):
 
 
 def _derivative_filters() -> Tensor:
-    """The six filters ``(6, 1, 5, 5)``: each sums to 0, its positive part to 1."""
+    """Builds the six filters ``(6, 1, 5, 5)``: each sums to 0, its positive part to 1."""
     axis = torch.arange(-_RADIUS, _RADIUS + 1, dtype=torch.float64) / _SIGMA
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     gaussian = torch.exp(-(x.square() + y.square()) / 2)
@@ -199,7 +196,7 @@ def _derivative_filters() -> Tensor:
     along = [x * angle.cos() + y * angle.sin() for angle in angles]
     shapes = [x, y, *(u.square() - 1 for u in along), x.square() + y.square() - 2]
     filters = torch.stack([shape * gaussian for shape in shapes])
-    # Truncation leaves second derivatives with a small sum; a flat area must give zero.
+    # Truncated second derivatives do not sum to 0 exactly, but a flat area must give 0.
     filters -= filters.sum(dim=(1, 2), keepdim=True) * gaussian / gaussian.sum()
     filters /= filters.clamp_min(0).sum(dim=(1, 2), keepdim=True)
     return filters.float().unsqueeze(1)

@@ -1,4 +1,4 @@
-"""What generator and discriminator of a GAN minimize, given the discriminator's logits."""
+"""GAN objectives: losses of generator and discriminator on logits."""
 
 import dataclasses
 from typing import Protocol, final
@@ -8,23 +8,22 @@ from torch.nn import functional as F
 
 
 class GANObjective(Protocol):
-    """A pair of losses on logits, which are large where the discriminator believes "real".
+    """Interface of a GAN objective: two losses on logits, which are large for real samples.
 
-    Both methods return a float32 scalar, a mean over all logits of any shape, computed in
-    float32 whatever the dtype of the logits.
+    Both methods return a float32 scalar, averaged over all logits and computed in float32.
     """
 
     def generator(self, fake_logits: Tensor) -> Tensor:
-        """Returns what the generator minimizes."""
+        """Returns the generator's loss."""
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        """Returns what the discriminator minimizes; the two shapes may differ."""
+        """Returns the discriminator's loss; the two shapes may differ."""
 
 
 @final
 @dataclasses.dataclass(frozen=True)
 class HingeGAN:
-    """The hinge objective: the discriminator only learns from logits within the margin of 1.
+    """Hinge GAN objective: the discriminator learns only from logits within a margin of 1.
 
     The generator minimizes ``-mean(fake)``, the discriminator
     ``(mean(relu(1 - real)) + mean(relu(1 + fake))) / 2``.
@@ -57,10 +56,10 @@ class HingeGAN:
 @final
 @dataclasses.dataclass(frozen=True)
 class NonSaturatingGAN:
-    """The original objective, whose generator keeps its gradient where it is unconvincing.
+    """Non-saturating GAN objective: the generator's gradient does not vanish for poor samples.
 
     The generator minimizes ``mean(softplus(-fake))``, the discriminator
-    ``(mean(softplus(-real)) + mean(softplus(fake))) / 2``, which is half the cross entropy.
+    ``(mean(softplus(-real)) + mean(softplus(fake))) / 2``, half the binary cross-entropy.
 
     Shape:
         - logits: any
@@ -91,7 +90,7 @@ class NonSaturatingGAN:
 @final
 @dataclasses.dataclass(frozen=True)
 class LeastSquaresGAN:
-    """Least squares with targets 1 for real and 0 for fake.
+    """Least-squares GAN objective with targets 1 for real and 0 for fake.
 
     The generator minimizes ``mean((fake - 1)^2) / 2``, the discriminator
     ``(mean((real - 1)^2) + mean(fake^2)) / 2``.

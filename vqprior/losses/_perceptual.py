@@ -1,4 +1,4 @@
-"""Distance of images in the features of a frozen network."""
+"""Perceptual loss on the features of a frozen network."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, final
@@ -8,39 +8,39 @@ from torch import Tensor, nn
 
 from vqprior._checks import check_shape
 
-# Added to the squared length of a feature vector. LPIPS adds 1e-10 to the length instead, which
-# gives a gradient of 1e10 where all features are zero.
+# Added to the squared norm of a feature vector. LPIPS adds 1e-10 to the norm instead, which gives
+# a gradient of 1e10 where all features are zero.
 _EPS = 1e-8
 
 
 @final
 class PerceptualLoss(nn.Module):
-    """Squared distance between the unit-length features of two images, as LPIPS without weights.
+    """Perceptual loss: squared distance of normalized features, as LPIPS with all weights 1.
 
-    The features of each position are scaled to length 1; the squared difference is summed over
-    channels, averaged over positions and images, and summed over layers. So a layer adds
-    between 0 and 4 (2 where features are not negative).
+    The features at each position are scaled to length 1; the squared difference is summed over
+    channels, averaged over positions and images, and summed over layers. Each layer contributes
+    between 0 and 4 (at most 2 for nonnegative features).
 
-    The network is frozen: its parameters are set to ``requires_grad=False`` once and for all,
-    it stays in evaluation mode whatever ``train`` is called with, and the gradient goes to the
-    reconstruction only. Distances are computed in float32 or wider.
+    The network is frozen: the constructor sets ``requires_grad=False`` on its parameters, and it
+    stays in eval mode even if ``train()`` is called. The gradient flows to the reconstruction
+    only. Distances are computed in float32 or wider.
 
     Args:
-        features: Module from an image to a map, a sequence of maps, or a mapping of names to
-            maps. It receives images as they come: normalize the input within it.
+        features: Module that maps an image to a feature map, a sequence of maps, or a mapping of
+            names to maps. It must normalize its input itself.
         layers: Names of the maps to compare, or their positions in a sequence; by default all.
 
     Raises:
         ValueError: If ``layers`` is empty.
 
     Shape:
-        - ``reconstruction``, ``target``: what ``features`` takes
+        - ``reconstruction``, ``target``: any that ``features`` accepts
         - each map: ``(b, c, ...)``
         - returns: ``()``
 
     References:
         Zhang et al., *The Unreasonable Effectiveness of Deep Features as a Perceptual Metric*,
-        CVPR 2018, equation 1 with all weights 1, and a constant in the length that keeps
+        CVPR 2018, equation 1 with all weights 1, and a constant in the norm that keeps
         gradients finite. <https://arxiv.org/abs/1801.03924>
 
     Examples:
@@ -68,7 +68,7 @@ class PerceptualLoss(nn.Module):
         return f"layers={self.layers}"
 
     def train(self, mode: bool = True) -> "PerceptualLoss":  # noqa: FBT001, FBT002
-        """Leaves the network in evaluation mode."""
+        """Sets the mode of the loss; the network stays in eval mode."""
         super().train(mode)
         self.features.eval()
         return self
@@ -77,7 +77,7 @@ class PerceptualLoss(nn.Module):
         """Returns the distance of two images of the same shape.
 
         Raises:
-            ValueError: If the shapes differ, or the network has no map of a name in ``layers``.
+            ValueError: If the shapes differ, or the network does not return a map in ``layers``.
         """
         check_shape("target", target, reconstruction.shape)
         ours = self._maps(reconstruction)
@@ -90,7 +90,7 @@ class PerceptualLoss(nn.Module):
         return torch.stack(distances).sum()
 
     def _maps(self, image: Tensor) -> list[Tensor]:
-        """The maps to compare, in the order of ``layers``."""
+        """Returns the maps to compare, in the order of ``layers``."""
         out = self.features(image)
         maps: dict[str | int, Tensor]
         if isinstance(out, Tensor):
@@ -109,6 +109,6 @@ class PerceptualLoss(nn.Module):
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Scales the features of each position to length 1."""
+    """Scales the features at each position to length 1."""
     wide = features.to(torch.promote_types(features.dtype, torch.float32))
     return wide * (wide.square().sum(dim=1, keepdim=True) + _EPS).rsqrt()

@@ -1,4 +1,4 @@
-"""The objective on images, for any decoder."""
+"""Weighted sum of pixel, perceptual and adversarial losses."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -16,38 +16,36 @@ _DEFAULT_WEIGHTS = {"pixel": 1.0, "perceptual": 1.0, "adversarial": 0.75}
 
 @final
 class ReconstructionAwareLoss(nn.Module):
-    """What a reconstruction loses: in pixels, to the eye, and to a discriminator.
+    """Reconstruction-aware objective: pixel, perceptual and adversarial losses on images.
 
-    It looks at images only, so any decoder, quantizer or index predictor can stand before it,
-    in any layout that the terms accept. Each term is a callable that is passed in; a term that
-    is None or has weight 0 is neither computed nor reported.
+    It sees only images, so it works with any decoder, quantizer or index predictor. Each term is
+    a callable; a term that is None or has weight 0 is neither computed nor reported.
 
-    With ``reference`` the adversarial term is also multiplied by ``adaptive_weight``: its
-    gradient at that parameter then is ``weights["adversarial"]`` times as long as that of the
-    other terms together. The reference belongs to the network that learns: it is not a
-    parameter of this module.
+    With ``reference``, the adversarial term is also multiplied by ``adaptive_weight``: the norm of
+    its gradient at that parameter becomes ``weights["adversarial"]`` times that of the other terms
+    together. The reference is not registered as a parameter of this module.
 
-    Terms that are modules are submodules, the discriminator of an ``AdversarialLoss`` included.
-    ``weights`` is an ordinary dict that may be changed between calls, to start the adversarial
-    term late, for instance.
+    Terms that are modules become submodules, including the discriminator of an
+    ``AdversarialLoss``. ``weights`` is a plain dict that you may change between calls, for example
+    to start the adversarial term later.
 
     Args:
         pixel: ``(reconstruction, target) -> scalar``, called in float32 or wider.
         perceptual: ``(reconstruction, target) -> scalar``, such as ``FilterBankLoss`` or
             ``PerceptualLoss``.
         adversarial: ``(reconstruction) -> scalar``, such as ``AdversarialLoss``.
-        weights: Factors by name, finite and at least 0; those not named keep their defaults
+        weights: Factors by name, finite and at least 0; names left out keep the defaults
             ``pixel=1.0``, ``perceptual=1.0`` and ``adversarial=0.75``.
-        reference: Trained weight that every term depends on, best the last one: with a trained
-            decoder that of its last layer, with a frozen one that of the predictor's. None
-            makes the adversarial weight constant.
+        reference: Trainable weight that every term depends on, at best the last one: that of the
+            last layer of the decoder, or of the predictor if the decoder is frozen. None keeps
+            the adversarial weight constant.
 
     Raises:
         ValueError: If ``weights`` has an unknown name, or a weight that is negative or not
             finite.
 
     Shape:
-        - ``reconstruction``, ``target``: any that the terms accept, equal to each other
+        - ``reconstruction``, ``target``: the same, any that the terms accept
         - returns: ``(loss, terms)``, where ``terms`` maps ``"pixel"``, ``"perceptual"`` and
           ``"adversarial"`` to weighted float32 scalars, and ``loss`` is their sum
 
@@ -85,7 +83,7 @@ class ReconstructionAwareLoss(nn.Module):
         self.perceptual = perceptual
         self.adversarial = adversarial
         self.weights = {**_DEFAULT_WEIGHTS, **_checked(weights or {})}
-        # In a tuple, which nn.Module does not search for parameters.
+        # A tuple, so that nn.Module does not register the parameter.
         self._reference = (reference,)
 
     def extra_repr(self) -> str:
@@ -113,7 +111,7 @@ class ReconstructionAwareLoss(nn.Module):
         return _sum(terms, reconstruction.device), terms
 
     def _balance(self, total: Tensor, adversarial: Tensor) -> Tensor | float:
-        """The adaptive weight where there is a reference, otherwise 1."""
+        """Returns the adaptive weight if there is a reference, otherwise 1."""
         (reference,) = self._reference
         return 1.0 if reference is None else adaptive_weight(total, adversarial, reference)
 
@@ -125,7 +123,7 @@ class ReconstructionAwareLoss(nn.Module):
 
 
 def _checked(weights: Mapping[str, float]) -> dict[str, float]:
-    """The weights, if names and values are allowed."""
+    """Validates names and values of the weights."""
     for name, weight in weights.items():
         if name not in _DEFAULT_WEIGHTS:
             known = ", ".join(repr(term) for term in _DEFAULT_WEIGHTS)
@@ -136,20 +134,20 @@ def _checked(weights: Mapping[str, float]) -> dict[str, float]:
 
 
 def _scalar(name: str, value: Tensor) -> Tensor:
-    """The value of a term in float32."""
+    """Checks that a term is a scalar and returns it in float32."""
     if value.ndim != 0:
         raise ValueError(
-            f"`{name}` must return a scalar, got shape {tuple(value.shape)}. Reduce it, with "
-            "`.mean()` for instance."
+            f"`{name}` must return a scalar, got shape {tuple(value.shape)}. Reduce it, for "
+            "example with `.mean()`."
         )
     return value.float()
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """The tensor in float32 or wider."""
+    """Converts to float32 or wider."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _sum(terms: Mapping[str, Tensor], device: torch.device) -> Tensor:
-    """The sum of the terms, 0 if there is none."""
+    """Sums the terms; 0 without any."""
     return torch.stack(list(terms.values())).sum() if terms else torch.zeros((), device=device)

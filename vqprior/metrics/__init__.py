@@ -1,4 +1,4 @@
-"""Streaming metrics, right under ``torch.distributed``, and their per-image functions."""
+"""Streaming metrics that support ``torch.distributed``, and per-image functions."""
 
 from vqprior.metrics._codebook_usage import CodebookUsage, UsageSummary
 from vqprior.metrics._frechet import FrechetDistance

@@ -1,12 +1,12 @@
-"""What streaming metrics share: exact sums that survive casts."""
+"""Base class of streaming metrics."""
 
 from vqprior._precision import KeepsDtypes
 
 
 class Accumulator(KeepsDtypes):
-    """Holds sums in buffers that keep their dtype, whatever the module is cast to."""
+    """A streaming metric whose buffers hold sums and keep their dtype under casts."""
 
     def reset(self) -> None:
-        """Forgets everything that was counted on this rank."""
+        """Sets all sums of this rank to zero."""
         for buffer in self.buffers():
             buffer.zero_()

@@ -1,4 +1,4 @@
-"""Distance of two sets of feature vectors, each seen as a Gaussian."""
+"""Frechet distance between two sets of feature vectors."""
 
 from typing import final
 
@@ -12,48 +12,45 @@ from vqprior.metrics._accumulator import Accumulator
 
 @final
 class FrechetDistance(Accumulator):
-    """Frechet distance of two sets of feature vectors, as in the FID; lower is better.
+    """Computes the Frechet distance between two sets of feature vectors, as in FID.
 
-    Each set is seen as a Gaussian of its mean ``m`` and covariance ``S``. The distance is
-    ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))``, which is at least 0, is 0 up to rounding for
-    equal sets, does not depend on which set is which, and grows with the square of the unit of the
-    features. Vectors are not compared one by one: the sets may differ in size.
+    Lower is better. Each set is modeled as a Gaussian with mean ``m`` and covariance ``S``. The
+    distance is ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))``: symmetric, at least 0, and 0 up to
+    rounding for equal sets. Features ``s`` times as large give ``s^2`` times the distance. The sets
+    may differ in size.
 
-    The features are the caller's: the output of a network, pooled over each image, or any
-    other description of images, sound or tokens. With the activations of the Inception network
-    that the authors chose, this is their FID.
+    You choose the features: for example pooled network activations of each image. With the
+    activations of the Inception network of Heusel et al., this is their FID.
 
-    ``update(ours, theirs)`` counts a batch of each set, ``compute()`` gives the distance of the two
-    sets of all ranks, ``reset()`` starts again. Counts are exact, and means and covariances are
-    float64, centered while they are summed, so that large means cost no digits. How vectors
-    are split into batches and ranks matters to rounding only. ``update`` reads nothing back to the
-    host.
+    ``update(ours, theirs)`` adds a batch to each set, ``compute()`` returns the distance over all
+    ranks, and ``reset()`` starts over. Means and covariances are accumulated in float64 and
+    centered, so large means cost no precision; the split into batches and ranks affects only
+    rounding. ``update`` does not synchronize the device.
 
-    Few vectors make the distance too large, on average. For two samples of ``n`` vectors each
-    from one standard Gaussian it is about ``d (d + 5) / (2 n)`` instead of 0 where ``n`` is far
-    above ``d``: it halves when ``n`` doubles. How large the excess is depends on the distributions,
-    too; for what it would be without, fit a line in ``1 / n`` to distances of several ``n``
-    (Chong and Forsyth). Compare only numbers of the same features and the same counts.
+    The distance is biased upward for small sets. For two samples of ``n`` vectors from one standard
+    Gaussian, it is about ``d (d + 5) / (2 n)`` instead of 0 if ``n`` is much larger than ``d``. The
+    bias also depends on the distributions; to remove it, fit a line in ``1 / n`` to distances for
+    several ``n`` (Chong and Forsyth). Compare only values with the same features and counts.
 
     Args:
-        dim: Number of features ``d``, at least 1. The memory taken grows with its square.
+        dim: Number of features ``d``, at least 1. Memory grows with its square.
 
     Raises:
         ValueError: If ``dim`` is below 1.
 
     Shape:
         - ``ours``: ``(..., d)``
-        - ``theirs``: ``(..., d)``, in any other number
+        - ``theirs``: ``(..., d)``; leading dimensions may differ
 
     References:
         Heusel et al., *GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash
-        Equilibrium*, NeurIPS 2017, equation 6, with covariances that divide by ``n - 1`` as in the
-        authors' code. The trace of the root is the sum of the singular values of ``R1^T R2`` where
-        ``S = R R^T``, which needs no root of a matrix that is not symmetric; nothing is added to
-        singular covariances. <https://arxiv.org/abs/1706.08500>
+        Equilibrium*, NeurIPS 2017, equation 6, with covariances divided by ``n - 1`` as in the
+        authors' code. The trace of the matrix root is computed as the sum of the singular values of
+        ``R1^T R2`` with ``S = R R^T``; nothing is added to singular covariances.
+        <https://arxiv.org/abs/1706.08500>
 
         Dowson and Landau, *The Frechet Distance between Multivariate Normal Distributions*,
-        Journal of Multivariate Analysis 1982, who call the square root of this the distance.
+        Journal of Multivariate Analysis 1982; they define the distance as the square root of this.
         <https://doi.org/10.1016/0047-259X(82)90077-X>
 
         Chong and Forsyth, *Effectively Unbiased FID and Inception Score and where to find them*,
@@ -68,7 +65,7 @@ class FrechetDistance(Accumulator):
         >>> round(metric.compute(), 4)
         18.0
 
-        The sets may come in batches of different sizes, and one at a time:
+        Batches may differ in size, and one of them may be empty:
 
         >>> metric.reset()
         >>> metric.update(torch.randn(100, 2), torch.empty(0, 2))
@@ -96,9 +93,9 @@ class FrechetDistance(Accumulator):
 
     @torch.no_grad()
     def update(self, ours: Tensor, theirs: Tensor) -> None:
-        """Counts a batch of each set; either may be empty.
+        """Adds a batch to each set; either may be empty.
 
-        A vector that is not finite is counted as it is: from then on the distance is NaN.
+        After a non-finite vector, the distance is NaN until ``reset``.
 
         Raises:
             TypeError: If a batch is not floating point.
@@ -109,7 +106,7 @@ class FrechetDistance(Accumulator):
             if features.ndim == 0 or features.shape[-1] != self.dim:
                 raise ValueError(
                     f"`{name}` must have shape (..., {self.dim}), got {tuple(features.shape)}. "
-                    "Features come last: of maps (b, d, h, w), pass `maps.movedim(1, -1)`."
+                    "Features come last: for maps (b, d, h, w), pass `maps.movedim(1, -1)`."
                 )
         self._count(0, ours)
         self._count(1, theirs)
@@ -131,10 +128,10 @@ class FrechetDistance(Accumulator):
         count += number
 
     def compute(self) -> float:
-        """Returns the distance of the two sets since ``reset``.
+        """Returns the distance between the two sets since ``reset``, over all ranks.
 
-        NaN if a set has fewer than 2 vectors, or one that is not finite. Every rank must call, and
-        gets the same value; what each rank counted stays as it is.
+        NaN if a set has fewer than 2 vectors or a non-finite one. Every rank must call and gets
+        the same value; the state does not change.
         """
         counts, means, scatters = self._joint()
         covariances = scatters / (counts - 1).reshape(2, 1, 1)
@@ -144,10 +141,10 @@ class FrechetDistance(Accumulator):
         overlap = torch.linalg.svdvals(roots[0].T @ roots[1]).sum()
         gap = (means[0] - means[1]).square().sum()
         spread = covariances.diagonal(dim1=1, dim2=2).sum()
-        return max(float(gap + spread - 2 * overlap), 0.0)  # what is below 0 is rounding
+        return max(float(gap + spread - 2 * overlap), 0.0)  # rounding can make it negative
 
     def _joint(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Counts, means and scatters of the sets of all ranks, in float64."""
+        """Returns the counts, means and scatters over all ranks, in float64."""
         counts = self.counts.double().unsqueeze(1)
         sums = all_reduce_sum_(torch.cat([counts, counts * self.means], dim=1))
         joint_counts, means = sums[:, 0], sums[:, 1:] / sums[:, :1].clamp_min(1)
@@ -159,7 +156,7 @@ class FrechetDistance(Accumulator):
 def _root(covariance: Tensor) -> Tensor:
     """Returns ``R`` with ``R R^T`` the covariance: ``(d, d) -> (d, rank)``."""
     values, vectors = torch.linalg.eigh(covariance)
-    # Where the covariance is singular, values are rounding: 1e-16, whose root is 1e-8.
+    # Drop eigenvalues that are rounding of 0: the root of 1e-16 would be 1e-8.
     spread = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
     root: Tensor = vectors[:, spread] * values[spread].sqrt()  # eigh has no types
     return root

@@ -7,25 +7,24 @@ from torch.nn import functional as F
 from vqprior._checks import check_positive
 from vqprior.metrics._images import weighted_sum, wide_pair
 
-# From section III of the paper, where images are in [0, 255].
+# From section III of the paper, for images in [0, 255].
 _C = 170 / 255**2
-# ITU-R BT.601 in full swing, as for the gray images of the paper.
+# Full-swing luma of ITU-R BT.601, to match the gray images of the paper.
 _LUMA = (0.299, 0.587, 0.114)
 
 
 def gmsd(reconstruction: Tensor, target: Tensor, *, data_range: float = 1.0) -> Tensor:
-    """Returns the gradient magnitude similarity deviation of each image, 0 where it is equal.
+    """Computes the gradient magnitude similarity deviation (GMSD) of each image.
 
-    How unevenly edges are damaged: the standard deviation over positions of the similarity
-    ``(2 g g' + c) / (g^2 + g'^2 + c)`` of the two gradient magnitudes ``g`` and ``g'``, so lower
-    is better. Taken of the luma after a 2 x 2 average, with Prewitt filters and
-    ``c = 170 / 255^2``. Color images are compared by their full-swing luma
-    ``0.299 R + 0.587 G + 0.114 B``, which spans the range that ``c`` is made for. Computed in
-    float64, under autocast too.
+    Lower is better; equal images give 0. It is the standard deviation over positions of
+    ``(2 g g' + c) / (g^2 + g'^2 + c)``, where ``g`` and ``g'`` are the two gradient magnitudes:
+    Prewitt filters on the luma after 2 x 2 averaging, with ``c = 170 / 255^2``. The luma of color
+    images is the full-swing ``0.299 R + 0.587 G + 0.114 B``, not that of ``rgb_to_luma``. Computed
+    in float64, also under autocast.
 
     Args:
-        reconstruction: Images to judge, in color or gray.
-        target: What they should be.
+        reconstruction: Images to evaluate, in color or gray.
+        target: Reference images.
         data_range: Difference between white and black, greater than 0.
 
     Returns:
@@ -38,13 +37,13 @@ def gmsd(reconstruction: Tensor, target: Tensor, *, data_range: float = 1.0) -> 
 
     Shape:
         - ``reconstruction``, ``target``: ``(b, 3, h, w)`` or ``(b, 1, h, w)``, with ``h`` and
-          ``w`` at least 2; an odd last row or column is not seen
+          ``w`` at least 2; an odd last row or column is ignored
         - returns: ``(b,)``
 
     References:
         Xue, Zhang, Mou and Bovik, *Gradient Magnitude Similarity Deviation: A Highly Efficient
-        Perceptual Image Quality Index*, IEEE TIP 2014, equations 1 to 6; beyond the border the
-        image is 0, as in the authors' code. <https://arxiv.org/abs/1308.3052>
+        Perceptual Image Quality Index*, IEEE TIP 2014, equations 1 to 6; borders are padded with
+        zeros, as in the authors' code. <https://arxiv.org/abs/1308.3052>
 
     Examples:
         >>> import torch
@@ -66,9 +65,9 @@ def gmsd(reconstruction: Tensor, target: Tensor, *, data_range: float = 1.0) -> 
 
 
 def _gradient_magnitude(image: Tensor) -> Tensor:
-    """The Prewitt gradient magnitude of the halved luma: ``(b, 1, h // 2, w // 2)``."""
+    """Returns the Prewitt gradient magnitude of the halved luma: ``(b, 1, h // 2, w // 2)``."""
     luma = weighted_sum(image, _LUMA) if image.shape[1] == 3 else image
     step = torch.arange(1, -2, -1, dtype=luma.dtype, device=luma.device) / 3
     filters = torch.stack([step.expand(3, 3), step.expand(3, 3).T]).unsqueeze(1)
-    gradient = F.conv2d(F.avg_pool2d(luma, 2), filters, padding=1)  # autocast spares float64
+    gradient = F.conv2d(F.avg_pool2d(luma, 2), filters, padding=1)  # autocast skips float64
     return gradient.square().sum(dim=1, keepdim=True).sqrt()

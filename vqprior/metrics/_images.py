@@ -1,4 +1,4 @@
-"""What papers on upscaling measure of an image: its luma, without its border."""
+"""Luma of images, and input checks that image metrics share."""
 
 import torch
 from torch import Tensor
@@ -10,10 +10,10 @@ _OFFSET = 16.0
 
 
 def rgb_to_luma(image: Tensor) -> Tensor:
-    """Returns the luma of ITU-R BT.601 in studio swing: black is 16/255, white is 235/255.
+    """Converts RGB to the studio-swing luma of ITU-R BT.601: black is 16/255, white is 235/255.
 
-    ``Y = (65.481 R + 128.553 G + 24.966 B + 16) / 255``, which is what MATLAB's ``rgb2ycbcr``
-    gives before rounding, and what PSNR and SSIM "on the Y channel" mean in papers on upscaling.
+    ``Y = (65.481 R + 128.553 G + 24.966 B + 16) / 255``, as MATLAB's ``rgb2ycbcr`` computes it
+    before rounding. Papers on upscaling report PSNR and SSIM "on the Y channel" with this luma.
 
     Args:
         image: Red, green and blue in ``[0, 1]``.
@@ -45,13 +45,13 @@ def rgb_to_luma(image: Tensor) -> Tensor:
 
 
 def weighted_sum(image: Tensor, weights: tuple[float, float, float]) -> Tensor:
-    """Adds the three channels of an image: ``(b, 3, h, w) -> (b, 1, h, w)``."""
+    """Computes a weighted sum of three channels: ``(b, 3, h, w) -> (b, 1, h, w)``."""
     red, green, blue = image[:, :1], image[:, 1:2], image[:, 2:]
     return weights[0] * red + weights[1] * green + weights[2] * blue
 
 
 def wide_pair(reconstruction: Tensor, target: Tensor, *, min_size: int) -> tuple[Tensor, Tensor]:
-    """Checks two batches of images, and returns them in float64."""
+    """Checks two batches of images and returns them in float64."""
     check_feature_map("reconstruction", reconstruction, None, min_size=min_size)
     check_floating("target", target)
     check_shape("target", target, reconstruction.shape)

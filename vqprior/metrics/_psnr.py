@@ -7,14 +7,14 @@ from vqprior.metrics._images import wide_pair
 
 
 def psnr(reconstruction: Tensor, target: Tensor, *, data_range: float = 1.0) -> Tensor:
-    """Returns the peak signal-to-noise ratio of each image in dB.
+    """Computes the peak signal-to-noise ratio (PSNR) of each image in dB.
 
-    ``10 log10(data_range^2 / mse)`` with the mean over channels and pixels, computed in
-    float64; infinite where the images are equal. Values are neither clamped nor rounded.
+    ``10 log10(data_range^2 / mse)`` with the mean over channels and pixels, in float64; infinite
+    for equal images. Pixel values are neither clamped nor rounded.
 
     Args:
-        reconstruction: Images to judge.
-        target: What they should be.
+        reconstruction: Images to evaluate.
+        target: Reference images.
         data_range: Difference between white and black, greater than 0.
 
     Returns:

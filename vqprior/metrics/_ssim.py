@@ -15,16 +15,16 @@ _K2 = 0.03
 
 
 def ssim(reconstruction: Tensor, target: Tensor, *, data_range: float = 1.0) -> Tensor:
-    """Returns the structural similarity of each image, 1 where the two are equal.
+    """Computes the structural similarity (SSIM) of each image; equal images give 1.
 
-    Means, variances and covariance under an 11 x 11 Gaussian window of standard deviation 1.5,
-    where it lies entirely within the image; ``K1 = 0.01``, ``K2 = 0.03``. The mean runs over
-    positions and channels. Computed in float64, since variances are differences of nearly equal
-    numbers, under autocast too. Values are neither clamped nor rounded.
+    Statistics use an 11 x 11 Gaussian window of standard deviation 1.5, only where it lies inside
+    the image, with ``K1 = 0.01`` and ``K2 = 0.03``. SSIM is averaged over positions and channels.
+    Computed in float64, also under autocast, because variances are differences of nearly equal
+    numbers. Pixel values are neither clamped nor rounded.
 
     Args:
-        reconstruction: Images to judge.
-        target: What they should be.
+        reconstruction: Images to evaluate.
+        target: Reference images.
         data_range: Difference between white and black, greater than 0.
 
     Returns:
@@ -41,8 +41,8 @@ def ssim(reconstruction: Tensor, target: Tensor, *, data_range: float = 1.0) -> 
 
     References:
         Wang, Bovik, Sheikh and Simoncelli, *Image Quality Assessment: From Error Visibility to
-        Structural Similarity*, IEEE TIP 2004, equations 13 to 17, without the authors' later
-        advice to shrink large images first. <https://doi.org/10.1109/TIP.2003.819861>
+        Structural Similarity*, IEEE TIP 2004, equations 13 to 17, without the downsampling of
+        large images that the authors advised later. <https://doi.org/10.1109/TIP.2003.819861>
 
     Examples:
         >>> import torch
@@ -65,10 +65,10 @@ def ssim(reconstruction: Tensor, target: Tensor, *, data_range: float = 1.0) -> 
 
 
 def _blur(planes: Tensor) -> Tensor:
-    """Means under the window where it fits: ``(..., h, w) -> (..., h - 10, w - 10)``."""
+    """Computes the means under the window: ``(..., h, w) -> (..., h - 10, w - 10)``."""
     axis = torch.arange(_WINDOW, dtype=planes.dtype, device=planes.device) - _WINDOW // 2
     window = torch.exp(-axis.square() / (2 * _SIGMA**2))
     window = (window / window.sum()).reshape(1, 1, _WINDOW, 1)
     flat = planes.flatten(0, -3).unsqueeze(1)
-    blurred = F.conv2d(F.conv2d(flat, window), window.mT)  # float64 is exempt from autocast
+    blurred = F.conv2d(F.conv2d(flat, window), window.mT)  # autocast skips float64
     return blurred.reshape(*planes.shape[:-2], *blurred.shape[-2:])

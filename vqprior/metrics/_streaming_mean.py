@@ -1,4 +1,4 @@
-"""The mean of a score over images, batch by batch."""
+"""Streaming mean of an image score."""
 
 from typing import Protocol, final
 
@@ -20,30 +20,30 @@ from vqprior.metrics._images import rgb_to_luma
 
 
 class Score(Protocol):
-    """A function such as ``psnr``: ``(reconstruction, target) -> (b,)``."""
+    """Interface of an image score such as ``psnr``: ``(reconstruction, target) -> (b,)``."""
 
     def __call__(self, reconstruction: Tensor, target: Tensor, *, data_range: float) -> Tensor: ...
 
 
 @final
 class StreamingMean(Accumulator):
-    """Mean of a score of single images, such as ``psnr``, over all batches and all ranks.
+    """Averages an image score, such as ``psnr``, over all images of all batches and ranks.
 
-    ``update(reconstruction, target)`` counts a batch, ``compute()`` gives the mean over all
-    images of all ranks, ``reset()`` starts again. Sums are float64. That of ``psnr`` is infinite if
-    one pair is equal.
+    ``update(reconstruction, target)`` adds a batch, ``compute()`` returns the mean over all ranks,
+    and ``reset()`` starts over. Sums are float64. The mean PSNR is infinite if one pair of images
+    is equal.
 
     Args:
-        score: ``psnr``, ``ssim``, ``gmsd`` or a function like these.
+        score: ``psnr``, ``ssim``, ``gmsd`` or a function with the same signature.
         color: ``"rgb"`` compares the channels as they are; ``"y"`` compares the luma
-            (``rgb_to_luma``) of three.
+            (``rgb_to_luma``) of RGB images.
         data_range: Difference between white and black, greater than 0.
-        border: Number of pixels that are cut off each side first, at least 0. Papers on upscaling
-            cut as many as the scale factor.
+        border: Number of pixels to crop from each side first, at least 0. Papers on upscaling crop
+            as many pixels as the scale factor.
 
     Raises:
-        TypeError: If ``score`` cannot be called.
-        ValueError: If an argument is outside its range.
+        TypeError: If ``score`` is not callable.
+        ValueError: If an argument is out of range.
 
     Shape:
         - ``reconstruction``, ``target``: ``(b, c, h, w)``
@@ -65,7 +65,7 @@ class StreamingMean(Accumulator):
         self, score: Score, *, color: str = "rgb", data_range: float = 1.0, border: int = 0
     ) -> None:
         super().__init__()
-        check_callable("score", score, "For example `psnr`.")
+        check_callable("score", score, "Pass a function such as `psnr`.")
         check_choice("color", color, ("rgb", "y"))
         check_positive("data_range", data_range)
         check_at_least("border", border, 0)
@@ -83,11 +83,11 @@ class StreamingMean(Accumulator):
 
     @torch.no_grad()
     def update(self, reconstruction: Tensor, target: Tensor) -> None:
-        """Counts the images of one batch; nothing is read back to the host.
+        """Adds the images of one batch, without synchronizing the device.
 
         Raises:
             TypeError: If an image is not floating point.
-            ValueError: If the two shapes differ, or are not what the score can compare.
+            ValueError: If the shapes differ or are not valid for the score.
         """
         check_floating("reconstruction", reconstruction)
         check_floating("target", target)
@@ -99,15 +99,15 @@ class StreamingMean(Accumulator):
         self.count += scores.numel()
 
     def compute(self) -> float:
-        """Returns the mean over all images since ``reset``, NaN if there was none.
+        """Returns the mean over all images since ``reset``, NaN without any.
 
-        Every rank must call, and gets the same value; what each rank counted stays as it is.
+        Every rank must call and gets the same value; the state does not change.
         """
         total, count = all_reduce_sum_(torch.stack([self.total, self.count.double()])).tolist()
         return total / count if count else float("nan")
 
     def _inner(self, image: Tensor) -> Tensor:
-        """Cuts the border off, and takes the luma if asked."""
+        """Crops the border and converts to luma if requested."""
         channels = 3 if self.color == "y" else None
         check_feature_map("reconstruction", image, channels, min_size=2 * self.border + 1)
         height, width = image.shape[2:]

@@ -1,4 +1,4 @@
-"""Network blocks that vector-quantized models need."""
+"""Network blocks for vector-quantized models."""
 
 from vqprior.nn._discriminator import PatchDiscriminator
 from vqprior.nn._l2_norm import L2Norm

@@ -1,4 +1,4 @@
-"""The patch discriminator of pix2pix."""
+"""PatchGAN discriminator."""
 
 from collections.abc import Callable
 from typing import final
@@ -9,28 +9,28 @@ from vqprior._checks import check_at_least, check_feature_map
 
 _SLOPE = 0.2
 _WEIGHT_STD = 0.02
-# The number of channels doubles with each layer up to this multiple of the first.
+# Channels double with each layer up to this multiple of `width`.
 _MAX_MULTIPLE = 8
 
 
 @final
 class PatchDiscriminator(nn.Module):
-    """Judges overlapping patches of an image: one logit each, large for real ones.
+    """PatchGAN discriminator of pix2pix: one logit per overlapping patch, large for real ones.
 
-    ``num_layers`` 4x4 convolutions of stride 2 and two of stride 1, with leaky rectifiers of
-    slope 0.2 between them; all but the first and the last are normalized. With the default of
-    three layers a logit sees 70 x 70 pixels.
+    Applies ``num_layers`` 4x4 convolutions of stride 2 and two of stride 1, with leaky ReLUs of
+    slope 0.2 in between; all but the first and the last are normalized. With the default of three
+    layers, the receptive field is 70 x 70 pixels.
 
-    Convolutions start from a normal distribution of standard deviation 0.02. In training mode
-    ``BatchNorm2d`` updates its running statistics at each call; other norms make calls pure.
+    Weights are initialized from a normal distribution of standard deviation 0.02. In training
+    mode, ``BatchNorm2d`` updates its running statistics in each call.
 
     Args:
         in_channels: Number of channels of the image, at least 1.
-        width: Number of channels of the first layer, at least 1; it doubles with each layer
-            up to eight times.
+        width: Number of channels of the first layer, at least 1; it doubles with each layer, up to
+            ``8 * width``.
         num_layers: Number of layers of stride 2, at least 1.
-        norm: Builds each normalization from a number of channels. The convolution before a
-            ``torch.nn.BatchNorm2d`` has no bias, since the norm would cancel it.
+        norm: Builds a normalization layer from a number of channels. Convolutions before
+            ``torch.nn.BatchNorm2d`` have no bias, since the norm would cancel it.
 
     Raises:
         ValueError: If ``in_channels``, ``width`` or ``num_layers`` is below 1.
@@ -85,7 +85,7 @@ class PatchDiscriminator(nn.Module):
 
         Raises:
             TypeError: If ``x`` is not floating point.
-            ValueError: If ``x`` is not of shape ``(b, in_channels, h, w)``, or too small for
+            ValueError: If ``x`` is not of shape ``(b, in_channels, h, w)``, or is too small for
                 one logit.
         """
         check_feature_map("x", x, self.in_channels, min_size=3 * 2**self.num_layers)
@@ -94,7 +94,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def _conv(in_channels: int, out_channels: int, *, stride: int, bias: bool = True) -> nn.Conv2d:
-    """A 4x4 convolution with the start that pix2pix gives it."""
+    """Builds a 4x4 convolution with the initialization of pix2pix."""
     conv = nn.Conv2d(in_channels, out_channels, 4, stride=stride, padding=1, bias=bias)
     nn.init.normal_(conv.weight, std=_WEIGHT_STD)
     return conv

@@ -1,4 +1,4 @@
-"""Vectors of unit length."""
+"""L2 normalization as a module."""
 
 from typing import final
 

@@ -1,4 +1,4 @@
-"""Normalizations of feature maps: per position, and per group of channels."""
+"""Normalization of feature maps: per position, and per group of channels."""
 
 import math
 from typing import final
@@ -9,18 +9,18 @@ from torch.nn import functional as F
 
 from vqprior._checks import check_at_least, check_feature_map, check_positive
 
-# What VQGAN uses, in place of torch's 1e-5.
+# As in VQGAN; torch's default is 1e-5.
 _EPS = 1e-6
 _MAX_GROUPS = 32
 
 
 @final
 class ChannelNorm(nn.Module):
-    """Normalizes the channels of each position to mean 0 and variance 1, then scales and shifts.
+    """Layer normalization over the channels of each position of a feature map.
 
-    Statistics are taken at one position only, so the result does not depend on the size of the
-    image: a network of convolutions and ``ChannelNorm`` gives the same values on a tile as on
-    the whole image, away from the borders of the tile. ``group_norm`` does not.
+    The result at a position does not depend on the size of the image: a network of convolutions
+    and ``ChannelNorm`` gives the same values on a tile as on the whole image, away from the
+    borders of the tile. With ``group_norm`` it does not.
 
     Args:
         channels: Number of channels ``c``, at least 1.
@@ -73,15 +73,15 @@ class ChannelNorm(nn.Module):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Builds the group normalization of VQGAN for any number of channels.
+    """Builds the group normalization of VQGAN, for any number of channels.
 
     Args:
         channels: Number of channels, at least 1.
 
     Returns:
         A ``torch.nn.GroupNorm`` with ``gcd(32, channels)`` groups and ``eps=1e-6``: 32 groups,
-        as in VQGAN, wherever the channels can be split so. Statistics cover the whole image,
-        so results depend on its size; ``ChannelNorm`` avoids that.
+        as in VQGAN, if they divide the channels. Statistics cover the whole image, so results
+        depend on its size; ``ChannelNorm`` avoids that.
 
     Raises:
         ValueError: If ``channels`` is below 1.

@@ -1,4 +1,4 @@
-"""Learned halving and doubling of feature maps."""
+"""Learned downsampling and upsampling of feature maps by a factor of 2."""
 
 from typing import final
 
@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from vqprior._checks import check_at_least, check_feature_map
 
-# From a 3x3 kernel to the 4x4 kernel of `_repeat_and_convolve`: along each axis its entries are
-# the last of the three, the last two added, the first two added, and the first.
+# Converts a 3x3 kernel to the 4x4 kernel of `_repeat_and_convolve`. Along each axis, the four
+# entries are: last, sum of the last two, sum of the first two, first.
 _ONE_AXIS = np.array([[0, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0]])
 _SUMS = np.kron(_ONE_AXIS, _ONE_AXIS).tolist()
-# Below either of these, what is saved does not always make up for the sums.
+# Below either of these, the savings do not always pay for computing the sums.
 _MIN_POSITIONS = 256
 _MIN_CHANNELS = 32
 
@@ -22,9 +22,8 @@ _MIN_CHANNELS = 32
 class Downsample(nn.Module):
     """Halves height and width with a 3x3 convolution of stride 2.
 
-    Zeros are added below and to the right only, as VQGAN does, so output position ``i`` sees
-    the rows ``2i``, ``2i + 1`` and ``2i + 2``. An odd last row or column is seen, but has no
-    output of its own: ``h`` becomes ``h // 2``.
+    As in VQGAN, zeros are padded at the bottom and right only, so output row ``i`` sees the rows
+    ``2i``, ``2i + 1`` and ``2i + 2``. ``h`` becomes ``h // 2``, also for odd ``h``.
 
     Args:
         in_channels: Number of channels of the input, at least 1.
@@ -72,7 +71,7 @@ class Downsample(nn.Module):
 
 @final
 class Upsample(nn.Module):
-    """Doubles height and width: repeats each position 2x2, then convolves 3x3.
+    """Doubles height and width by nearest-neighbor interpolation and a 3x3 convolution.
 
     Args:
         in_channels: Number of channels of the input, at least 1.
@@ -119,15 +118,15 @@ class Upsample(nn.Module):
 
 
 def _repeat_and_convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Repeats each position 2x2 and convolves 3x3, with 16 products in place of 36.
+    """Repeats each position 2x2 and convolves 3x3, with 16 products instead of 36.
 
-    Of the nine positions that an output sees, only four differ. So each of these needs one
-    product, with the sum of the entries of the kernel that fall on it; which entries depends on
-    where in its 2x2 the output lies. A transposed convolution of stride 2 does just that.
+    Of the nine inputs of an output, only four differ, so four products with sums of kernel entries
+    suffice. Which entries are summed depends on the output's place in its 2x2 block. This is a
+    transposed convolution of stride 2.
     """
     sums = weight.new_tensor(_SUMS)
     if _is_channels_last(x) or _is_channels_last(weight):
-        # Transposed as a matrix: that is several times faster than the copy of a permutation.
+        # Transposing as a matrix is several times faster than copying a permutation.
         entries = weight.permute(0, 2, 3, 1).flatten(1).t().contiguous()
         entries = entries.view(9, weight.shape[1], weight.shape[0]).transpose(0, 1)
         kernel = (sums.t() @ entries).unflatten(1, (4, 4)).permute(0, 3, 1, 2)
@@ -137,9 +136,9 @@ def _repeat_and_convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
 
 
 def _sums_pay(x: Tensor, conv: nn.Module) -> bool:
-    """Whether ``_repeat_and_convolve`` computes what ``conv`` would, and is known to be faster.
+    """Whether ``_repeat_and_convolve`` computes the same as ``conv``, and faster.
 
-    Not under a compiler, whose graph would fit fewer sizes; and not in low precision, which
+    False while compiling, since the graph would fit fewer sizes, and in low precision, which
     would round the sums.
     """
     return (
@@ -154,7 +153,7 @@ def _sums_pay(x: Tensor, conv: nn.Module) -> bool:
 
 
 def _is_as_built(conv: nn.Module) -> bool:
-    """Whether calling ``conv`` is the plain convolution: nothing replaces it or hooks into it."""
+    """Whether ``conv`` is still the original convolution, without hooks or replacements."""
     return (
         type(conv) is nn.Conv2d
         and (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
@@ -166,5 +165,5 @@ def _is_as_built(conv: nn.Module) -> bool:
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    # By the stride, since `vmap` cannot be asked for this memory format.
+    # Tests the stride, since `vmap` does not support querying this memory format.
     return x.stride(1) == 1 and not x.is_contiguous()

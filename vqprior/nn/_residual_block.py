@@ -1,4 +1,4 @@
-"""The residual block of VQGAN."""
+"""Residual block of VQGAN."""
 
 from collections.abc import Callable
 from typing import final
@@ -12,17 +12,17 @@ from vqprior.nn._normalization import group_norm
 
 @final
 class ResidualBlock(nn.Module):
-    """Two normalized 3x3 convolutions around a skip connection.
+    """Residual block of VQGAN: two normalized 3x3 convolutions and a skip connection.
 
     Computes ``conv(silu(norm(conv(silu(norm(x)))))) + skip(x)``. The skip connection is the
-    identity where the numbers of channels agree, and a 1x1 convolution where they differ. The
-    size of the map is kept; borders are padded with zeros.
+    identity if the numbers of channels are equal, otherwise a 1x1 convolution. The size of the
+    map is kept; borders are padded with zeros.
 
     Args:
         in_channels: Number of channels of the input, at least 1.
         out_channels: Number of channels of the output, at least 1; by default ``in_channels``.
-        norm: Builds each normalization from a number of channels: ``group_norm``,
-            ``ChannelNorm``, ``torch.nn.Identity``, or anything called that way.
+        norm: Builds a normalization layer from a number of channels: ``group_norm``,
+            ``ChannelNorm``, ``torch.nn.Identity`` or another callable.
 
     Raises:
         ValueError: If ``in_channels`` or ``out_channels`` is below 1.
@@ -67,7 +67,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transforms ``x`` ``(b, in_channels, h, w)`` to ``(b, out_channels, h, w)``.
+        """Maps ``x`` ``(b, in_channels, h, w)`` to ``(b, out_channels, h, w)``.
 
         Raises:
             TypeError: If ``x`` is not floating point.
@@ -76,7 +76,7 @@ class ResidualBlock(nn.Module):
         check_feature_map("x", x, self.in_channels)
         hidden: Tensor = self.conv1(F.silu(self.norm1(x)))
         hidden = self.conv2(F.silu(self.norm2(hidden)))
-        # The first operand decides the memory format of a sum. With ChannelNorm `hidden` is
-        # channels-last, and keeping that spares the next block a copy.
+        # The first operand decides the memory format of the sum. With ChannelNorm, `hidden` is
+        # channels-last, and keeping that saves the next block a copy.
         summed: Tensor = hidden + self.skip(x)
         return summed

@@ -1,4 +1,4 @@
-"""A convolution for what each scale of a multi-scale quantizer adds."""
+"""Convolutional refinement of the scales of a ``MultiScaleQuantizer``, as in VAR."""
 
 from typing import final
 
@@ -12,19 +12,19 @@ from vqprior._checks import check_at_least, check_floating, check_fraction
 
 @final
 class ScaleRefinement(nn.Module):
-    """Mixes enlarged codes with a 3x3 convolution of them: for ``MultiScaleQuantizer``.
+    """Refines upsampled codes with a 3x3 convolution: the ``refine`` of a ``MultiScaleQuantizer``.
 
-    Computes ``(1 - ratio) * codes + ratio * conv(codes)``. Scales that lie close to each other
-    share a convolution: each convolution has a tick in ``[0, 1]``, and the nearest to
-    ``position`` is used, the first of two equally near. Ticks are evenly spaced from ``m`` to
-    ``1 - m``, with ``m`` one third of ``1 / num_refinements`` where there are four and half of
-    it otherwise. Codes keep their dtype; the convolution is computed in the wider of their
-    dtype and that of its weights.
+    Computes ``(1 - ratio) * codes + ratio * conv(codes)``. Neighboring scales share a
+    convolution: each convolution has a tick in ``[0, 1]``, and the one nearest to ``position`` is
+    used, the first in case of a tie. Ticks are evenly spaced from ``m`` to ``1 - m``, where ``m``
+    is ``1 / (3 * num_refinements)`` for 4 convolutions and ``1 / (2 * num_refinements)``
+    otherwise. The result has the dtype of the codes; the convolution is computed in the wider of
+    the dtypes of codes and weights.
 
     Args:
         dim: Number of features ``d``, at least 1.
         num_refinements: Number of convolutions, at least 1.
-        ratio: Share of the convolution in the result, in ``[0, 1]``.
+        ratio: Weight of the convolution in the result, in ``[0, 1]``.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -60,7 +60,7 @@ class ScaleRefinement(nn.Module):
             nn.Conv2d(dim, dim, kernel_size=3, padding=1) for _ in range(num_refinements)
         )
         margin = 1 / (3 if num_refinements == 4 else 2) / num_refinements
-        # With numpy, as the authors: halfway between two ticks, the last bit decides.
+        # numpy, as in the authors' code: halfway between two ticks, the last bit decides.
         self._ticks: list[float] = np.linspace(margin, 1 - margin, num_refinements).tolist()
 
     def extra_repr(self) -> str:
@@ -72,13 +72,14 @@ class ScaleRefinement(nn.Module):
 
         Raises:
             TypeError: If ``codes`` is not floating point.
-            ValueError: If ``codes`` has another shape, or ``position`` is out of range.
+            ValueError: If ``codes`` is not of shape ``(b, h, w, d)``, or ``position`` is out of
+                range.
         """
         check_floating("codes", codes)
         if codes.ndim != 4 or codes.shape[-1] != self.dim:
             raise ValueError(
                 f"`codes` must have shape (b, h, w, {self.dim}), got {tuple(codes.shape)}. "
-                "Features come last, and the spatial dimensions are two."
+                "Features come last, after two spatial dimensions."
             )
         check_fraction("position", position)
         convolution = self.convolutions[self._nearest(position)]
@@ -86,7 +87,7 @@ class ScaleRefinement(nn.Module):
         dtype = torch.promote_types(codes.dtype, weight.dtype)
         channels_first = codes.movedim(-1, 1).to(dtype)
         added = F.conv2d(channels_first, weight.to(dtype), bias.to(dtype), padding=1)
-        # Autocast can make the convolution narrower than the codes.
+        # Autocast can compute the convolution in a narrower dtype than that of the codes.
         mixed = channels_first.lerp(added.to(dtype), self.ratio)
         return mixed.movedim(1, -1).to(codes.dtype)
 

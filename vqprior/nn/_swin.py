@@ -1,4 +1,4 @@
-"""One layer of a Swin transformer, on feature maps of any size."""
+"""Swin transformer layer for feature maps of any size."""
 
 from typing import final
 
@@ -15,32 +15,32 @@ from vqprior._checks import (
 )
 from vqprior.nn._windows import arrange_windows, name_offsets
 
-# Standard deviation of the relative position biases at the start; from the authors' code.
+# Initial standard deviation of the relative position bias, from the authors' code.
 _BIAS_STD = 0.02
 
 
 @final
 class SwinLayer(nn.Module):
-    """Attention within (shifted) square windows, then a two-layer perceptron; both residual.
+    """Swin transformer layer: (shifted) window attention and a two-layer MLP, both residual.
 
-    With windows of ``m`` x ``m`` positions and a shift ``s``, two positions see each other
-    exactly if ``(row - s) // m`` and ``(column - s) // m`` agree. Any height and width works:
-    windows at the borders are smaller. Alternate layers of shift 0 and ``window_size // 2`` to
-    connect the windows.
+    With windows of ``m`` x ``m`` positions and a shift ``s``, two positions attend to each other
+    if and only if both ``(row - s) // m`` and ``(column - s) // m`` agree. Any height and width
+    works: windows at the borders are smaller. To connect the windows, alternate layers of shift 0
+    and ``window_size // 2``.
 
-    Features are kept together: the result is in channels-last memory format, and an input in
-    this format is not copied. What follows from sizes alone is remembered for the last few.
+    The output is in channels-last memory format; an input in this format is not copied. Window
+    indices are cached for the last few sizes.
 
     Args:
         channels: Number of channels ``c``, a multiple of ``num_heads``.
         num_heads: Number of attention heads, at least 1.
         window_size: Side of a window in positions, at least 1.
-        shift: Offset of the grid of windows in positions, in ``[0, window_size)``.
-        mlp_ratio: Hidden features of the perceptron, as a multiple of ``channels``, greater
-            than 0; the product is rounded down, and is at least 1.
+        shift: Offset of the window grid in positions, in ``[0, window_size)``.
+        mlp_ratio: Hidden size of the MLP as a multiple of ``channels``, greater than 0; the product
+            is rounded down to at least 1.
 
     Raises:
-        ValueError: If an argument is outside its range, or ``channels`` is not a multiple of
+        ValueError: If an argument is out of range, or ``channels`` is not a multiple of
             ``num_heads``.
 
     Shape:
@@ -49,8 +49,8 @@ class SwinLayer(nn.Module):
 
     References:
         Liu et al., *Swin Transformer: Hierarchical Vision Transformer using Shifted Windows*,
-        ICCV 2021, equations 3 and 4. Deviations: a map smaller than a window is still
-        shifted, and no position attends to padding, as some do in the authors' code.
+        ICCV 2021, equations 3 and 4. Deviations from the authors' code: a map smaller than a
+        window is still shifted, and no position attends to padding.
         <https://arxiv.org/abs/2103.14030>
 
     Examples:
@@ -117,8 +117,8 @@ class SwinLayer(nn.Module):
             ValueError: If ``x`` is not of shape ``(b, c, h, w)``.
         """
         check_feature_map("x", x, self.channels)
-        # The only change of layout: everything after works on features that lie together, and
-        # so does the next layer, since this is what channels-last means.
+        # The only change of layout: all later operations, and the next layer, work on contiguous
+        # features, which is what channels-last means.
         tokens = x.permute(0, 2, 3, 1).contiguous()
         attended: Tensor = self.proj(self._attend(self.norm1(tokens)))
         tokens = tokens + attended
@@ -126,15 +126,14 @@ class SwinLayer(nn.Module):
         return (tokens + transformed).permute(0, 3, 1, 2)
 
     def _attend(self, tokens: Tensor) -> Tensor:
-        """Attention among the tokens of each window, ``(b, h, w, c)``."""
+        """Applies attention within each window, ``(b, h, w, c)``."""
         if _must_not_remember(tokens):
             return self._attend_masked(tokens)
         batch, height, width, channels = tokens.shape
         windows = arrange_windows(batch, height, width, self.window_size, self.shift, tokens.device)
-        # Windows of one shape lie together and share a bias, and none is filled up: there is
-        # nothing to mask, and no mask to build.
+        # Windows are grouped by shape and never padded, so there is nothing to mask.
         qkv: Tensor = self.qkv(tokens.flatten(0, 2).index_select(0, windows.order))
-        # Parameters can change unnoticed, through `.data`; gathering anew costs next to nothing.
+        # Not cached: parameters can change unnoticed through `.data`, and gathering is cheap.
         bias = self.relative_bias.index_select(1, windows.offsets).to(qkv.dtype)
         parts = qkv.split([count * length for count, length in windows.shapes])
         biases = bias.split([length**2 for _, length in windows.shapes], dim=1)
@@ -150,11 +149,11 @@ class SwinLayer(nn.Module):
         return joined.index_select(0, windows.place).view(tokens.shape)
 
     def _attend_masked(self, tokens: Tensor) -> Tensor:
-        """The same as one attention of fixed form, whose trace fits maps of other sizes."""
+        """Computes the same as one masked attention, whose trace is valid for other map sizes."""
         m, (height, width) = self.window_size, tokens.shape[1:3]
         rows, columns = -(-height // m), -(-width // m)
         bottom, right = rows * m - height, columns * m - width
-        # Projecting before padding spares work; what the padding holds is masked anyway.
+        # Projecting before padding saves work; padding is masked anyway.
         qkv = F.pad(self.qkv(tokens), (0, 0, 0, right, 0, bottom))
         if self.shift:
             qkv = qkv.roll((-self.shift, -self.shift), dims=(1, 2))
@@ -168,8 +167,8 @@ class SwinLayer(nn.Module):
         ).unbind(0)
         bias = self.relative_bias[:, self.relative_index].to(q.dtype)
         if self.shift or bottom or right:
-            # One mask for each window. Windows go with the heads, so that the mask is shared by
-            # the batch, and attention stays four-dimensional, as its fast kernels want.
+            # One mask per window. Windows are merged with heads, so the batch shares the mask and
+            # attention stays four-dimensional, as its fast kernels require.
             same = self._same_region(height, width, tokens.device)
             mask = bias.where(same.unsqueeze(1), float("-inf")).flatten(0, 1)
             merge = 1
@@ -189,10 +188,10 @@ class SwinLayer(nn.Module):
         return joined[:, :height, :width]
 
     def _same_region(self, height: int, width: int, device: torch.device) -> Tensor:
-        """Whether two positions of a rolled window may see each other: ``(windows, m*m, m*m)``.
+        """Whether two positions of a rolled window may attend: ``(windows, m*m, m*m)``.
 
-        The roll brings the first ``shift`` rows (columns) behind the last ones, into windows
-        where they do not belong; padding is a region of its own, so every position sees one.
+        The roll moves the first ``shift`` rows (columns) after the last ones, into windows where
+        they do not belong. Padding is a region of its own, so every position attends to one.
         """
         rows = self._regions(height, device)
         columns = self._regions(width, device)
@@ -205,16 +204,16 @@ class SwinLayer(nn.Module):
         return labels.unsqueeze(2) == labels.unsqueeze(1)
 
     def _regions(self, size: int, device: torch.device) -> Tensor:
-        """Labels the positions of one axis: 0 wrapped by the roll, 1 in place, 2 padding."""
+        """Labels the positions of one axis: 0 wrapped by the roll, 1 regular, 2 padding."""
         position = torch.arange(size + -size % self.window_size, device=device)
         label = (position >= self.shift).long()
         return label.masked_fill(position >= size, 2).roll(-self.shift)
 
 
 def _must_not_remember(tokens: Tensor) -> bool:
-    """Whether ``tokens`` are traced, fake, or recorded: what is cached has no place in these.
+    """Whether ``tokens`` are traced, fake or captured, so that cached tensors must not be used.
 
-    A CUDA graph would go on reading what the cache has dropped.
+    A CUDA graph would keep reading tensors that the cache has dropped.
     """
     return (
         torch.compiler.is_compiling()

@@ -1,4 +1,4 @@
-"""Square windows on feature maps of any size: which positions share one."""
+"""Index arithmetic of attention windows on feature maps of any size."""
 
 import functools
 from itertools import pairwise
@@ -11,20 +11,19 @@ from torch import Tensor
 
 _Integers: TypeAlias = npt.NDArray[np.int64]
 
-# Enough for two shifts of the windows at eight sizes of the map. An entry holds two integers for
-# each position, where a map holds all its channels, and those of a few windows' offsets.
+# Enough for two shifts at eight map sizes. An entry holds two integers per position and the offsets
+# of a few windows, much less than a feature map.
 _REMEMBERED = 16
 
 
 class Windows(NamedTuple):
-    """The positions of a batch, window by window; windows of one shape lie together.
+    """The positions of a batch sorted by window, with windows of one shape adjacent.
 
     Attributes:
-        order: Numbers of the positions in that order, ``(b * h * w,)``.
+        order: Flat positions in sorted order, ``(b * h * w,)``.
         place: Where each position went: the inverse of ``order``.
-        offsets: Names the offset between any two positions of a window, for one window of each
-            shape, end to end.
-        shapes: Number of windows and of positions in each, for each shape.
+        offsets: Indices of the relative offsets within one window of each shape, concatenated.
+        shapes: For each shape, the number of windows and the number of positions per window.
     """
 
     order: Tensor
@@ -39,8 +38,8 @@ def arrange_windows(
 ) -> Windows:
     """Sorts the positions of ``batch`` maps by window.
 
-    All callers share the result, so it must not be written to; and it must not be asked for
-    while a call is traced, whose tensors would then turn up in others.
+    The result is cached and shared, so do not write to it, and do not call this while tracing:
+    traced tensors would leak into other calls.
     """
     images = np.arange(batch)[:, None] * (height * width)
     order, offsets, shapes = [], [], []
@@ -54,7 +53,7 @@ def arrange_windows(
     joined = np.concatenate(order)
     place = np.empty_like(joined)
     place[joined] = np.arange(len(joined))
-    # Who asks first may be in inference mode, and who asks next may want gradients.
+    # The first caller may be in inference mode, and the next one may need gradients.
     with torch.inference_mode(mode=False):
         return Windows(
             order=torch.from_numpy(joined).to(device),
@@ -65,9 +64,9 @@ def arrange_windows(
 
 
 def name_offsets(window_size: int, rows: int, columns: int) -> _Integers:
-    """Names the offset between any two positions of a window: ``(rows * columns,) * 2``.
+    """Numbers the offset between any two positions of a window: ``(rows * columns,) * 2``.
 
-    An offset has the same name in every window of at most ``window_size`` rows and columns.
+    An offset has the same number in every window of at most ``window_size`` rows and columns.
     """
     row, column = np.divmod(np.arange(rows * columns, dtype=np.int64), columns)
     down = row[:, None] - row + window_size - 1
@@ -77,7 +76,7 @@ def name_offsets(window_size: int, rows: int, columns: int) -> _Integers:
 
 
 def _pieces(size: int, window_size: int, shift: int) -> list[_Integers]:
-    """Cuts an axis where windows end: for each length, the positions ``(pieces, length)``."""
+    """Splits an axis into windows: for each length, the positions ``(pieces, length)``."""
     edges = sorted({0, *range(shift or window_size, size, window_size), size})
     starts: dict[int, list[int]] = {}
     for start, end in pairwise(edges):

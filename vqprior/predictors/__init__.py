@@ -1,1 +1,1 @@
-"""A shelf, not a namespace: predictors are public as ``vqprior.<Name>``."""
+"""Index predictors, which are public as ``vqprior.<Name>``."""

@@ -1,4 +1,4 @@
-"""Prediction of indices from features."""
+"""Index prediction head."""
 
 from typing import TYPE_CHECKING, final
 
@@ -9,16 +9,16 @@ from vqprior._checks import check_at_least, check_floating, check_last_dim
 
 @final
 class IndexPredictor(nn.Module):
-    """Predicts which code belongs at each token: features to logits.
+    """Predicts logits over codes from features: optional body, layer norm, linear layer.
 
-    A body of any kind, layer norm, and one linear layer. Turn the logits into vectors with
-    ``functional.select_codes``, or train them with ``functional.index_cross_entropy``.
+    Train it with ``functional.index_cross_entropy``, or select code vectors by its logits with
+    ``functional.select_codes`` and train it on a loss of these.
 
     Args:
-        dim: Number of features.
-        codebook_size: Number of codes ``k``.
-        num_codebooks: Number of indices ``q`` of one token.
-        body: Any module ``(..., d) -> (..., d)`` that runs before; by default nothing.
+        dim: Number of features ``d``, at least 1.
+        codebook_size: Number of codes ``k``, at least 1.
+        num_codebooks: Number of indices ``q`` per token, at least 1.
+        body: Module ``(..., d) -> (..., d)`` that is applied first; by default none.
 
     Raises:
         ValueError: If a size is below 1.
@@ -60,7 +60,7 @@ class IndexPredictor(nn.Module):
         self.head = nn.Linear(dim, num_codebooks * codebook_size, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Returns the logits of each code.
+        """Returns the logits of all codes.
 
         Raises:
             TypeError: If ``features`` is not floating point.

@@ -1,4 +1,4 @@
-"""The laws of a quantizer, as a check for tests of your own."""
+"""Check that your own quantizer obeys the laws of ``Quantizer``."""
 
 from vqprior.testing._check_quantizer import check_quantizer
 

@@ -1,4 +1,4 @@
-"""The check itself: one function a law."""
+"""``check_quantizer``, with one function per law."""
 
 import copy
 import pickle
@@ -22,31 +22,31 @@ def check_quantizer(
     device: str = "cpu",
     skip: tuple[str, ...] = (),
 ) -> None:
-    """Checks that a quantizer of yours obeys the laws of ``Quantizer``.
+    """Checks that your own quantizer obeys the laws of ``Quantizer``.
 
-    Returns if it does. All laws that need no process group are checked, each on new quantizers:
-    ``"result"``, ``"decode"``, ``"purity"``, ``"gradient"``, ``"mask"``, ``"precision"``,
-    ``"graph"``, ``"state"`` and ``"errors"``. Takes a second or two.
+    Checks all laws that need no process group, each on a new quantizer: ``"result"``,
+    ``"decode"``, ``"purity"``, ``"gradient"``, ``"mask"``, ``"precision"``, ``"graph"``,
+    ``"state"`` and ``"errors"``. Takes a second or two.
 
     Args:
-        make: Makes the quantizer, at the top of a module so that ``pickle`` finds its class. It
-            may draw random numbers: the seed is the same in every call.
-        dim: Number of features of a token.
-        shape: Leading dimensions of the input; for a quantizer of maps, its batch and the size of
-            the map.
-        device: Where to check.
-        skip: Laws that are broken by design, such as ``"purity"`` of ``SelfUpdating``.
+        make: Factory of the quantizer. Define the quantizer's class at module level, so that it
+            can be pickled. Random initialization is fine: every call uses the same seed.
+        dim: Number of features of a token, at least 1.
+        shape: Leading dimensions of the input; for a quantizer of feature maps, the batch size
+            and the spatial size.
+        device: Device to check on.
+        skip: Laws that the quantizer breaks by design, such as ``"purity"`` for ``SelfUpdating``.
 
     Returns:
         None.
 
     Raises:
-        AssertionError: At the first law that is broken; the message names it and how.
-        TypeError: If ``make`` cannot be called.
-        ValueError: If ``dim`` is below 1 or ``skip`` names no law.
+        AssertionError: If a law is broken; the message says which one and how.
+        TypeError: If ``make`` is not callable.
+        ValueError: If ``dim`` is below 1 or ``skip`` contains an unknown law.
 
     Shape:
-        - input of the quantizer: ``(*shape, dim)``, or features in dimension 1 where its
+        - input of the quantizer: ``(*shape, dim)``, or with features in dimension 1 if its
           ``features_last`` is False
 
     Examples:
@@ -54,12 +54,12 @@ def check_quantizer(
         >>> from vqprior.testing import check_quantizer
         >>> check_quantizer(lambda: VectorQuantizer(dim=4, codebook_size=16), dim=4)
     """
-    check_callable("make", make, "For example `lambda: VectorQuantizer(4, 16)`.")
+    check_callable("make", make, "Pass a factory such as `lambda: VectorQuantizer(4, 16)`.")
     check_at_least("dim", dim, 1)
     unknown = set(skip) - _LAWS.keys()
     if unknown:
         raise ValueError(
-            f"`skip` must name laws, got {', '.join(sorted(unknown))}. There are "
+            f"`skip` must name laws, got {', '.join(sorted(unknown))}. Choose from "
             f"{', '.join(_LAWS)}."
         )
     subject = Subject(make, dim, tuple(shape), device)
@@ -69,13 +69,13 @@ def check_quantizer(
 
 
 def _result(subject: Subject) -> None:
-    """Sizes, dtypes and the sum of the terms."""
+    """Shapes and dtypes are as declared, and ``loss`` is the sum of ``terms``."""
     for training in (True, False):
         quantizer, x = subject.quantizer(training=training), subject.x()
         out = quantizer(x)
         expect(quantizer.dim == subject.dim, "result", f"`dim` is {quantizer.dim}")
         expect(out.quantized.shape == x.shape, "result", f"`quantized` is {out.quantized.shape}")
-        expect(out.quantized.dtype == x.dtype, "result", "`quantized` has another dtype than `x`")
+        expect(out.quantized.dtype == x.dtype, "result", "`quantized` and `x` differ in dtype")
         expect(out.indices.dtype == torch.int64, "result", "`indices` are not int64")
         several = () if quantizer.num_codebooks == 1 else (quantizer.num_codebooks,)
         if quantizer.has_index_per_token:
@@ -92,11 +92,11 @@ def _result(subject: Subject) -> None:
         )
         low = out.indices.amin() >= -1
         sizes = torch.tensor(quantizer.codebook_sizes, device=x.device)
-        expect(low and (out.indices < sizes).all(), "result", "an index names no code")
+        expect(low and (out.indices < sizes).all(), "result", "an index is out of range")
 
 
 def _decode(subject: Subject) -> None:
-    """What was quantized is what is decoded, from the indices that ``encode`` gives too."""
+    """``decode``, ``encode`` and ``quantize_as`` agree with ``forward``."""
     quantizer, x = subject.quantizer(training=False), subject.x()
     out = quantizer(x)
     expect(
@@ -112,7 +112,7 @@ def _decode(subject: Subject) -> None:
 
 
 def _purity(subject: Subject) -> None:
-    """No call changes a parameter or a buffer, and eval mode draws nothing."""
+    """No call changes a parameter or a buffer, and eval mode draws no random number."""
     for training in (True, False):
         quantizer, x = subject.quantizer(training=training), subject.x()
         before = {name: value.clone() for name, value in quantizer.state_dict().items()}
@@ -128,7 +128,7 @@ def _purity(subject: Subject) -> None:
 
 
 def _gradient(subject: Subject) -> None:
-    """Gradients are finite, reach valid tokens, and none comes from a masked one."""
+    """Gradients are finite and reach valid tokens only."""
     quantizer, mask = subject.quantizer(training=True), subject.mask()
     x = subject.x().requires_grad_()
     out = quantizer(x, mask)
@@ -153,7 +153,7 @@ def _gradient(subject: Subject) -> None:
 
 
 def _mask(subject: Subject) -> None:
-    """What a masked or broken token holds does not matter, and no token is no loss."""
+    """Masked and non-finite tokens are ignored, and the loss without valid tokens is 0."""
     mask = subject.mask()
     quantizer = subject.quantizer(training=False)
     whole = quantizer(subject.x(), torch.ones_like(mask))
@@ -166,23 +166,24 @@ def _mask(subject: Subject) -> None:
         name = first_difference(quantizer(dirty, mask), clean)
         expect(name is None, "mask", f"{value} in a masked token changes {name}")
     broken = quantizer(subject.arrange(torch.where(mask.unsqueeze(-1), x, torch.nan)))
-    expect(same(broken.loss, clean.loss), "mask", "a NaN that is not masked changes the loss")
+    expect(same(broken.loss, clean.loss), "mask", "an unmasked token with NaN changes the loss")
     if quantizer.has_index_per_token:
-        expect((clean.indices[~mask] == -1).all(), "mask", "a masked token has an index")
-        expect(not subject.tokens(clean.quantized)[~mask].any(), "mask", "a masked token is not 0")
+        expect((clean.indices[~mask] == -1).all(), "mask", "the index of a masked token is not -1")
+        zero = not subject.tokens(clean.quantized)[~mask].any()
+        expect(zero, "mask", "a masked token is not quantized to zeros")
     parameters = [p for p in quantizer.parameters() if p.requires_grad]
     for inputs in ((subject.x(), torch.zeros_like(mask)), (subject.x()[:0], mask[:0])):
         x = inputs[0].requires_grad_()
         out = quantizer(x, inputs[1])
-        expect(out.loss == 0, "mask", f"the loss without a token is {out.loss.item()}")
+        expect(out.loss == 0, "mask", f"the loss without valid tokens is {out.loss.item()}")
         total = out.loss + out.quantized.sum()
         grads = torch.autograd.grad(total, [x, *parameters], allow_unused=True)
         finite = all(grad is None or grad.isfinite().all() for grad in grads)
-        expect(finite, "mask", "a gradient without a token is not finite")
+        expect(finite, "mask", "a gradient without valid tokens is not finite")
 
 
 def _precision(subject: Subject) -> None:
-    """Autocast changes no index; input in half precision comes out in half precision."""
+    """Autocast changes no index or loss; bfloat16 input gives bfloat16 output."""
     quantizer, x = subject.quantizer(training=False), subject.x()
     plain = quantizer(x)
     with torch.autocast(x.device.type, torch.bfloat16):
@@ -191,13 +192,13 @@ def _precision(subject: Subject) -> None:
     expect(close(cast.loss, plain.loss), "precision", "autocast changes `loss`")
     low = x.bfloat16()
     found = quantizer(low)
-    expect(found.quantized.dtype == low.dtype, "precision", "bfloat16 comes out in another dtype")
+    expect(found.quantized.dtype == low.dtype, "precision", "`quantized` of bfloat16 is not")
     wide = quantizer(low.float()).indices
-    expect(same(found.indices, wide), "precision", "the search of bfloat16 is not float32")
+    expect(same(found.indices, wide), "precision", "bfloat16 input is not searched in float32")
 
 
 class _NoWait(TorchDispatchMode):
-    """Notes operators that read a tensor's value on the host."""
+    """Records operators that read a tensor's value on the host."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,13 +210,14 @@ class _NoWait(TorchDispatchMode):
 
 
 def _graph(subject: Subject) -> None:
-    """One graph in both modes, and nothing that waits for the device."""
+    """Compiles to one graph in both modes and does not synchronize the device."""
     for training in (True, False):
         quantizer, x = subject.quantizer(training=training), subject.x()
         with _NoWait() as watch:
             out = quantizer(x)
             quantizer.decode(quantizer.encode(x))
-        expect(not watch.found, "graph", f"the host waits for {', '.join(sorted(watch.found))}")
+        operators = ", ".join(sorted(watch.found))
+        expect(not watch.found, "graph", f"a call synchronizes the device: {operators}")
         torch._dynamo.reset()
         try:
             compiled = torch.compile(quantizer, backend="eager", fullgraph=True)(x)
@@ -230,7 +232,7 @@ def _graph(subject: Subject) -> None:
 
 
 def _state(subject: Subject) -> None:
-    """State dict, ``deepcopy`` and ``pickle`` carry everything."""
+    """``state_dict``, ``deepcopy`` and ``pickle`` preserve every result."""
     quantizer, x = subject.quantizer(training=False), subject.x()
     for parameter in quantizer.parameters():
         parameter.data.mul_(1.5)
@@ -245,7 +247,7 @@ def _state(subject: Subject) -> None:
 
 
 def _errors(subject: Subject) -> None:
-    """Wrong input raises what law 9 says, in its form."""
+    """Wrong input raises errors in the form of law 9."""
     quantizer, x, mask = subject.quantizer(training=False), subject.x(), subject.mask()
     indices = quantizer.encode(x)
     high = torch.full_like(indices, max(quantizer.codebook_sizes))
@@ -253,13 +255,13 @@ def _errors(subject: Subject) -> None:
     for call, kind, what in (
         (lambda: quantizer(x.long()), TypeError, "an integer `x`"),
         (lambda: quantizer(wide), ValueError, "one feature too many"),
-        (lambda: quantizer(x, mask.float()), TypeError, "a `mask` of floats"),
-        (lambda: quantizer(x, mask[:-1]), ValueError, "a `mask` of another shape"),
+        (lambda: quantizer(x, mask.float()), TypeError, "a float `mask`"),
+        (lambda: quantizer(x, mask[:-1]), ValueError, "a `mask` of the wrong shape"),
         (lambda: quantizer.encode(wide), ValueError, "one feature too many in `encode`"),
-        (lambda: quantizer.decode(indices.float()), TypeError, "`indices` of floats"),
-        (lambda: quantizer.quantize_as(x, indices[:-1]), ValueError, "`indices` of another shape"),
+        (lambda: quantizer.decode(indices.float()), TypeError, "a float tensor of `indices`"),
+        (lambda: quantizer.quantize_as(x, indices[:-1]), ValueError, "`indices` of a wrong shape"),
         *(
-            ((lambda: quantizer.decode(high), ValueError, "an index that names no code"),)
+            ((lambda: quantizer.decode(high), ValueError, "an index out of range"),)
             if subject.device == "cpu"
             else ()
         ),
@@ -272,12 +274,13 @@ def _expect_error(call: Callable[[], object], kind: type[Exception], what: str) 
         call()
     except kind as error:
         form = "` must " in str(error) and ", got " in str(error)
-        expect(form, "errors", f'{what}: "{error}" is not "`argument` must ..., got ..."')
+        wanted = "`argument` must ..., got ..."
+        expect(form, "errors", f'{what}: "{error}" does not have the form "{wanted}"')
     except Exception as error:
         name = type(error).__name__
         raise AssertionError(f"errors: {what} raises {name}, not {kind.__name__}") from error
     else:
-        raise AssertionError(f"errors: {what} is taken without a word")
+        raise AssertionError(f"errors: {what} is accepted silently")
 
 
 _LAWS = {

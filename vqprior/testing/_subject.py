@@ -1,4 +1,4 @@
-"""A quantizer under test: inputs in its layout, and what is expected of it."""
+"""Inputs for a quantizer under test, and comparisons of results."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal up to rounding in the coarser of their dtypes."""
+    """Whether two tensors are equal up to rounding in the less precise of their dtypes."""
     if a.shape != b.shape:
         return False
     eps = max(torch.finfo(t.dtype).eps for t in (a, b))
@@ -32,13 +32,13 @@ def close(a: Tensor, b: Tensor) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """Makes quantizers that are all alike, and input for them.
+    """Creates identical quantizers and inputs for them.
 
     Attributes:
-        make: The factory of the user.
+        make: The user's factory.
         dim: Number of features of a token.
-        shape: Leading dimensions of the input; what is masked is masked along the first.
-        device: Where everything is.
+        shape: Leading dimensions of the input.
+        device: Device of quantizers and inputs.
     """
 
     make: Callable[[], Quantizer]
@@ -47,25 +47,25 @@ class Subject:
     device: str
 
     def quantizer(self, *, training: bool) -> Quantizer:
-        """Returns a new quantizer, which starts like all others, with codes near the input."""
+        """Returns a new quantizer; all calls return equal ones."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             quantizer = self.make()
         return quantizer.to(self.device).train(training)
 
     def x(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Returns input in the layout of the quantizer."""
+        """Returns random input in the layout of the quantizer."""
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(*self.shape, self.dim, generator=generator)
         return self.arrange(x.to(self.device, dtype))
 
     def mask(self) -> Tensor:
-        """Returns a mask that leaves out one token of three."""
+        """Returns a mask that is False for one of three tokens."""
         count = torch.Size(self.shape).numel()
         return (torch.arange(count, device=self.device) % 3 != 1).reshape(self.shape)
 
     def arrange(self, features_last: Tensor) -> Tensor:
-        """Moves the features to where the quantizer wants them."""
+        """Moves the features to the dimension that the quantizer expects."""
         return features_last if self.features_last else features_last.movedim(-1, 1)
 
     def tokens(self, x: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Subject:
 
 
 def fields(out: QuantizerOutput) -> dict[str, Tensor]:
-    """The tensors of a result by name."""
+    """Returns the tensors of a result by name."""
     tensors = {"quantized": out.quantized, "indices": out.indices, "loss": out.loss}
     tensors.update({f"terms[{name!r}]": term for name, term in out.terms.items()})
     for number, selection in enumerate(out.selections):
@@ -89,7 +89,7 @@ def fields(out: QuantizerOutput) -> dict[str, Tensor]:
 
 
 def first_difference(a: QuantizerOutput, b: QuantizerOutput) -> str | None:
-    """The name of the first field in which two results differ, or None."""
+    """Returns the name of the first field in which two results differ, or None."""
     ours, theirs = fields(a), fields(b)
     if ours.keys() != theirs.keys():
         return "the set of fields"
