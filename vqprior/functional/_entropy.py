@@ -149,7 +149,7 @@ def bit_entropy_loss(
 def kl_to_uniform(logits: Tensor, mask: Tensor | None = None) -> Tensor:
     """Computes the KL divergence of predicted distributions from the uniform one, as in dVAEs.
 
-    The mean over valid tokens of ``sum_j q_j log(k q_j)`` with ``q = softmax(logits)``: 0 for a
+    The mean over real tokens of ``sum_j q_j log(k q_j)`` with ``q = softmax(logits)``: 0 for a
     uniform distribution, ``log(k)`` for a one-hot one. Computed in float32 or wider.
 
     Args:

@@ -142,7 +142,7 @@ def index_bits(indices: Tensor, codebook_sizes: int | Sequence[int]) -> Tensor:
 
     Returns the sum of ``log2(k)`` over the entries that are not -1, so masked tokens and dropped
     codebooks cost nothing. Dimension 0 is the sample; in indices ``(n,)`` each token is a sample.
-    ``pack_indices`` needs more, since it rounds each index up to whole bits.
+    ``pack_indices`` can need more, since it rounds each index up to whole bits.
 
     Args:
         indices: Indices of one codebook, or of several in the last dimension; -1 for masked or

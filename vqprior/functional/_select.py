@@ -31,8 +31,8 @@ def select_codes(
     Let ``p = softmax(logits / temperature)`` and let ``g`` be the gradient of the returned
     vectors. The logits receive ``p * (<g, codes> - sum_j p_j <g, codes_j>) / temperature``, as if
     the vectors were the mean code under ``p`` (``"reinmax"`` differs). No one-hot matrix is
-    built, and no training mode matters. Codes that require gradients receive the gradient of the
-    lookup; pass ``codes.detach()`` to keep the codebook frozen.
+    built, and the result does not depend on training mode. Codes that require gradients receive
+    the gradient of the lookup; pass ``codes.detach()`` to keep the codebook frozen.
 
     Args:
         logits: Unnormalized log-probabilities of the codes.

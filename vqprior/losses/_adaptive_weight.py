@@ -17,10 +17,10 @@ def adaptive_weight(
 ) -> Tensor:
     """Computes the VQGAN weight that balances an adversarial and a reconstruction loss.
 
-    With this weight, both losses have gradients of equal norm at ``parameter``. It is
-    ``|d reconstruction_loss| / (|d adversarial_loss| + eps)``, clamped to ``[0, max_weight]``,
-    and 0 if the ratio is NaN. It carries no gradient. Both graphs are kept for your backward
-    pass.
+    The weighted adversarial loss has the same gradient norm at ``parameter`` as the reconstruction
+    loss. The weight is ``|d reconstruction_loss| / (|d adversarial_loss| + eps)``, clamped to
+    ``[0, max_weight]``, and 0 if the ratio is NaN. It carries no gradient. Both graphs are kept for
+    your backward pass.
 
     Under ``torch.distributed`` squared norms are averaged over ranks, so all ranks get the same
     weight; every rank must call. Under ``torch.no_grad()`` the weight is 0.
