@@ -71,7 +71,7 @@ class GroupedQuantizer(Quantizer):
 
     @property
     def _learns_from_result(self) -> bool:
-        """Whether that is so for any group."""
+        """Whether any group learns from the result."""
         return self.groups._learns_from_result
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:

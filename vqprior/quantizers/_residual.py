@@ -111,7 +111,7 @@ class ResidualQuantizer(Quantizer):
 
     @property
     def _learns_from_result(self) -> bool:
-        """Whether that is so for any stage."""
+        """Whether any stage learns from the result."""
         return self.stages._learns_from_result
 
     def extra_repr(self) -> str:

@@ -61,7 +61,7 @@ class Stages(nn.Module):
 
     @property
     def _learns_from_result(self) -> bool:
-        """Whether that is so for any quantizer."""
+        """Whether any quantizer learns from the result."""
         return any(stage._learns_from_result for stage in self)
 
     def split(self, indices: Tensor) -> list[Tensor]:

@@ -88,7 +88,7 @@ class QuantizerWrapper(Quantizer):
 
     @property
     def _learns_from_result(self) -> bool:
-        """Whether that is so for the wrapped quantizer or for a part of the wrapper."""
+        """Whether the wrapped quantizer or a part of the wrapper learns from the result."""
         parts = (part for name, part in self.named_children() if name != "quantizer")
         own = (*self.parameters(recurse=False), *(p for part in parts for p in part.parameters()))
         return any(p.requires_grad for p in own) or self.quantizer._learns_from_result
