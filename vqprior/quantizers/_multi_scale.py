@@ -35,9 +35,10 @@ class MultiScaleQuantizer(Quantizer):
     """Residual quantization of a map over growing scales.
 
     At each scale the residual is averaged down and quantized; the codes are enlarged and
-    subtracted from it. The indices of all scales are concatenated in one dimension, smallest scale first.
-    The gradient of ``quantized`` is the identity. Masked positions are left out of all averages;
-    in ``quantized`` they hold the sum of the codes that cover them, as ``decode`` computes it.
+    subtracted from it. The indices of all scales are concatenated in one dimension, smallest
+    scale first. The gradient of ``quantized`` is the identity. Masked positions are left out of
+    all averages; in ``quantized`` they hold the sum of the codes that cover them, as ``decode``
+    computes it.
 
     Loss terms of ``quantizer`` are summed over scales. The two weights here apply to the
     cumulative losses of the paper, between the map and the sum up to each scale, averaged over
