@@ -133,8 +133,8 @@ def test_an_unexpected_entry_is_named(layout, nothing_is_built):
     reader, state = sample(layout)
     state = {f"q.{key}": value for key, value in state.items()} | {"q.extra.running": numbers(2)}
     found = message(reader, state, prefix="q.")
-    assert "`state_dict` must hold nothing but what belongs to a" in found
-    assert "got 'q.extra.running' too" in found
+    assert "`state_dict` must hold only tensors of a" in found
+    assert "got 'q.extra.running'." in found
 
 
 # An FSQ without projections has no entries.
@@ -151,8 +151,7 @@ def test_what_is_no_tensor_is_named(layout, nothing_is_built):
     reader, state = sample(layout)
     found = message(reader, {"params_ema": state})
     assert found == (
-        "`state_dict` must hold tensors, got a dict at 'params_ema'. Pass the state dict that lies "
-        "inside."
+        "`state_dict` must hold tensors, got a dict at 'params_ema'. Pass the nested state dict."
     )
 
 
@@ -171,22 +170,22 @@ def test_integers_are_not_codes(layout, nothing_is_built):
             "encodec",
             "vq.layers.1._codebook.inited",
             torch.zeros(1),
-            "`state_dict` must hold a codebook that was started at "
-            "'vq.layers.1._codebook.inited', got 0. Train it for a step.",
+            "`state_dict` must hold an initialized codebook at "
+            "'vq.layers.1._codebook.inited', got 0. Run a training step first.",
         ),
         (
             "vqp-vq",
             "_codebook.initted",
             torch.tensor(False),
-            "`state_dict` must hold a codebook that was started at '_codebook.initted', got False. "
-            "Train it for a step.",
+            "`state_dict` must hold an initialized codebook at '_codebook.initted', got False. "
+            "Run a training step first.",
         ),
         (
             "vqp-lfq",
             "mask",
             torch.tensor([1, 2, 4, 8, 16, 32]),
-            "`state_dict` must hold [32, 16, 8, 4, 2, 1] at 'mask', got [1, 2, 4, 8, 16, 32]. The "
-            "bits of an index go from the highest to the lowest.",
+            "`state_dict` must hold [32, 16, 8, 4, 2, 1] at 'mask', got [1, 2, 4, 8, 16, 32]. Bits "
+            "must go from the highest to the lowest.",
         ),
     ],
 )
@@ -204,16 +203,16 @@ def test_a_stage_that_is_left_out_is_named(nothing_is_built):
 def test_heads_that_contradict_the_file(nothing_is_built):
     _, state = sample("vqp-vq-heads")
     assert message(interop.from_vqp_vector_quantize, state, heads=3) == (
-        "`state_dict` must hold 1 or 3 codebooks at '_codebook.embed', got 2. Leave `heads` out: "
-        "each codebook has one."
+        "`state_dict` must hold 1 or 3 codebooks at '_codebook.embed', got 2. Omit `heads`: each "
+        "codebook has its own head."
     )
 
 
 def test_heads_in_a_residual_quantizer(nothing_is_built):
     state = {f"layers.0.{k}": v for k, v in sample("vqp-vq-heads")[1].items()}
     assert message(interop.from_vqp_residual_vq, state) == (
-        "`state_dict` must hold one codebook at 'layers.0._codebook.embed', got 2. Heads have a "
-        "reader of theirs."
+        "`state_dict` must hold one codebook at 'layers.0._codebook.embed', got 2. Use "
+        "`from_vqp_vector_quantize` for multi-head codebooks."
     )
 
 

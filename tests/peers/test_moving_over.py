@@ -34,7 +34,7 @@ CLASSES = [
 
 def options_on_the_page(name):
     """What stands in the first column of the first table of a section."""
-    table = SECTIONS[name].partition("| option there | here |")[2].partition("\n\n")[0]
+    table = SECTIONS[name].partition("| option | here |")[2].partition("\n\n")[0]
     rows = [row.split(" | ")[0] for row in table.splitlines() if row.startswith("| `")]
     return [option for row in rows for option in re.findall(r"`(\w+)`", row)]
 

@@ -106,7 +106,10 @@ def test_length_does_not_matter():
 
 def test_repr_and_wrong_arguments():
     assert repr(BSQ(4)).startswith("BSQ(4, commitment_weight=0.0, sample_entropy_weight=0.1")
-    message = "`num_bits` must be at most 62, got 63. For more, put several in `GroupedQuantizer`."
+    message = (
+        "`num_bits` must be at most 62, got 63. For more bits, combine several in a "
+        "`GroupedQuantizer`."
+    )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         BSQ(63)
     with pytest.raises(TypeError, match=r"explicit codebook for `logits`, got BSQ\."):

@@ -204,13 +204,13 @@ def test_repr_shows_options():
         (
             [2**21, 2**21, 2**21],
             "`levels` must have a product of at most 2**62, got [2097152, 2097152, 2097152]. For "
-            "more, put several in `GroupedQuantizer`.",
+            "more codes, combine several in a `GroupedQuantizer`.",
         ),
         ([3, 2**22 + 1], "`levels` must be at most 2**22 each, got 4194305."),
         (
             [3, 2],
-            "`levels` must be at least 3, got 2: nearly everything would be on one of two. Pass "
-            "`symmetric=True`.",
+            "`levels` must be at least 3, got 2. Pass `symmetric=True`: otherwise nearly all "
+            "values round to one of the two levels.",
         ),
     ],
 )

@@ -160,26 +160,26 @@ VQ = VectorQuantizer(4, 16)
         (
             [VQ, nn.Identity()],
             TypeError,
-            "`quantizers[1]` must be a quantizer, got Identity. A `TextureQuantizer` goes outside "
-            "of all others.",
+            "`quantizers[1]` must be a quantizer, got Identity. Only the outermost quantizer can "
+            "be a `TextureQuantizer`.",
         ),
         (
             [TextureQuantizer(VQ)],
             TypeError,
-            "`quantizers[0]` must be a quantizer, got TextureQuantizer. A `TextureQuantizer` goes "
-            "outside of all others.",
+            "`quantizers[0]` must be a quantizer, got TextureQuantizer. Only the outermost "
+            "quantizer can be a `TextureQuantizer`.",
         ),
         (
             [ChannelsFirst(VQ)],
             ValueError,
-            "`quantizers[0]` must have features last, got ChannelsFirst. Put `ChannelsFirst` "
-            "outside.",
+            "`quantizers[0]` must have features last, got ChannelsFirst. Wrap the outer "
+            "quantizer in `ChannelsFirst` instead.",
         ),
         (
             [VQ, MultiScaleQuantizer(VQ, (1, 2))],
             ValueError,
-            "`quantizers[1]` must have indices for each token, got MultiScaleQuantizer. Put "
-            "`MultiScaleQuantizer` outside.",
+            "`quantizers[1]` must have indices for each token, got MultiScaleQuantizer. Wrap "
+            "the outer quantizer in `MultiScaleQuantizer` instead.",
         ),
     ],
 )
@@ -197,8 +197,8 @@ def test_indices_of_another_number_of_codebooks(call):
         "logits": lambda: grouped.logits(torch.zeros(3, 6), indices=indices),
     }
     message = (
-        r"^`indices` must have shape \(\.\.\., 4\), an index for each codebook, got \(3, 2\)\. "
-        r"Fill up with -1 what is not known\.$"
+        r"^`indices` must have shape \(\.\.\., 4\), one index per codebook, got \(3, 2\)\. "
+        r"Use -1 for unknown indices\.$"
     )
     with pytest.raises(ValueError, match=message):
         calls[call]()

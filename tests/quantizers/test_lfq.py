@@ -157,7 +157,8 @@ def test_repr_shows_options():
         (
             63,
             {},
-            "`num_bits` must be at most 62, got 63. For more, put several in `GroupedQuantizer`.",
+            "`num_bits` must be at most 62, got 63. For more bits, combine several in a "
+            "`GroupedQuantizer`.",
         ),
         (4, {"commitment_weight": -1.0}, "`commitment_weight` must be at least 0.0, got -1.0."),
         (
@@ -175,7 +176,8 @@ def test_repr_shows_options():
         (
             40,
             {"group_size": 21},
-            "`group_size` must be at most 20, got 21. A group of `g` bits has `2**g` codes.",
+            "`group_size` must be at most 20, got 21. Use smaller groups: a group of `g` bits has "
+            "`2**g` codes.",
         ),
     ],
 )

@@ -31,7 +31,7 @@ SCALES = (
             [1],
             {"refine": ScaleRefinement(4)},
             "`codebook_weight` must be greater than 0 for `refine` to learn, got 0.0. Freeze "
-            "`refine`, or give a weight.",
+            "`refine`, or pass a positive weight.",
         ),
     ],
 )
@@ -49,8 +49,8 @@ def test_a_frozen_refine_needs_no_weight():
 def test_scales_of_scales(wrap):
     inner = wrap(MultiScaleQuantizer(vq(), (1, 2)))
     message = (
-        rf"^`quantizer` must have indices for each token, got {type(inner).__name__}\. Put "
-        r"`MultiScaleQuantizer` outside\.$"
+        rf"^`quantizer` must have indices for each token, got {type(inner).__name__}\. Wrap "
+        r"the outer quantizer in `MultiScaleQuantizer` instead\.$"
     )
     with pytest.raises(ValueError, match=message):
         MultiScaleQuantizer(inner, (1, 2))
@@ -87,8 +87,8 @@ def test_wrong_indices(make, call):
     }
     tail = "5" if quantizer.num_codebooks == 1 else "5, 2"
     message = (
-        f"`indices` must have shape (..., {tail}), the positions of all scales, got (4,). Fill up "
-        "with -1 what is not known."
+        f"`indices` must have shape (..., {tail}), the positions of all scales, got (4,). Use -1 "
+        "for unknown indices."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         calls[call](torch.zeros(4, dtype=torch.int64))

@@ -30,8 +30,8 @@ every_wrapper = pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS.
 )
 def test_only_quantizers_go_inside(wrap, inner):
     message = (
-        rf"^`quantizer` must be a quantizer, got {type(inner).__name__}\. A `TextureQuantizer` "
-        r"goes outside of all others\.$"
+        rf"^`quantizer` must be a quantizer, got {type(inner).__name__}\. Only the outermost "
+        r"quantizer can be a `TextureQuantizer`\.$"
     )
     with pytest.raises(TypeError, match=message):
         wrap(inner)
@@ -42,8 +42,8 @@ def test_only_quantizers_go_inside(wrap, inner):
 def test_channel_first_goes_outside(name, outer):
     inner = outer(ChannelsFirst(VectorQuantizer(4, 16)))
     message = (
-        rf"^`quantizer` must have features last, got {type(inner).__name__}\. Put `ChannelsFirst` "
-        r"outside\.$"
+        rf"^`quantizer` must have features last, got {type(inner).__name__}\. Wrap the outer "
+        r"quantizer in `ChannelsFirst` instead\.$"
     )
     with pytest.raises(ValueError, match=message):
         WRAPPERS[name](inner)

@@ -191,8 +191,8 @@ def test_wrong_arguments():
     with pytest.raises(ValueError, match=r"^`dim` must be at least 1, got 0\.$"):
         ProjectedQuantizer(VectorQuantizer(3, 16), nn.Identity(), nn.Identity(), dim=0)
     message = (
-        r"^`quantizer` must have indices for each token, got MultiScaleQuantizer\. Put "
-        r"`MultiScaleQuantizer` outside\.$"
+        r"^`quantizer` must have indices for each token, got MultiScaleQuantizer\. Wrap "
+        r"the outer quantizer in `MultiScaleQuantizer` instead\.$"
     )
     with pytest.raises(ValueError, match=message):
         ProjectedQuantizer(
@@ -243,5 +243,5 @@ def test_what_the_quantizer_cannot_do():
         TypeError, match=r"explicit codebook for `nearest_indices`, got ResidualQuantizer\."
     ):
         linear(residual()).nearest_indices(torch.zeros(2, 6), 2)
-    with pytest.raises(ValueError, match=r"^`indices` must have shape \(\.\.\., 2\), an index"):
+    with pytest.raises(ValueError, match=r"^`indices` must have shape \(\.\.\., 2\), one index"):
         linear(residual()).decode(torch.zeros(3, 5, dtype=torch.int64))

@@ -27,8 +27,8 @@ def test_raises_and_says_how_many(call, value):
     x = torch.randn(2, 5, 4)
     x[0, 1, 2] = x[1, 4] = value
     message = (
-        "`x` must be finite, got a NaN or an infinity in 2 of 10 tokens. Mask them, or leave out "
-        "`RequireFinite`: quantizers skip such tokens."
+        "`x` must be finite, got a NaN or an infinity in 2 of 10 tokens. Mask them, or remove "
+        "`RequireFinite`: quantizers mask such tokens."
     )
     quantizer = RequireFinite(VectorQuantizer(4, 16))
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

@@ -28,36 +28,36 @@ vq, wide = VectorQuantizer(4, 16), VectorQuantizer(5, 16)
             [vq, wide],
             {},
             ValueError,
-            "`quantizers` must have one `dim`, got [4, 5]. Wrap those that search in another space "
-            "in `ProjectedQuantizer`.",
+            "`quantizers` must have equal `dim`, got [4, 5]. Wrap stages of another `dim` in "
+            "`ProjectedQuantizer`.",
         ),
         (
             [vq, nn.Linear(4, 4)],
             {},
             TypeError,
-            "`quantizers[1]` must be a quantizer, got Linear. A `TextureQuantizer` goes outside of "
-            "all others.",
+            "`quantizers[1]` must be a quantizer, got Linear. Only the outermost quantizer can be "
+            "a `TextureQuantizer`.",
         ),
         (
             [TextureQuantizer(vq)],
             {},
             TypeError,
-            "`quantizers[0]` must be a quantizer, got TextureQuantizer. A `TextureQuantizer` goes "
-            "outside of all others.",
+            "`quantizers[0]` must be a quantizer, got TextureQuantizer. Only the outermost "
+            "quantizer can be a `TextureQuantizer`.",
         ),
         (
             [MultiScaleQuantizer(vq, (1, 2))],
             {},
             ValueError,
-            "`quantizers[0]` must have indices for each token, got MultiScaleQuantizer. Put "
-            "`MultiScaleQuantizer` outside.",
+            "`quantizers[0]` must have indices for each token, got MultiScaleQuantizer. Wrap "
+            "the outer quantizer in `MultiScaleQuantizer` instead.",
         ),
         (
             [ChannelsFirst(MultiScaleQuantizer(vq, (1, 2)))],
             {},
             ValueError,
-            "`quantizers[0]` must have features last, got ChannelsFirst. Put `ChannelsFirst` "
-            "outside.",
+            "`quantizers[0]` must have features last, got ChannelsFirst. Wrap the outer "
+            "quantizer in `ChannelsFirst` instead.",
         ),
         ([vq], {"dropout": 1.1}, ValueError, "`dropout` must be in [0, 1], got 1.1."),
         ([vq], {"beam_size": 0}, ValueError, "`beam_size` must be at least 1, got 0."),
@@ -80,8 +80,8 @@ def test_wrong_arguments(quantizers, options, error, message):
 def test_indices_of_another_number_of_codebooks(call, shape):
     residual, indices = plain(4), torch.zeros(shape, dtype=torch.int64)
     message = (
-        f"`indices` must have shape (..., 4), an index for each codebook, got {shape}. Fill up "
-        "with -1 what is not known."
+        f"`indices` must have shape (..., 4), one index per codebook, got {shape}. Use -1 for "
+        "unknown indices."
     )
     calls = {
         "decode": lambda: residual.decode(indices),

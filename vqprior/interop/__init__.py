@@ -1,8 +1,8 @@
-"""Quantizers from the checkpoints of other projects: state dicts in, quantizers out.
+"""Readers that build quantizers from the checkpoints of other projects.
 
-Each reader takes a dictionary of tensors and accounts for every key of it: what is missing,
-unexpected or of another shape raises before anything is built. Nothing is executed; load files
-with ``torch.load(..., weights_only=True)`` or ``safetensors``.
+Each reader takes a dictionary of tensors and checks every key: a missing or unexpected key, or a
+wrong shape, raises before anything is built. Load files with ``torch.load(..., weights_only=True)``
+or ``safetensors``, which execute no code.
 """
 
 from vqprior.interop._dac import from_dac

@@ -10,7 +10,7 @@ from vqprior.quantizers._plain import VectorQuantizer
 from vqprior.quantizers._projected import ProjectedQuantizer
 from vqprior.quantizers._residual import ResidualQuantizer
 
-# The names of length and direction in the two forms in which torch stores a normalized weight.
+# The names of length and direction in the two forms of torch's weight norm.
 _WEIGHT_NORM_FORMS = (
     ("weight_g", "weight_v"),
     ("parametrizations.weight.original0", "parametrizations.weight.original1"),
@@ -20,13 +20,13 @@ _WEIGHT_NORM_FORMS = (
 def from_dac(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> ResidualQuantizer:
     """Reads the residual quantizer of the Descript Audio Codec.
 
-    Each stage searches by cosine in a projection of the features and returns the code as it is.
-    The weight norm of the projections is computed once, in either form of torch, or absent.
-    Indices are ``(..., q)`` where the original has ``(b, q, n)``.
+    Each stage searches by cosine in a projection of the features; codes are not normalized. The
+    weight norm of the projections, in either form of torch, is folded into the weights; plain
+    weights are read too. Indices are ``(..., q)`` where the original has ``(b, q, n)``.
 
     Args:
-        state_dict: What the file holds, a dictionary of tensors.
-        prefix: What comes before the names of the quantizer: ``"quantizer."`` in a whole model.
+        state_dict: The tensors of the checkpoint, by name.
+        prefix: Prefix of the quantizer's keys: ``"quantizer."`` in the checkpoint of a whole model.
 
     Returns:
         The quantizer, in the dtype of the checkpoint.
@@ -74,7 +74,7 @@ def from_dac(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> ResidualQ
 def _projection(
     reader: Reader, name: str, in_features: int | None, out_features: int
 ) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution of width 1, as those of a linear layer."""
+    """Returns weight and bias of a convolution of width 1, as those of a linear layer."""
     bias = reader.take(f"{name}.bias", out_features)
     for length_name, direction_name in _WEIGHT_NORM_FORMS:
         if reader.has(f"{name}.{length_name}") or reader.has(f"{name}.{direction_name}"):

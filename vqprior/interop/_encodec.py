@@ -11,23 +11,22 @@ from vqprior.quantizers._residual import ResidualQuantizer
 
 
 def from_encodec(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> ResidualQuantizer:
-    """Reads the residual quantizer of EnCodec, and of AudioCraft, which has the same layout.
+    """Reads the residual quantizer of EnCodec or AudioCraft.
 
-    Indices are ``(..., q)`` where the original has ``(q, b, n)``. A lower bandwidth is the
-    first stages: set the indices of the others to -1. Statistics of the moving average are
-    checked and left behind. Once a ``CodebookEMA`` has taken the codebooks over, the loss is the
-    original's, the mean commitment of the stages.
+    Indices are ``(..., q)`` where the original has ``(q, b, n)``. For a lower bandwidth, set the
+    indices of the last stages to -1. Statistics of the moving average are checked but not kept.
+    With a ``CodebookEMA``, the loss is that of the original: the mean commitment over stages.
 
     Args:
-        state_dict: What the file holds, a dictionary of tensors.
-        prefix: What comes before the names of the quantizer: ``"quantizer."`` in a whole model.
+        state_dict: The tensors of the checkpoint, by name.
+        prefix: Prefix of the quantizer's keys: ``"quantizer."`` in the checkpoint of a whole model.
 
     Returns:
         The quantizer, in the dtype of the checkpoint.
 
     Raises:
         ValueError: If a key is missing, unexpected or has another shape, or a codebook was not
-            started by k-means yet.
+            initialized yet.
 
     Shape:
         - ``vq.layers.{i}._codebook.embed``: ``(k, d)``
@@ -43,7 +42,7 @@ def from_encodec(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> Resid
         >>> stage |= {"embed": torch.randn(16, 8), "embed_avg": torch.randn(16, 8)}
         >>> state = {f"vq.layers.{i}._codebook.{k}": v for i in range(4) for k, v in stage.items()}
         >>> rvq = from_encodec(state)
-        >>> rvq.decode(torch.tensor([[0, 3, -1, -1]])).shape  # the first two stages alone
+        >>> rvq.decode(torch.tensor([[0, 3, -1, -1]])).shape  # only the first two stages
         torch.Size([1, 8])
     """
     reader = Reader(state_dict, prefix, "ResidualVectorQuantizer of EnCodec")
@@ -55,7 +54,7 @@ def from_encodec(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> Resid
         reader.take_any(f"{name}.cluster_size", codes.shape[0])
         if not bool(reader.take_any(f"{name}.inited", 1)):
             key = f"{prefix}{name}.inited"
-            raise reject(key, "hold a codebook that was started", "0", "Train it for a step.")
+            raise reject(key, "hold an initialized codebook", "0", "Run a training step first.")
         tables.append(codes)
     reader.finish()
     stages = [

@@ -1,4 +1,4 @@
-"""Codebooks that are a linear map of a frozen table: SimVQ."""
+"""The quantizer of SimVQ: a linear layer over a frozen codebook."""
 
 from collections.abc import Mapping
 
@@ -17,16 +17,16 @@ def from_simvq(
     codebook_weight: float = 1.0,
     prefix: str = "",
 ) -> VectorQuantizer:
-    """Reads the quantizer of SimVQ in the layout of its authors.
+    """Reads the quantizer of SimVQ, as saved by the code of its authors.
 
-    The table stays frozen, the linear layer learns. The weights are those of the released
-    configurations (``legacy: false``).
+    The codebook stays frozen and the linear layer learns. The default weights are those of the
+    released configurations (``legacy: false``).
 
     Args:
-        state_dict: What the file holds, a dictionary of tensors.
-        commitment_weight: That of ``VectorQuantizer``.
-        codebook_weight: That of ``VectorQuantizer``.
-        prefix: What comes before the names of the quantizer: ``"quantize."`` in a whole model.
+        state_dict: The tensors of the checkpoint, by name.
+        commitment_weight: As in ``VectorQuantizer``.
+        codebook_weight: As in ``VectorQuantizer``.
+        prefix: Prefix of the quantizer's keys: ``"quantize."`` in the checkpoint of a whole model.
 
     Returns:
         The quantizer, in the dtype of the checkpoint.
@@ -67,7 +67,7 @@ def transformed(
     commitment_weight: float,
     codebook_weight: float,
 ) -> VectorQuantizer:
-    """A quantizer whose codes are a linear layer of a frozen table."""
+    """Returns a quantizer whose codes are a linear layer of a frozen codebook."""
     frozen = EmbeddingCodebook.from_codes(codes).requires_grad_(requires_grad=False)
     return VectorQuantizer(
         weight.shape[0],

@@ -1,4 +1,4 @@
-"""Codebooks in the layout of taming-transformers."""
+"""The quantizer of taming-transformers."""
 
 from collections.abc import Mapping
 
@@ -16,20 +16,19 @@ def from_taming(
     codebook_weight: float = 0.25,
     prefix: str = "",
 ) -> VectorQuantizer:
-    """Reads the plain quantizer of taming-transformers (VQGAN), and of what follows its layout.
+    """Reads the quantizer of taming-transformers (VQGAN), or of a model with the same layout.
 
-    CodeFormer is one: pass its ``"params_ema"`` with ``prefix="quantize."``. Layout and indices
-    are the same; for feature maps, put the result in ``ChannelsFirst``.
+    For CodeFormer, pass its ``"params_ema"`` with ``prefix="quantize."``. Indices are the same.
+    For feature maps, wrap the result in ``ChannelsFirst``.
 
-    The code that trained these models has its one weight, 0.25, on the codebook term, and the
-    commitment term at 1: those are the defaults here. What was trained with ``legacy=False`` has
-    them the other way around.
+    The default weights are those of the released code: 1 on the commitment term and 0.25 on the
+    codebook term. Swap them for a model that was trained with ``legacy=False``.
 
     Args:
-        state_dict: What the file holds, a dictionary of tensors.
-        commitment_weight: That of ``VectorQuantizer``.
-        codebook_weight: That of ``VectorQuantizer``.
-        prefix: What comes before the names of the quantizer: ``"quantize."`` in a whole model.
+        state_dict: The tensors of the checkpoint, by name.
+        commitment_weight: As in ``VectorQuantizer``.
+        codebook_weight: As in ``VectorQuantizer``.
+        prefix: Prefix of the quantizer's keys: ``"quantize."`` in the checkpoint of a whole model.
 
     Returns:
         The quantizer, in the dtype of the checkpoint.

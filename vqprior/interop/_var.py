@@ -12,7 +12,7 @@ from vqprior.nn import ScaleRefinement
 from vqprior.quantizers._multi_scale import MultiScaleQuantizer
 from vqprior.quantizers._plain import VectorQuantizer
 
-# What is before the number of a convolution: shared by neighboring scales, by none, by all.
+# Names of the convolutions: shared by neighboring scales, one per scale, one for all scales.
 _FORMS = ("quant_resi.qresi_ls.", "quant_resi.")
 _SHARED = "quant_resi.qresi"
 
@@ -27,23 +27,23 @@ def from_var(
 ) -> MultiScaleQuantizer:
     """Reads the multi-scale quantizer of VAR, with the convolutions between its scales.
 
-    Losses are the original's, with 0.25 on the commitment. Features are last: put the result in
-    ``ChannelsFirst`` for feature maps.
+    Losses are those of the original, with a weight of 0.25 on the commitment. For feature maps,
+    wrap the result in ``ChannelsFirst``.
 
     Args:
-        state_dict: What the file holds, a dictionary of tensors.
+        state_dict: The tensors of the checkpoint, by name.
         scales: Side of each scale, smallest first; the default is that of the released
-            tokenizer for images of 256 x 256.
-        metric: ``"cosine"`` for models with ``using_znorm``, else ``"euclidean"``.
-        ratio: Share of the convolutions, ``quant_resi`` there.
-        prefix: What comes before the names of the quantizer: ``"quantize."`` in a whole model.
+            tokenizer for 256 x 256 images.
+        metric: ``"cosine"`` for ``using_znorm=True``, else ``"euclidean"``.
+        ratio: Weight of the convolutions, ``quant_resi`` in VAR.
+        prefix: Prefix of the quantizer's keys: ``"quantize."`` in the checkpoint of a whole model.
 
     Returns:
         The quantizer, in the dtype of the checkpoint.
 
     Raises:
-        ValueError: If a key is missing, unexpected or has another shape, ``metric`` is neither of
-            the two, or ``scales`` or ``ratio`` is out of range.
+        ValueError: If a key is missing, unexpected or has another shape, ``metric`` is unknown,
+            or ``scales`` or ``ratio`` is out of range.
 
     Shape:
         - ``embedding.weight``: ``(k, d)``
@@ -90,7 +90,7 @@ def _convolutions(reader: Reader, dim: int) -> list[tuple[Tensor, Tensor]]:
     names = [f"{before}{number}" for before in _FORMS for number in range(reader.count(before))]
     if reader.has(f"{_SHARED}.weight"):
         names.append(_SHARED)
-    # A ratio of 0 has no convolutions at all.
+    # With a ratio of 0 there are no convolutions.
     return [
         (reader.take(f"{name}.weight", dim, dim, 3, 3), reader.take(f"{name}.bias", dim))
         for name in names
@@ -98,7 +98,7 @@ def _convolutions(reader: Reader, dim: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def _refinement(convolutions: list[tuple[Tensor, Tensor]], ratio: float) -> ScaleRefinement:
-    # On the meta device: a start that is thrown away must not draw random numbers.
+    # On the meta device, so that no random numbers are drawn for weights that are replaced.
     with torch.device("meta"):
         refine = ScaleRefinement(convolutions[0][1].shape[0], len(convolutions), ratio=ratio)
     for module, (weight, bias) in zip(refine.convolutions, convolutions, strict=True):

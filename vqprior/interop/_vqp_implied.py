@@ -1,4 +1,4 @@
-"""Quantizers of vector-quantize-pytorch whose codes are implied."""
+"""Quantizers of vector-quantize-pytorch without a codebook: FSQ and LFQ."""
 
 from collections.abc import Mapping, Sequence
 from typing import final
@@ -23,18 +23,18 @@ def from_vqp_fsq(
     num_codebooks: int = 1,
     prefix: str = "",
 ) -> Quantizer:
-    """Reads an ``FSQ`` of vector-quantize-pytorch, whose state holds its projections alone.
+    """Reads an ``FSQ`` of vector-quantize-pytorch.
 
-    What comes back is an ``FSQ``, in ``GroupedQuantizer`` for several codebooks and in
-    ``ProjectedQuantizer`` where there are projections. Without projections the state is empty, and
-    so may ``state_dict`` be. Indices are the same.
+    Returns an ``FSQ``, wrapped in ``GroupedQuantizer`` for several codebooks and in
+    ``ProjectedQuantizer`` if the checkpoint has projections. The projections are its only tensors,
+    so ``state_dict`` may be empty. Indices are the same.
 
     Args:
-        state_dict: What the file holds, a dictionary of tensors.
-        levels: Number of values of each feature.
-        symmetric: That of ``FSQ``; ``preserve_symmetry`` there.
+        state_dict: The tensors of the checkpoint, by name.
+        levels: Number of levels of each feature.
+        symmetric: As in ``FSQ``; ``preserve_symmetry`` in that package.
         num_codebooks: Number of codebooks, at least 1.
-        prefix: What comes before the names of the quantizer.
+        prefix: Prefix of the quantizer's keys in ``state_dict``.
 
     Returns:
         The quantizer, in the dtype of the checkpoint.
@@ -68,18 +68,19 @@ def from_vqp_fsq(
 def from_vqp_lfq(
     state_dict: Mapping[str, Tensor], *, num_codebooks: int = 1, prefix: str = ""
 ) -> Quantizer:
-    """Reads an ``LFQ`` of vector-quantize-pytorch, with its indices.
+    """Reads an ``LFQ`` of vector-quantize-pytorch; indices are the same.
 
-    The first feature is the highest bit of an index there, and the lowest in ``LFQ``: the features
-    are reversed on the way in and on the way out, in a ``ProjectedQuantizer``. Loss weights are the
-    defaults there: none on the commitment, 0.1 on the entropies, here of groups of at most 9 bits.
-    Not for ``spherical``, ``codebook_scale``, ``soft_clamp_input_value`` or
-    ``cosine_sim_project_in``, which the state does not show.
+    In that package the first feature is the highest bit of an index, in ``LFQ`` the lowest, so a
+    ``ProjectedQuantizer`` reverses the features before and after quantization. Loss weights are
+    the defaults of that package: 0 on the commitment and 0.1 on the entropies, which are computed
+    over groups of at most 9 bits. The options ``spherical``, ``codebook_scale``,
+    ``soft_clamp_input_value`` and ``cosine_sim_project_in`` are not supported, and cannot be
+    detected from the checkpoint.
 
     Args:
-        state_dict: What the file holds, a dictionary of tensors.
+        state_dict: The tensors of the checkpoint, by name.
         num_codebooks: Number of codebooks, at least 1.
-        prefix: What comes before the names of the quantizer.
+        prefix: Prefix of the quantizer's keys in ``state_dict``.
 
     Returns:
         The quantizer, in the dtype of the checkpoint.
@@ -107,11 +108,11 @@ def from_vqp_lfq(
     bits = len(mask)
     powers = [2**bit for bit in reversed(range(bits))]
     if mask.tolist() != powers:
-        way_out = "The bits of an index go from the highest to the lowest."
+        way_out = "Bits must go from the highest to the lowest."
         raise reject(f"{prefix}mask", f"hold {powers}", mask.tolist(), way_out)
     projections = _projections(reader, num_codebooks * bits)
     reader.finish()
-    weight = 0.1 / num_codebooks  # terms of the groups add up; there they are averaged
+    weight = 0.1 / num_codebooks  # terms are summed over groups here, averaged there
     lfq = LFQ(
         bits, commitment_weight=0.0, sample_entropy_weight=weight, batch_entropy_weight=weight
     )
@@ -120,10 +121,10 @@ def from_vqp_lfq(
 
 @final
 class Reversed(nn.Module):
-    """Turns the order of the features around."""
+    """Reverses the order of the features."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns ``x`` ``(..., d)``, last feature first."""
+        """Returns ``x`` ``(..., d)`` with the last feature first."""
         return torch.flip(x, dims=(-1,))
 
 

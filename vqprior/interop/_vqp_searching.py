@@ -1,4 +1,4 @@
-"""Quantizers of vector-quantize-pytorch that search a codebook."""
+"""Quantizers of vector-quantize-pytorch with a codebook."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ from vqprior.quantizers._projected import ProjectedQuantizer
 from vqprior.quantizers._residual import ResidualQuantizer
 
 _METRICS = ("cosine", "euclidean")
-# The linear layer before, what normalizes behind it, the linear layer after.
+# The linear layer before, weight and bias of its layer norm, the linear layer after.
 _Projections = tuple[Layer, tuple[Tensor, Tensor] | None, Layer] | None
 
 
@@ -31,26 +31,25 @@ def from_vqp_vector_quantize(
 ) -> Quantizer:
     """Reads a ``VectorQuantize`` of vector-quantize-pytorch.
 
-    What comes back is a ``VectorQuantizer``, in ``GroupedQuantizer`` where there are several heads
-    and in ``ProjectedQuantizer`` where there are projections or ``metric`` is ``"cosine"``. Indices
-    are the same. The commitment weight is 1 in all, the default there; statistics of the moving
-    average are checked and left behind, so a ``CodebookEMA`` starts from counts of 1. Features are
-    last, whatever the layout was.
+    Returns a ``VectorQuantizer``, wrapped in ``GroupedQuantizer`` for several heads and in
+    ``ProjectedQuantizer`` if the checkpoint has projections or ``metric`` is ``"cosine"``. Indices
+    are the same, features are last. The total commitment weight is 1, the default of that package.
+    Statistics of the moving average are checked but not kept, so a ``CodebookEMA`` starts from
+    counts of 1.
 
     Args:
-        state_dict: What the file holds, a dictionary of tensors.
+        state_dict: The tensors of the checkpoint, by name.
         metric: ``"cosine"`` for ``use_cosine_sim=True``, else ``"euclidean"``.
-        heads: Number of heads that share one codebook, at least 1; by default one for each
-            codebook in the file.
-        prefix: What comes before the names of the quantizer.
+        heads: Number of heads, at least 1; needed if several heads share one codebook. By default
+            the number of codebooks in ``state_dict``.
+        prefix: Prefix of the quantizer's keys in ``state_dict``.
 
     Returns:
         The quantizer, in the dtype of the checkpoint.
 
     Raises:
-        ValueError: If a key is missing, unexpected or has another shape, ``metric`` is neither of
-            the two, ``heads`` contradicts the file, or the codebook was not started by k-means
-            yet.
+        ValueError: If a key is missing, unexpected or has another shape, ``metric`` is unknown,
+            ``heads`` does not match the codebooks, or the codebook was not initialized yet.
 
     Shape:
         - ``_codebook.embed``: ``(1, k, d)``, or ``(heads, k, d)`` for separate codebooks
@@ -75,7 +74,7 @@ def from_vqp_vector_quantize(
     codes = _codebook(reader, "_codebook", prefix)
     heads = codes.shape[0] if heads is None else heads
     if codes.shape[0] not in (1, heads):
-        way_out = "Leave `heads` out: each codebook has one."
+        way_out = "Omit `heads`: each codebook has its own head."
         key = f"{prefix}_codebook.embed"
         raise reject(key, f"hold 1 or {heads} codebooks", codes.shape[0], way_out)
     projections = _projections(reader, heads * codes.shape[2])
@@ -92,21 +91,21 @@ def from_vqp_residual_vq(
 ) -> Quantizer:
     """Reads a ``ResidualVQ`` of vector-quantize-pytorch.
 
-    What comes back is a ``ResidualQuantizer``, in ``ProjectedQuantizer`` where there are
-    projections. Indices are the same. Layers whose codebooks are equal share one, as with
-    ``shared_codebook=True``.
+    Returns a ``ResidualQuantizer``, wrapped in ``ProjectedQuantizer`` if the checkpoint has
+    projections. Indices are the same. If all codebooks are equal, as with
+    ``shared_codebook=True``, the stages share one.
 
     Args:
-        state_dict: What the file holds, a dictionary of tensors.
+        state_dict: The tensors of the checkpoint, by name.
         metric: ``"cosine"`` for ``use_cosine_sim=True``, else ``"euclidean"``.
-        prefix: What comes before the names of the quantizer.
+        prefix: Prefix of the quantizer's keys in ``state_dict``.
 
     Returns:
         The quantizer, in the dtype of the checkpoint.
 
     Raises:
-        ValueError: If a key is missing, unexpected or has another shape, ``metric`` is neither of
-            the two, or a codebook was not started by k-means yet.
+        ValueError: If a key is missing, unexpected or has another shape, ``metric`` is unknown,
+            or a codebook was not initialized yet.
 
     Shape:
         - ``layers.{i}._codebook.embed``: ``(1, k, d)``
@@ -136,20 +135,20 @@ def from_vqp_grouped_residual_vq(
 ) -> GroupedQuantizer:
     """Reads a ``GroupedResidualVQ`` of vector-quantize-pytorch.
 
-    Indices are ``(..., groups * q)``, the stages of the first group first, where the original
+    Indices are ``(..., groups * q)``, with the stages of the first group first, where the original
     has ``(groups, b, n, q)``.
 
     Args:
-        state_dict: What the file holds, a dictionary of tensors.
+        state_dict: The tensors of the checkpoint, by name.
         metric: ``"cosine"`` for ``use_cosine_sim=True``, else ``"euclidean"``.
-        prefix: What comes before the names of the quantizer.
+        prefix: Prefix of the quantizer's keys in ``state_dict``.
 
     Returns:
         The quantizer, in the dtype of the checkpoint.
 
     Raises:
-        ValueError: If a key is missing, unexpected or has another shape, ``metric`` is neither of
-            the two, or a codebook was not started by k-means yet.
+        ValueError: If a key is missing, unexpected or has another shape, ``metric`` is unknown,
+            or a codebook was not initialized yet.
 
     Shape:
         - ``rvqs.{g}.layers.{i}._codebook.embed``: ``(1, k, d)``
@@ -178,12 +177,12 @@ def from_vqp_grouped_residual_vq(
 def from_vqp_sim_vq(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> VectorQuantizer:
     """Reads a ``SimVQ`` of vector-quantize-pytorch whose ``codebook_transform`` is linear.
 
-    The table stays frozen, the linear layer learns. The weights are the defaults there, 0.25 on
-    the commitment and 1 on the codebook term.
+    The codebook stays frozen and the linear layer learns. Loss weights are the defaults of that
+    package: 0.25 on the commitment and 1 on the codebook term.
 
     Args:
-        state_dict: What the file holds, a dictionary of tensors.
-        prefix: What comes before the names of the quantizer.
+        state_dict: The tensors of the checkpoint, by name.
+        prefix: Prefix of the quantizer's keys in ``state_dict``.
 
     Returns:
         The quantizer, in the dtype of the checkpoint.
@@ -210,20 +209,20 @@ def from_vqp_sim_vq(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> Ve
 
 
 def _codebook(reader: Reader, name: str, prefix: str, dim: int | None = None) -> Tensor:
-    """Takes the codes ``(h, k, d)`` and leaves what only training needs."""
+    """Takes the codes ``(h, k, d)``; checks the moving average and drops it."""
     codes = reader.take(f"{name}.embed", None, None, dim)
     reader.take_any(f"{name}.embed_avg", *codes.shape)
     reader.take_any(f"{name}.cluster_size", *codes.shape[:2])
     if not bool(reader.take_any(f"{name}.initted")):
         key = f"{prefix}{name}.initted"
-        raise reject(key, "hold a codebook that was started", "False", "Train it for a step.")
+        raise reject(key, "hold an initialized codebook", "False", "Run a training step first.")
     return codes
 
 
 def _projections(reader: Reader, inner: int, before: str = "") -> _Projections:
-    """Takes what is around a quantizer of ``inner`` features, if anything."""
+    """Takes the projections around a quantizer of ``inner`` features, if there are any."""
     name, norm = f"{before}project_in", None
-    if reader.has(f"{name}.0.weight") or reader.has(f"{name}.1.weight"):  # with a normalization
+    if reader.has(f"{name}.0.weight") or reader.has(f"{name}.1.weight"):  # with a layer norm
         norm = reader.take(f"{name}.1.weight", inner), reader.take(f"{name}.1.bias", inner)
         name = f"{name}.0"
     if not reader.has(f"{name}.weight") and not reader.has(f"{before}project_out.weight"):
@@ -267,7 +266,8 @@ def _residual(reader: Reader, before: str, prefix: str) -> tuple[list[Tensor], _
         codes = _codebook(reader, name, prefix, dim)
         if codes.shape[0] != 1:
             key = f"{prefix}{name}.embed"
-            raise reject(key, "hold one codebook", codes.shape[0], "Heads have a reader of theirs.")
+            way_out = "Use `from_vqp_vector_quantize` for multi-head codebooks."
+            raise reject(key, "hold one codebook", codes.shape[0], way_out)
         tables.append(codes[0])
     return tables, _projections(reader, tables[0].shape[1], before)
 

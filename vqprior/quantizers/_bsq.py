@@ -1,4 +1,4 @@
-"""Binary spherical quantization: signs on the unit sphere."""
+"""Binary spherical quantization: one sign per feature of the normalized vector."""
 
 from typing import final
 
@@ -11,22 +11,23 @@ from vqprior.quantizers._shared._binary import BinaryQuantizer
 
 @final
 class BSQ(BinaryQuantizer):
-    """Projects each vector onto the unit sphere and keeps the signs, as codes of unit length.
+    """Normalizes each vector to unit length and quantizes each feature to its sign.
 
-    Codes are ``+-1 / sqrt(num_bits)``, so the distance to the nearest code is bounded, whatever
-    the number of bits. The gradient of ``quantized`` is the identity at the projected vector.
-    The rest is as in ``LFQ``: codes are never listed, bit ``i`` of an index is the sign of
-    feature ``i``, the batch entropy is that of groups of bits and of all ranks.
+    The features of a code are ``+-1 / sqrt(num_bits)``, so codes have unit length and the
+    quantization error is bounded for any number of bits. The gradient of ``quantized`` with
+    respect to the normalized vector is the identity. As in ``LFQ``, codes are never listed, bit
+    ``i`` of an index is the sign of feature ``i``, and the batch entropy is computed over groups
+    of bits and over all ranks.
 
     Args:
         num_bits: Number of features and of bits, between 1 and 62.
-        commitment_weight: Weight of the mean of ``(u - sg[code])^2`` with ``u`` the projected
-            vector, at least 0.
-        sample_entropy_weight: Weight of the mean entropy of a token, at least 0.
-        batch_entropy_weight: Weight of minus the entropy of the batch, at least 0.
-        temperature: Of the softmax over minus the squared distances that the entropies are taken
-            of, greater than 0.
-        group_size: Most bits of a group, between 1 and 20. A group stores about
+        commitment_weight: Weight of the mean of ``(u - sg[code])^2``, where ``u`` is the
+            normalized vector; at least 0.
+        sample_entropy_weight: Weight of the mean entropy per token, at least 0.
+        batch_entropy_weight: Weight of the negative entropy of the batch, at least 0.
+        temperature: Temperature of the softmax over negative squared distances, from which the
+            entropies are computed; greater than 0.
+        group_size: Maximum number of bits in a group, between 1 and 20. A group stores about
             ``2 ** (group_size / 2)`` numbers for each token.
 
     Raises:
@@ -39,7 +40,8 @@ class BSQ(BinaryQuantizer):
     References:
         Zhao, Xiong and Krahenbuhl, *Image and Video Tokenization with Binary Spherical
         Quantization*, ICLR 2025, section 4. <https://arxiv.org/abs/2406.07548>. Deviation: the
-        gradient is the identity, where the authors' code has ``1 / sqrt(num_bits)`` of it.
+        gradient is the identity, scaled by ``1 / sqrt(num_bits)`` in
+        the authors' code.
 
     Examples:
         >>> import torch
@@ -71,7 +73,7 @@ class BSQ(BinaryQuantizer):
 
     @property
     def scale(self) -> float:
-        """Codes have length 1."""
+        """``1 / sqrt(num_bits)``, so that codes have length 1."""
         return float(self.num_bits**-0.5)
 
     def _prepare(self, x: Tensor) -> Tensor:

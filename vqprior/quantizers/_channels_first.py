@@ -1,4 +1,4 @@
-"""Quantizers on feature maps."""
+"""Quantization of feature maps with channels first."""
 
 from typing import final
 
@@ -13,16 +13,16 @@ from vqprior.quantizers._shared._wrapper import QuantizerWrapper
 
 @final
 class ChannelsFirst(QuantizerWrapper):
-    """Applies a quantizer to feature maps ``(b, d, *spatial)``, a token at each position.
+    """Applies a quantizer to feature maps ``(b, d, *spatial)``, with one token per position.
 
-    Selections, which rules and losses read, keep their features last.
+    The selections of the result, which rules and losses read, keep their features last.
 
     Args:
-        quantizer: Any quantizer of vectors with ``d`` features.
+        quantizer: Any quantizer with features last.
 
     Raises:
         TypeError: If ``quantizer`` is not a quantizer.
-        ValueError: If its features are not last.
+        ValueError: If ``quantizer`` does not have features last.
 
     Shape:
         - input: ``(b, d, *spatial)``, ``mask`` ``(b, *spatial)``
@@ -71,7 +71,7 @@ class ChannelsFirst(QuantizerWrapper):
         return codes.movedim(-1, 1)
 
     def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
-        """Returns the result for indices chosen elsewhere.
+        """Returns the result as if ``indices`` had been chosen.
 
         Raises:
             ValueError: If dimension 1 of ``x`` is not ``dim``.
@@ -82,7 +82,7 @@ class ChannelsFirst(QuantizerWrapper):
     def logits(
         self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
     ) -> Tensor:
-        """Returns how well each code fits at each position: ``(b, *spatial, [q,] k)``.
+        """Returns logits over the codes at each position: ``(b, *spatial, [q,] k)``.
 
         Raises:
             TypeError: If the quantizer has no explicit codebook.

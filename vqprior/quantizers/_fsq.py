@@ -1,4 +1,4 @@
-"""Finite scalar quantization: each feature rounded to a few levels."""
+"""Finite scalar quantization: each feature is rounded to one of a few levels."""
 
 import math
 from collections.abc import Sequence
@@ -17,22 +17,23 @@ from vqprior.quantizers._shared._outputs import make_output
 
 @final
 class FSQ(Quantizer):
-    """Bounds each feature by a tanh and rounds it to one of a few levels; nothing learns.
+    """Bounds each feature with a tanh and rounds it to one of a few levels; nothing is learned.
 
-    The product of the levels is the number of codes, which are never listed. There is no loss:
-    rounding loses little, and codes stay in use by themselves. The gradient of ``quantized`` is
-    that of the bounded features, passed straight through the rounding.
+    The number of codes is the product of the numbers of levels; codes are never listed. There are
+    no loss terms. The gradient of ``quantized`` is that of the bounded features, passed straight
+    through the rounding.
 
     Args:
-        levels: Number of values of each feature, each at least 3, or 2 if ``symmetric`` (the
-            bound of the paper puts nearly everything on one of two), and at most ``2**22``; their
-            product is at most ``2**62``. The first feature varies fastest in an index.
-        symmetric: Whether levels lie symmetrically in ``[-1, 1]`` also where their number is
-            even. By default even numbers of levels have a level at 0, as in the paper.
+        levels: Number of levels of each feature, each between 3 and ``2**22``, with a product of
+            at most ``2**62``. The first feature varies fastest in an index. If ``symmetric``, 2
+            levels are allowed too; with the bound of the paper, nearly all values would round to
+            one of them.
+        symmetric: Whether even numbers of levels also lie symmetrically in ``[-1, 1]``. By
+            default they include 0, as in the paper.
 
     Raises:
         TypeError: If ``levels`` is a number.
-        ValueError: If ``levels`` is empty, one is too low, or their product is too large.
+        ValueError: If ``levels`` is empty, or a level or their product is out of range.
 
     Shape:
         - input: ``(..., len(levels))``
@@ -66,40 +67,40 @@ class FSQ(Quantizer):
             check_at_least("levels", level, 2)
             if level == 2 and not symmetric:
                 raise ValueError(
-                    "`levels` must be at least 3, got 2: nearly everything would be on one of two. "
-                    "Pass `symmetric=True`."
+                    "`levels` must be at least 3, got 2. Pass `symmetric=True`: otherwise nearly "
+                    "all values round to one of the two levels."
                 )
             if level > 2**22:  # a float32 could not tell neighbors apart
                 raise ValueError(f"`levels` must be at most 2**22 each, got {level}.")
         if math.prod(levels) > 2**62:
             raise ValueError(
-                f"`levels` must have a product of at most 2**62, got {list(levels)}. For more, put "
-                "several in `GroupedQuantizer`."
+                f"`levels` must have a product of at most 2**62, got {list(levels)}. For more "
+                "codes, combine several in a `GroupedQuantizer`."
             )
         self.symmetric = symmetric
         self._levels = tuple(levels)
-        # Integers: casts of the module leave them alone, floats are computed where needed.
+        # As integers: casting the module does not change them.
         counts = torch.tensor(self._levels, dtype=torch.int64)
         self.register_buffer("levels", counts, persistent=False)
 
     @property
     def dim(self) -> int:
-        """One feature for each number of levels."""
+        """Number of features, the length of ``levels``."""
         return len(self._levels)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """One index, for all combinations of levels."""
+        """One codebook with all combinations of levels."""
         return (math.prod(self._levels),)
 
     @property
     def codebooks(self) -> tuple[Codebook, ...]:
-        """None: nothing learns."""
+        """Empty: nothing is learned."""
         return ()
 
     @property
     def _learns_from_result(self) -> bool:
-        """False: there is no parameter."""
+        """False: there are no parameters."""
         return False
 
     def extra_repr(self) -> str:
@@ -111,7 +112,7 @@ class FSQ(Quantizer):
 
         Raises:
             TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
-            ValueError: On a wrong shape.
+            ValueError: If ``x`` or ``mask`` has the wrong shape.
         """
         x, valid = validate_input(x, mask, self.dim)
         digits = self._fractional_digits(x)
@@ -125,13 +126,13 @@ class FSQ(Quantizer):
         return torch.where(valid, self._index(self._fractional_digits(x)), -1)
 
     def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
-        """Returns the result for indices ``(...)`` chosen elsewhere."""
+        """Returns the result as if ``indices`` ``(...)`` had been chosen."""
         x, valid = validate_assignment(x, indices, self.dim, self.codebook_sizes)
         indices = mask_indices(indices, valid, 1)
         return self._output(self._fractional_digits(x), indices, valid, x.dtype)
 
     def decode(self, indices: Tensor) -> Tensor:
-        """Returns the codes named by ``indices``: ``(...) -> (..., d)``; -1 gives zeros.
+        """Returns the codes named by ``indices``: ``(...) -> (..., d)``; -1 decodes to zeros.
 
         Raises:
             TypeError: If ``indices`` is not an integer tensor.
@@ -143,19 +144,19 @@ class FSQ(Quantizer):
         return torch.where((indices >= 0).unsqueeze(-1), codes, 0.0)
 
     def _fractional_digits(self, x: Tensor) -> Tensor:
-        """Features as fractional digits: rounding them gives 0 to ``levels - 1``."""
+        """Maps features to fractional digits, which round to 0 to ``levels - 1``."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         levels = self.levels.to(wide.dtype)
         if self.symmetric:
             return (levels - 1) * (wide.tanh() + 1) / 2
-        # A little more than the outermost levels, so that tanh need not saturate to reach them.
+        # The bound exceeds the outermost levels a little: tanh reaches them without saturating.
         half = (levels - 1) * (1 + 1e-3) / 2
         offset = torch.where(self.levels % 2 == 0, 0.5, 0.0).to(wide.dtype)
         shift = (offset / half).atanh()
         return (wide + shift).tanh() * half - offset + torch.floor(levels / 2)
 
     def _values(self, digits: Tensor) -> Tensor:
-        """Digits, whole or fractional, as features in ``[-1, 1]``."""
+        """Maps digits, whole or fractional, to features in ``[-1, 1]``."""
         levels = self.levels.to(digits.dtype)
         if self.symmetric:
             return digits * 2 / (levels - 1) - 1
@@ -163,8 +164,8 @@ class FSQ(Quantizer):
         return (digits - half) / half
 
     def _index(self, digits: Tensor) -> Tensor:
-        # Above a thousand levels, the little more is more than half a level.
-        # Ties go to the lower level: `round` would send them to the even one.
+        # Ties go to the lower level; `round` would choose the even one.
+        # With more than 1000 levels, the bound exceeds the outermost by over half a level: clamp.
         nearest = (digits - 0.5).ceil().long()
         whole = torch.minimum(nearest.clamp_min(0), self.levels - 1)
         return join_indices(whole, self._levels)

@@ -1,4 +1,4 @@
-"""Quantizers side by side, each on its share of the features."""
+"""Product quantization: one quantizer for each group of features."""
 
 from collections.abc import Sequence
 from typing import final
@@ -17,19 +17,20 @@ from vqprior.quantizers._shared._stages import Stages
 
 @final
 class GroupedQuantizer(Quantizer):
-    """Splits the features into groups and quantizes each by its own quantizer.
+    """Splits the features into groups and quantizes each with its own quantizer.
 
-    Also known as product quantization: ``q`` codebooks of ``k`` codes express ``k ** q``
-    vectors. A token is left out as a whole if any of its features is not finite. Terms of the
-    groups add up. Codebooks of one size and metric are searched as one batched product.
+    This is product quantization: ``q`` codebooks of ``k`` codes represent ``k ** q`` vectors. A
+    token with any non-finite feature is masked as a whole. Loss terms are summed over groups.
+    Codebooks of equal shape and metric are searched in one batched product.
 
     Args:
-        quantizers: One for each group, in the order of the features; pass the same one
-            repeatedly to share its codebook.
+        quantizers: One for each group, in the order of the features. Pass the same one several
+            times to share its codebook.
 
     Raises:
         TypeError: If an entry is not a quantizer.
-        ValueError: If there is no quantizer, or one without an index for each token.
+        ValueError: If ``quantizers`` is empty, or one does not have features last or indices for
+            each token.
 
     Shape:
         - input: ``(..., d)`` with ``d`` the sum of the groups' features
@@ -55,22 +56,22 @@ class GroupedQuantizer(Quantizer):
 
     @property
     def dim(self) -> int:
-        """Sum of the features of the groups."""
+        """Sum of ``dim`` over the groups."""
         return sum(self._dims)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Those of all groups, in order."""
+        """Codebook sizes of all groups, in order."""
         return self.groups.codebook_sizes
 
     @property
     def codebooks(self) -> tuple[Codebook, ...]:
-        """Those of all groups, in order."""
+        """Codebooks of all groups, in order."""
         return self.groups.codebooks
 
     @property
     def _learns_from_result(self) -> bool:
-        """Whether any of the groups does."""
+        """Whether any group learns from the result."""
         return self.groups._learns_from_result
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
@@ -78,9 +79,9 @@ class GroupedQuantizer(Quantizer):
 
         Raises:
             TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
-            ValueError: On a wrong shape.
+            ValueError: If ``x`` or ``mask`` has the wrong shape.
         """
-        # The groups blank what does not count, so there is no copy of `x` to do so.
+        # Each group masks its own input, which saves a copy of `x` here.
         valid = valid_tokens(x, mask, self.dim)
         parts, found = x.split(self._dims, dim=-1), self._search(x, valid)
         if found is None:
@@ -101,18 +102,19 @@ class GroupedQuantizer(Quantizer):
         return self.groups.join(found)
 
     def decode(self, indices: Tensor) -> Tensor:
-        """Returns the codes ``(..., d)`` named by ``indices``; -1 gives zeros in its group.
+        """Returns the codes ``(..., d)`` named by ``indices``; -1 decodes to zeros in its group.
 
         Raises:
             TypeError: If ``indices`` is not an integer tensor.
-            ValueError: If ``indices`` has another number of codebooks.
+            ValueError: If ``indices`` does not have one index per codebook, or one on the CPU
+                names no code.
         """
         check_indices(indices, self.num_codebooks)
         parts = zip(self.groups, self.groups.split(indices), strict=True)
         return torch.cat([group.decode(part) for group, part in parts], dim=-1)
 
     def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
-        """Returns the result for indices ``(..., q)`` chosen elsewhere; -1 masks a group."""
+        """Returns the result as if ``indices`` ``(..., q)`` had been chosen; -1 masks a group."""
         x, valid = validate_assignment(x, indices, self.dim, self.codebook_sizes)
         parts = x.split(self._dims, dim=-1)
         chosen = self.groups.split(mask_indices(indices, valid, self.num_codebooks))
@@ -122,11 +124,11 @@ class GroupedQuantizer(Quantizer):
     def logits(
         self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
     ) -> Tensor:
-        """Returns how well each code of each group fits: ``(..., d) -> (..., q, k)``.
+        """Returns logits over the codes of each group: ``(..., d) -> (..., q, k)``.
 
         Raises:
             TypeError: If a group has no explicit codebook.
-            ValueError: If ``temperature`` is not greater than 0, or on a wrong shape.
+            ValueError: If ``temperature`` is not greater than 0, or a shape is wrong.
         """
         check_floating("x", x)
         check_last_dim("x", x, self.dim)
@@ -138,7 +140,7 @@ class GroupedQuantizer(Quantizer):
         return stack_logits(parts, self.groups.counts)
 
     def _search(self, x: Tensor, valid: Tensor) -> list[Tensor] | None:
-        """What the groups choose, by one search for all; None where they are not of one form."""
+        """Searches all groups at once; returns None if their shapes or metrics differ."""
         tables: list[Tensor] = []
         metrics: list[str] = []
         for group in self.groups:

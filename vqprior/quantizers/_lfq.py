@@ -10,21 +10,21 @@ from vqprior.quantizers._shared._binary import BinaryQuantizer
 
 @final
 class LFQ(BinaryQuantizer):
-    """Replaces each feature by its sign: one bit each, and no codebook to look up.
+    """Quantizes each feature to its sign, one bit per feature, without a codebook.
 
     The ``2**num_bits`` codes are never listed. Bit ``i`` of an index is the sign of feature
-    ``i``. Zero counts as negative. The batch entropy, which keeps codes in use, is that of
-    groups of bits: exact within a group, an upper bound over all. In training mode under
-    ``torch.distributed`` it is that of the joint batch of all ranks, a collective in the call.
+    ``i``; zero counts as negative. The batch entropy, which keeps codes in use, is computed over
+    groups of bits: it is exact within a group and an upper bound over all bits. In training mode
+    under ``torch.distributed``, it is that of the joint batch: the call runs a collective.
 
     Args:
         num_bits: Number of features and of bits, between 1 and 62.
         commitment_weight: Weight of the mean of ``(x - sg[code])^2``, at least 0.
-        sample_entropy_weight: Weight of the mean entropy of a token, at least 0.
-        batch_entropy_weight: Weight of minus the entropy of the batch, at least 0.
-        temperature: Of the softmax over minus the squared distances that the entropies are taken
-            of, greater than 0.
-        group_size: Most bits of a group, between 1 and 20. A group stores about
+        sample_entropy_weight: Weight of the mean entropy per token, at least 0.
+        batch_entropy_weight: Weight of the negative entropy of the batch, at least 0.
+        temperature: Temperature of the softmax over negative squared distances, from which the
+            entropies are computed; greater than 0.
+        group_size: Maximum number of bits in a group, between 1 and 20. A group stores about
             ``2 ** (group_size / 2)`` numbers for each token.
 
     Raises:
@@ -36,8 +36,8 @@ class LFQ(BinaryQuantizer):
 
     References:
         Yu et al., *Language Model Beats Diffusion: Tokenizer is Key to Visual Generation*, ICLR
-        2024, section 3.1. <https://arxiv.org/abs/2310.05737>. Deviations: the batch entropy by
-        groups; index bits from the first feature up.
+        2024, section 3.1. <https://arxiv.org/abs/2310.05737>. Deviations: the batch entropy is
+        computed over groups; the first feature is the lowest bit of an index.
 
     Examples:
         >>> import torch
@@ -71,7 +71,7 @@ class LFQ(BinaryQuantizer):
 
     @property
     def scale(self) -> float:
-        """Codes are plus and minus 1."""
+        """1: the features of a code are -1 and 1."""
         return 1.0
 
     def _prepare(self, x: Tensor) -> Tensor:

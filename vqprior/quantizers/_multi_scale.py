@@ -1,4 +1,4 @@
-"""Residual quantization of maps over scales, coarse to fine."""
+"""Residual quantization of maps over several scales, coarse to fine."""
 
 from collections.abc import Sequence
 from typing import Protocol, cast, final
@@ -32,30 +32,32 @@ class Refine(Protocol):
 
 @final
 class MultiScaleQuantizer(Quantizer):
-    """Quantizes a map at growing sizes, each time what the smaller sizes left over.
+    """Residual quantization of a map over growing scales.
 
-    At each scale the remainder is averaged down, quantized, enlarged and subtracted. The indices
-    of all scales follow each other in one dimension, smallest first. The gradient of
-    ``quantized`` is the identity. Positions that are masked count in no average; what comes out
-    there is what the scales that cover them say, as ``decode`` has it.
+    At each scale the residual is averaged down and quantized; the codes are enlarged and
+    subtracted from it. The indices of all scales are concatenated in one dimension, smallest
+    scale first. The gradient of ``quantized`` is the identity. Masked positions are left out of
+    all averages; in ``quantized`` they hold the sum of the codes that cover them, as ``decode``
+    computes it.
 
-    Terms of the quantizer add up over scales. The two weights here are for the cumulative losses
-    of the paper, between the map and the sum up to each scale, averaged over scales: they train
-    ``refine`` too. For the paper's tokenizer give the quantizer weights of 0.
+    Loss terms of ``quantizer`` are summed over scales. The two weights here apply to the
+    cumulative losses of the paper, between the map and the sum up to each scale, averaged over
+    scales; they also train ``refine``. For the paper's tokenizer, give ``quantizer`` weights of 0.
 
     Args:
-        quantizer: What quantizes at every scale; shared by all.
+        quantizer: The quantizer of every scale.
         scales: Sizes, smallest first: tuples over the spatial dimensions (1 to 3), or ``p`` for
             ``(p, p)``. The last is the size of the map.
-        refine: ``(codes, position) -> codes`` on enlarged codes ``(b, *spatial, d)``, with
-            ``position`` from 0 at the first scale to 1 at the last; by default nothing.
+        refine: A function or module ``(codes, position) -> codes``, applied to the enlarged codes
+            ``(b, *spatial, d)``; ``position`` goes from 0 at the first scale to 1 at the last. By
+            default codes are not refined.
         commitment_weight: Weight of the mean of ``(x - sg[sum])^2``, at least 0.
         codebook_weight: Weight of the mean of ``(sg[x] - sum)^2``, at least 0.
 
     Raises:
         ValueError: If ``scales`` is empty, mixes numbers of dimensions or shrinks, a weight is
-            negative, ``quantizer`` has no index for each token, or ``refine`` has parameters
-            that no weight lets learn.
+            negative, ``quantizer`` does not have features last or indices for each token, or
+            ``refine`` has trainable parameters and ``codebook_weight`` is 0.
 
     Shape:
         - input, ``quantized``: ``(..., *spatial, d)``, ``mask`` ``(..., *spatial)``
@@ -98,11 +100,11 @@ class MultiScaleQuantizer(Quantizer):
         if learns and codebook_weight == 0:
             raise ValueError(
                 "`codebook_weight` must be greater than 0 for `refine` to learn, got "
-                f"{codebook_weight}. Freeze `refine`, or give a weight."
+                f"{codebook_weight}. Freeze `refine`, or pass a positive weight."
             )
         self.quantizer = quantizer
         self._layout = ScaleLayout(self.scales, quantizer.num_codebooks)
-        self.has_index_per_token = False  # the indices of a map are those of all scales
+        self.has_index_per_token = False  # indices belong to scales, not to tokens
         self._positions_per_token = sum(self._layout.counts) / self._layout.counts[-1]
         self.refine = refine
         self.commitment_weight = commitment_weight
@@ -110,22 +112,22 @@ class MultiScaleQuantizer(Quantizer):
 
     @property
     def dim(self) -> int:
-        """That of the quantizer."""
+        """Number of features of the wrapped quantizer."""
         return self.quantizer.dim
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Those of the quantizer: indices of all scales name the same codes."""
+        """Codebook sizes of the wrapped quantizer, which all scales share."""
         return self.quantizer.codebook_sizes
 
     @property
     def _learns_from_result(self) -> bool:
-        """False: modules learn from the cumulative losses, as in the paper."""
+        """False: as in the paper, modules learn from the cumulative losses."""
         return False
 
     @property
     def codebooks(self) -> tuple[Codebook, ...]:
-        """Those of the quantizer, once for each scale."""
+        """Codebooks of the wrapped quantizer, repeated for each scale."""
         return self.quantizer.codebooks * len(self.scales)
 
     def extra_repr(self) -> str:
@@ -140,7 +142,7 @@ class MultiScaleQuantizer(Quantizer):
 
         Raises:
             TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
-            ValueError: On a wrong shape.
+            ValueError: If ``x`` or ``mask`` has the wrong shape.
         """
         return self._run(x, mask, None)
 
@@ -153,46 +155,46 @@ class MultiScaleQuantizer(Quantizer):
         for number in range(len(self.scales)):
             small, seen = self._shrink(rest, valid, number)
             indices = self.quantizer.encode(small, seen)
-            # With the roundings of `forward`, so that no index differs.
+            # Rounded as in `forward`, so that indices are the same.
             total = total + self._enlarged(indices, number)
             rest = flat - total.to(flat.dtype)
             found.append(indices)
         return self._layout.join(found, leading)
 
     def decode(self, indices: Tensor) -> Tensor:
-        """Returns the map ``(..., *spatial, d)`` that the scales add up to; -1 adds nothing.
+        """Returns the sum over scales ``(..., *spatial, d)``; an index of -1 adds nothing.
 
-        With the indices of later scales set to -1, a coarse version.
+        For a coarse version, set the indices of later scales to -1.
 
         Raises:
             TypeError: If ``indices`` is not an integer tensor.
-            ValueError: If ``indices`` has another number of positions.
+            ValueError: If ``indices`` has the wrong shape, or one on the CPU names no code.
         """
         parts, leading = self._layout.split(indices)
         total = sum(self._enlarged(part, number) for number, part in enumerate(parts))
         return cast("Tensor", total).reshape(*leading, *self.scales[-1], self.dim)
 
     def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
-        """Returns the result for indices ``(..., n)`` chosen elsewhere.
+        """Returns the result as if ``indices`` ``(..., n)`` had been chosen.
 
-        They do not tell which positions were masked: set those of ``x`` to NaN.
+        Indices do not say which positions are masked: set masked positions of ``x`` to NaN.
         """
         return self._run(x, None, indices)
 
     def logits(
         self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
     ) -> Tensor:
-        """Returns how well each code fits at each position of each scale: ``(..., n, [q,] k)``.
+        """Returns logits over the codes at each position of each scale: ``(..., n, [q,] k)``.
 
         Args:
             x: The map ``(..., *spatial, d)``.
             temperature: Divides the logits, greater than 0.
-            indices: Choices ``(..., n)`` that smaller scales are taken to have made (teacher
-                forcing); by default those that they make.
+            indices: Indices ``(..., n)`` to use for smaller scales (teacher forcing); by default
+                those that ``encode`` chooses.
 
         Raises:
             TypeError: If the quantizer has no explicit codebook.
-            ValueError: If ``temperature`` is not greater than 0, or on a wrong shape.
+            ValueError: If ``temperature`` is not greater than 0, or a shape is wrong.
         """
         flat, valid, leading = self._validate_input(x, None)
         given = None if indices is None else self._layout.split_for(indices, leading)
@@ -224,7 +226,7 @@ class MultiScaleQuantizer(Quantizer):
             else:
                 chosen = mask_indices(given[number], seen, self.num_codebooks)
                 out = self.quantizer.quantize_as(small, chosen)
-            # Through `decode`, which has the gradient to codes and modules.
+            # `decode` carries the gradient to codes and modules.
             total = total + self._enlarged(out.indices, number)
             rest = flat - total.detach().to(flat.dtype)
             outs.append(out)
@@ -252,7 +254,7 @@ class MultiScaleQuantizer(Quantizer):
         return {"commitment": self.commitment_weight, "codebook": codebook_weight}
 
     def _validate_input(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, torch.Size]:
-        """Checks the map; returns it as ``(b, *spatial, d)``, what counts, leading sizes."""
+        """Checks the map; returns it as ``(b, *spatial, d)``, its validity and leading sizes."""
         check_floating("x", x)
         last = (*self.scales[-1], self.dim)
         if tuple(x.shape[-len(last) :]) != last:
@@ -271,13 +273,13 @@ class MultiScaleQuantizer(Quantizer):
         return x.reshape(-1, *last), valid.reshape(-1, *last[:-1]), leading
 
     def _shrink(self, rest: Tensor, valid: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        """Averages over the valid positions of each cell; cells without any do not count."""
+        """Averages over the valid positions of each cell; cells without any are invalid."""
         if number == len(self.scales) - 1:
             return rest, valid
         return average_down(rest, valid, self.scales[number])
 
     def _enlarged(self, indices: Tensor, number: int) -> Tensor:
-        """The codes of one scale at full size ``(b, *spatial, d)``, refined."""
+        """Returns the refined codes of one scale at full size ``(b, *spatial, d)``."""
         codes = self.quantizer.decode(indices).to(code_dtype(self))
         with torch.autocast(codes.device.type, enabled=False):
             if number < len(self.scales) - 1:

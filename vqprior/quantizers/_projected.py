@@ -1,4 +1,4 @@
-"""Quantization in another space than that of the features."""
+"""Quantization in a projection of the features."""
 
 from typing import final
 
@@ -28,22 +28,22 @@ from vqprior.quantizers._shared._wrapper import QuantizerWrapper
 class ProjectedQuantizer(QuantizerWrapper):
     """Quantizes in a projection of the features: ``up(quantizer(down(x)))``.
 
-    Searching few dimensions keeps more codes in use. The gradient of ``quantized`` passes
-    ``up``, the estimator and ``down``, so it is ``up``'s Jacobian times ``down``'s in place of
-    the identity, and both learn from it. Both run in the dtype of their parameters, also inside
-    ``torch.autocast``, so that half precision changes no index.
+    A projection to few dimensions keeps more codes in use. The gradient of ``quantized`` passes
+    through ``up``, the estimator and ``down``, and trains both modules; with respect to ``x`` it
+    is the product of their Jacobians instead of the identity. Both modules run in the dtype of
+    their parameters, also under ``torch.autocast``, so that autocast changes no index.
 
     Args:
-        quantizer: Any quantizer of tokens.
+        quantizer: Any quantizer with features last and indices for each token.
         down: A module ``(..., d) -> (..., quantizer.dim)``.
-        up: A module ``(..., quantizer.dim) -> (..., d)``; it shapes what comes out.
+        up: A module ``(..., quantizer.dim) -> (..., d)``.
         dim: Number of features ``d``; by default ``down.in_features``, or else that of
             ``quantizer``.
 
     Raises:
-        TypeError: If ``quantizer`` is not a quantizer, or ``down`` or ``up`` not a module.
-        ValueError: If ``quantizer`` has not features last or no index for each token, or ``dim``
-            is below 1.
+        TypeError: If ``quantizer`` is not a quantizer, or ``down`` or ``up`` is not a module.
+        ValueError: If ``quantizer`` does not have features last or indices for each token, or
+            ``dim`` is below 1.
 
     Shape:
         - input, ``quantized``: ``(..., d)``
@@ -86,7 +86,7 @@ class ProjectedQuantizer(QuantizerWrapper):
 
         Raises:
             TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
-            ValueError: On a wrong shape, of what ``down`` or ``up`` returns too.
+            ValueError: If ``x``, ``mask``, or a result of ``down`` or ``up`` has the wrong shape.
         """
         x, valid = validate_input(x, mask, self.dim)
         return self._project_up(self.quantizer(self._project_down(x), valid), x)
@@ -98,7 +98,7 @@ class ProjectedQuantizer(QuantizerWrapper):
         return self.quantizer.encode(self._project_down(x), valid)
 
     def decode(self, indices: Tensor) -> Tensor:
-        """Returns ``up`` of the codes named by ``indices``; a token without any gives zeros.
+        """Returns ``up`` of the codes named by ``indices``; tokens without any are zeros.
 
         Raises:
             TypeError: If ``indices`` is not an integer tensor.
@@ -108,7 +108,7 @@ class ProjectedQuantizer(QuantizerWrapper):
         return torch.where(has_any_index(indices, self.num_codebooks).unsqueeze(-1), vectors, 0.0)
 
     def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
-        """Returns the result for indices chosen elsewhere."""
+        """Returns the result as if ``indices`` had been chosen."""
         x, valid = validate_assignment(x, indices, self.dim, self.codebook_sizes)
         indices = mask_indices(indices, valid, self.num_codebooks)
         return self._project_up(self.quantizer.quantize_as(self._project_down(x), indices), x)
@@ -116,11 +116,11 @@ class ProjectedQuantizer(QuantizerWrapper):
     def logits(
         self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
     ) -> Tensor:
-        """Returns how well each code fits each projected vector.
+        """Returns logits over the codes for each projected vector.
 
         Raises:
             TypeError: If the quantizer has no explicit codebook.
-            ValueError: If ``temperature`` is not greater than 0, or on a wrong shape.
+            ValueError: If ``temperature`` is not greater than 0, or a shape is wrong.
         """
         return self.quantizer.logits(
             self._project_down(x), temperature=temperature, indices=indices
@@ -131,7 +131,7 @@ class ProjectedQuantizer(QuantizerWrapper):
 
         Raises:
             TypeError: If the quantizer has not exactly one explicit codebook.
-            ValueError: On a wrong shape.
+            ValueError: If ``x`` has the wrong shape, or ``num_nearest`` is out of range.
         """
         return self.quantizer.nearest_indices(self._project_down(x), num_nearest)
 

@@ -1,4 +1,4 @@
-"""Labels from a random projection and random codes."""
+"""Random-projection quantization: fixed labels for masked prediction."""
 
 from typing import final
 
@@ -20,18 +20,18 @@ from vqprior.quantizers._shared._outputs import make_output
 
 @final
 class RandomProjectionQuantizer(KeepsDtypes, Quantizer):
-    """Projects at random and finds the random code with the nearest direction; nothing learns.
+    """Labels vectors with the random code nearest in cosine to a random projection.
 
-    A source of labels for masked prediction. Normalize the features over the data first (mean 0
-    and deviation 1 each), or few codes are used. ``decode`` returns the shortest vectors whose
-    projections are the codes. Projection and codes are float32 buffers, whatever the module is
-    cast to.
+    Use the indices as labels for masked prediction; nothing is learned. Normalize each feature
+    over the data first (mean 0, standard deviation 1), otherwise few codes are used. ``decode``
+    returns the shortest vectors whose projections are the codes. Projection and codes are
+    buffers that stay float32 when the module is cast.
 
     Args:
         dim: Number of features of one vector, at least 1.
         codebook_size: Number of codes, at least 1.
         code_dim: Number of features of one code, between 1 and ``dim``.
-        generator: Source of randomness.
+        generator: Random number generator of projection and codes; by default the global one.
 
     Raises:
         ValueError: If a size is out of range.
@@ -91,7 +91,7 @@ class RandomProjectionQuantizer(KeepsDtypes, Quantizer):
 
     @property
     def codebooks(self) -> tuple[Codebook, ...]:
-        """None that learns."""
+        """Empty: nothing is learned."""
         return ()
 
     def extra_repr(self) -> str:
@@ -103,7 +103,7 @@ class RandomProjectionQuantizer(KeepsDtypes, Quantizer):
 
         Raises:
             TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
-            ValueError: On a wrong shape.
+            ValueError: If ``x`` or ``mask`` has the wrong shape.
         """
         return self.quantize_as(x, self.encode(x, mask))
 
@@ -115,7 +115,7 @@ class RandomProjectionQuantizer(KeepsDtypes, Quantizer):
         return torch.where(valid, nearest, -1)
 
     def decode(self, indices: Tensor) -> Tensor:
-        """Returns the vectors that stand for ``indices``: ``(...) -> (..., d)``; -1 gives zeros.
+        """Returns the vectors for ``indices``: ``(...) -> (..., d)``; -1 decodes to zeros.
 
         Raises:
             TypeError: If ``indices`` is not an integer tensor.
@@ -128,7 +128,7 @@ class RandomProjectionQuantizer(KeepsDtypes, Quantizer):
         return torch.where((indices >= 0).unsqueeze(-1), vectors, 0.0)
 
     def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
-        """Returns the result for indices chosen elsewhere."""
+        """Returns the result as if ``indices`` had been chosen."""
         x, valid = validate_assignment(x, indices, self.dim, self.codebook_sizes)
         chosen = torch.where(valid, indices.long(), -1)
         quantized = straight_through(x, self.decode(chosen).to(x.dtype))
@@ -136,7 +136,7 @@ class RandomProjectionQuantizer(KeepsDtypes, Quantizer):
 
     def _projected(self, x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        # Directions alone count: scaled, so that a sum cannot overflow.
+        # Only directions matter: scaled so that a sum cannot overflow.
         largest = wide.abs().amax(dim=-1, keepdim=True)
         with torch.autocast(x.device.type, enabled=False):
             return wide / torch.where(largest > 0, largest, 1.0) @ self.projection.to(wide.dtype)

@@ -1,4 +1,4 @@
-"""Stopping at a NaN instead of leaving it out."""
+"""A check for NaN and infinity."""
 
 from typing import final
 
@@ -13,18 +13,19 @@ from vqprior.quantizers._shared._wrapper import QuantizerWrapper
 
 @final
 class RequireFinite(QuantizerWrapper):
-    """Raises at a token with a NaN or an infinity, which quantizers by themselves leave out.
+    """Raises if an unmasked token is not finite; quantizers mask such tokens by default.
 
-    For finding out where such a token comes from. Reads one number back to the host in each
-    call, so it waits for the device and does not compile. Masked tokens may hold anything.
-    ``forward`` and ``encode`` check; ``quantize_as``, ``logits`` and ``nearest_indices`` do not.
+    Use it to find where a NaN or an infinity comes from. Each call synchronizes with the device
+    and cannot be compiled into one graph. ``forward`` and ``encode`` check their input;
+    ``quantize_as``, ``logits`` and ``nearest_indices`` do not.
 
     Args:
-        quantizer: Any quantizer with features last; ``ChannelsFirst`` goes outside.
+        quantizer: Any quantizer with features last. For feature maps, wrap the result in
+            ``ChannelsFirst``.
 
     Raises:
         TypeError: If ``quantizer`` is not a quantizer.
-        ValueError: If its features are not last.
+        ValueError: If ``quantizer`` does not have features last.
 
     Shape:
         - input, output: those of ``quantizer``
@@ -37,8 +38,8 @@ class RequireFinite(QuantizerWrapper):
         ...     vq(torch.full((2, 4), torch.nan))
         ... except ValueError as error:
         ...     print(error)
-        `x` must be finite, got a NaN or an infinity in 2 of 2 tokens. Mask them, or leave out
-        `RequireFinite`: quantizers skip such tokens.
+        `x` must be finite, got a NaN or an infinity in 2 of 2 tokens. Mask them, or remove
+        `RequireFinite`: quantizers mask such tokens.
     """
 
     def __init__(self, quantizer: Quantizer) -> None:
@@ -50,7 +51,7 @@ class RequireFinite(QuantizerWrapper):
 
         Raises:
             TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
-            ValueError: If an unmasked token is not finite, or on a wrong shape.
+            ValueError: If an unmasked token is not finite, or a shape is wrong.
         """
         self._check(x, mask)
         return self.quantizer(x, mask)
@@ -59,7 +60,7 @@ class RequireFinite(QuantizerWrapper):
         """Returns the indices.
 
         Raises:
-            ValueError: If an unmasked token is not finite, or on a wrong shape.
+            ValueError: If an unmasked token is not finite, or a shape is wrong.
         """
         self._check(x, mask)
         return self.quantizer.encode(x, mask)
@@ -75,5 +76,5 @@ class RequireFinite(QuantizerWrapper):
         if count:
             raise ValueError(
                 f"`x` must be finite, got a NaN or an infinity in {count} of {broken.numel()} "
-                "tokens. Mask them, or leave out `RequireFinite`: quantizers skip such tokens."
+                "tokens. Mask them, or remove `RequireFinite`: quantizers mask such tokens."
             )

@@ -1,4 +1,4 @@
-"""Quantizers in sequence, each on what the earlier ones left over."""
+"""Residual quantization: each stage quantizes the residual of the stages before."""
 
 from collections.abc import Callable, Sequence
 from typing import final
@@ -17,32 +17,32 @@ from vqprior.quantizers._shared._stages import Stages
 
 @final
 class ResidualQuantizer(Quantizer):
-    """Quantizes what earlier quantizers left over, and adds up: coarse to fine.
+    """Residual quantization: each stage quantizes the residual of the stages before.
 
-    One outer estimator spans all stages, so the gradient of ``quantized`` is the identity by
-    default, whatever the number of stages; each stage sees ``x`` minus a constant, so every stage's
-    commitment gradient is alive. Modules inside a stage (as in ``ProjectedQuantizer``) learn from
-    the gradient of ``quantized`` too. Terms of the stages add up.
+    ``quantized`` is the sum of the codes. One estimator is applied to the sum, so the gradient is
+    the identity by default for any number of stages. The residual is ``x`` minus a constant, so
+    the commitment loss of every stage has a gradient. Modules inside a stage, such as those of
+    ``ProjectedQuantizer``, also learn from ``quantized``. Loss terms are summed over stages.
 
-    Pass the same quantizer repeatedly to share its codebook: it is stored once, and a rule takes
-    one step for all its uses together.
+    Pass the same quantizer several times to share its codebook: it is stored once, and a rule
+    takes one step for all its uses.
 
     Args:
         quantizers: The stages, first to last, of equal ``dim``.
-        dropout: Probability, in training mode, that a sample (an entry of dimension 0) keeps
-            only its first ``m`` stages, with ``m`` uniform over 1 to all. Dropped stages have
-            index -1 and contribute nothing. Draws from torch's global generator, as
-            ``nn.Dropout`` does.
-        beam_size: Number of partial sums that the search keeps, at least 1 (greedy). Above 1 it
-            needs stages that can rank their codes (``Quantizer.nearest``), and costs about
+        dropout: Probability, in training mode, that a sample (an entry of dimension 0) keeps only
+            its first ``m`` stages, with ``m`` uniform from 1 to the number of stages. Dropped
+            stages have index -1 and contribute nothing. Random numbers come from torch's global
+            generator, as in ``nn.Dropout``.
+        beam_size: Number of partial sums that the search keeps, at least 1; 1 is the greedy
+            search. Larger values need stages with ``nearest_indices`` and cost about
             ``beam_size`` times as much.
-        estimator: ``(x, codes) -> codes``, which defines the gradient of the sum.
+        estimator: A function ``(x, codes) -> codes`` that defines the gradient of the sum.
 
     Raises:
-        TypeError: If an entry is not a quantizer, ``estimator`` cannot be called, or ``beam_size``
-            is above 1 and a stage cannot rank its codes.
-        ValueError: If there is no stage, stages differ in ``dim`` or have no index for each
-            token, or an option is out of range.
+        TypeError: If an entry is not a quantizer, ``estimator`` is not callable, or ``beam_size``
+            is above 1 and a stage has no ``nearest_indices``.
+        ValueError: If ``quantizers`` is empty, stages differ in ``dim`` or do not have features
+            last and indices for each token, or an option is out of range.
 
     Shape:
         - input: ``(..., d)``
@@ -52,7 +52,7 @@ class ResidualQuantizer(Quantizer):
         Lee et al., *Autoregressive Image Generation using Residual Quantization*, CVPR 2022,
         section 3.1. <https://arxiv.org/abs/2203.01941>
         Kumar et al., *High-Fidelity Audio Compression with Improved RVQGAN*, NeurIPS 2023,
-        section 3.3 (dropout for each sample). <https://arxiv.org/abs/2306.06546>
+        section 3.3 (dropout per sample). <https://arxiv.org/abs/2306.06546>
 
     Examples:
         >>> import torch
@@ -62,7 +62,7 @@ class ResidualQuantizer(Quantizer):
         >>> out.indices.shape, rvq.bits_per_token
         (torch.Size([2, 10, 4]), 16.0)
         >>> coarse = out.indices.clone()
-        >>> coarse[..., 2:] = -1  # the first two stages alone
+        >>> coarse[..., 2:] = -1  # only the first two stages
         >>> rvq.decode(coarse).shape
         torch.Size([2, 10, 8])
     """
@@ -80,8 +80,8 @@ class ResidualQuantizer(Quantizer):
         dims = [stage.dim for stage in self.stages]
         if len(set(dims)) > 1:
             raise ValueError(
-                f"`quantizers` must have one `dim`, got {dims}. Wrap those that search in another "
-                "space in `ProjectedQuantizer`."
+                f"`quantizers` must have equal `dim`, got {dims}. Wrap stages of another `dim` in "
+                "`ProjectedQuantizer`."
             )
         check_fraction("dropout", dropout)
         check_at_least("beam_size", beam_size, 1)
@@ -96,22 +96,22 @@ class ResidualQuantizer(Quantizer):
 
     @property
     def dim(self) -> int:
-        """That of every stage."""
+        """Number of features, equal for all stages."""
         return self.stages[0].dim
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Those of all stages, in order."""
+        """Codebook sizes of all stages, in order."""
         return self.stages.codebook_sizes
 
     @property
     def codebooks(self) -> tuple[Codebook, ...]:
-        """Those of all stages, in order."""
+        """Codebooks of all stages, in order."""
         return self.stages.codebooks
 
     @property
     def _learns_from_result(self) -> bool:
-        """Whether any of the stages does."""
+        """Whether any stage learns from the result."""
         return self.stages._learns_from_result
 
     def extra_repr(self) -> str:
@@ -123,7 +123,7 @@ class ResidualQuantizer(Quantizer):
 
         Raises:
             TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
-            ValueError: On a wrong shape.
+            ValueError: If ``x`` or ``mask`` has the wrong shape.
         """
         x, valid = validate_input(x, mask, self.dim)
         kept = self._kept(valid)
@@ -138,7 +138,7 @@ class ResidualQuantizer(Quantizer):
 
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Returns the indices ``(..., q)`` of all stages; nothing is dropped."""
+        """Returns the indices ``(..., q)`` of all stages, without dropout."""
         x, valid = validate_input(x, mask, self.dim)
         if self.beam_size > 1:
             return self.stages.join(self._search_beam(x, valid))
@@ -157,18 +157,19 @@ class ResidualQuantizer(Quantizer):
 
         Raises:
             TypeError: If ``indices`` is not an integer tensor.
-            ValueError: If ``indices`` has another number of codebooks.
+            ValueError: If ``indices`` does not have one index per codebook, or one on the CPU
+                names no code.
         """
         check_indices(indices, self.num_codebooks)
         dtype = code_dtype(self)
         total = torch.zeros((), dtype=dtype, device=indices.device)
-        # In the order of `forward`: sums of floats depend on it.
+        # In the order of `forward`, because float sums depend on the order.
         for stage, part in zip(self.stages, self.stages.split(indices), strict=True):
             total = total + stage.decode(part).to(dtype)
         return total
 
     def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
-        """Returns the result for indices ``(..., q)`` chosen elsewhere; -1 drops a stage."""
+        """Returns the result as if ``indices`` ``(..., q)`` had been chosen; -1 drops a stage."""
         x, valid = validate_assignment(x, indices, self.dim, self.codebook_sizes)
         parts = self.stages.split(mask_indices(indices, valid, self.num_codebooks))
         return self._run(x, valid, lambda i, rest: self.stages[i].quantize_as(rest, parts[i]))
@@ -176,17 +177,17 @@ class ResidualQuantizer(Quantizer):
     def logits(
         self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
     ) -> Tensor:
-        """Returns how well each code of each stage fits what is left over: ``(..., q, k)``.
+        """Returns logits over the codes of each stage for its residual: ``(..., q, k)``.
 
         Args:
             x: Vectors ``(..., d)``.
             temperature: Divides the logits, greater than 0.
-            indices: Choices ``(..., q)`` that earlier stages are taken to have made (teacher
-                forcing); by default those that the stages make.
+            indices: Indices ``(..., q)`` to use for earlier stages (teacher forcing); by default
+                those that each stage chooses.
 
         Raises:
             TypeError: If a stage has no explicit codebook.
-            ValueError: On a wrong shape, or if ``temperature`` is not greater than 0.
+            ValueError: If ``temperature`` is not greater than 0, or a shape is wrong.
         """
         check_floating("x", x)
         if indices is not None:
@@ -207,7 +208,7 @@ class ResidualQuantizer(Quantizer):
     def _run(
         self, x: Tensor, valid: Tensor, quantize: Callable[[int, Tensor], QuantizerOutput]
     ) -> QuantizerOutput:
-        """Runs the stages with whatever chooses their codes."""
+        """Runs all stages; ``quantize(number, residual)`` returns the result of one."""
         dtype = code_dtype(self)
         wide = x.to(torch.promote_types(x.dtype, dtype))
         total = torch.zeros_like(wide, dtype=dtype)
@@ -215,7 +216,7 @@ class ResidualQuantizer(Quantizer):
         for number, stage in enumerate(self.stages):
             out = quantize(number, rest)
             if torch.is_grad_enabled() and stage._learns_from_result:
-                # What is inside a stage learns from the result; `x` has the outer estimator.
+                # Modules inside a stage learn from the result; `x` gets the outer estimator.
                 inner = stage.quantize_as(rest.detach(), out.indices).quantized.to(dtype)
                 carried = inner - inner.detach()
                 trained = carried if trained is None else trained + carried
@@ -229,7 +230,7 @@ class ResidualQuantizer(Quantizer):
         return merge_outputs(outs, quantized, self.stages.join([out.indices for out in outs]))
 
     def _kept(self, valid: Tensor) -> list[Tensor]:
-        """For each stage, which samples use it: broadcasts against ``valid``."""
+        """Returns, for each stage, which samples keep it; broadcasts against ``valid``."""
         count = len(self.stages)
         if not self.training or self.dropout == 0:
             return [valid.new_ones((), dtype=torch.bool)] * count
@@ -240,13 +241,13 @@ class ResidualQuantizer(Quantizer):
 
     @torch.no_grad()
     def _search_beam(self, x: Tensor, valid: Tensor) -> list[Tensor]:
-        """Keeps the best partial sums after each stage; the indices of the best at the end."""
+        """Beam search over the stages; returns the indices of the best path, by stage."""
         rest = x.to(torch.promote_types(x.dtype, code_dtype(self))).unsqueeze(-2)
         paths: list[Tensor] = []
         for stage in self.stages:
             near = stage.nearest_indices(rest, min(self.beam_size, stage.codebook_size))
             left = rest.unsqueeze(-2) - stage.decode(near).to(rest.dtype)
-            # Stable, so that ties go to the lowest index of the best path.
+            # A stable sort, so that ties go to the lowest index of the best path.
             cost = left.square().sum(dim=-1).flatten(-2)
             best = cost.sort(dim=-1, stable=True).indices[..., : self.beam_size]
             paths = [path.gather(-1, best // near.shape[-1]) for path in paths]

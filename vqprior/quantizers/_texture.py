@@ -1,4 +1,4 @@
-"""Quantization of what a side signal does not explain."""
+"""Texture vector quantization: the residual given a structure."""
 
 from typing import TYPE_CHECKING, Protocol, final
 
@@ -12,7 +12,7 @@ from vqprior.quantizers._shared._outputs import replace_quantized
 
 
 class Fuse(Protocol):
-    """A function or module that decides what is left to code: ``(structure, texture) -> x``."""
+    """A function or module that returns what to quantize: ``(structure, texture) -> x``."""
 
     def __call__(self, structure: Tensor, texture: Tensor) -> Tensor: ...
 
@@ -26,17 +26,15 @@ def _residual(structure: Tensor, texture: Tensor) -> Tensor:
 class TextureQuantizer(QuantizerBase):
     """Quantizes the residual of ``texture`` given ``structure``.
 
-    ``quantized = structure + quantizer(fuse(structure, texture)).quantized``: the codebook
-    models a conditional residual. The structure is a side signal that the decoding end has or
-    predicts, so it costs no codes. Layout is that of the wrapped quantizer: put
-    ``ChannelsFirst`` inside for feature maps.
-
-    Masked tokens come out as their structure alone.
+    ``quantized = structure + quantizer(fuse(structure, texture)).quantized``: the codebook models
+    the residual. The structure is a side signal that the decoder has or predicts, so it costs no
+    codes. The layout is that of ``quantizer``: for feature maps, wrap ``quantizer`` in
+    ``ChannelsFirst``. For masked tokens, ``quantized`` is the structure.
 
     Args:
-        quantizer: Any quantizer.
-        fuse: What is quantized, from both; by default ``texture - structure``. The paper uses
-            a network over both.
+        quantizer: Any quantizer of one tensor.
+        fuse: A function or module ``(structure, texture) -> x`` that returns what to quantize; by
+            default ``texture - structure``. The paper uses a network.
 
     Raises:
         TypeError: If ``quantizer`` is not a quantizer of one tensor.
@@ -47,7 +45,7 @@ class TextureQuantizer(QuantizerBase):
 
     References:
         Li et al., *Texture Vector-Quantization and Reconstruction Aware Prediction for
-        Generative Super-Resolution*, ICLR 2026, texture vector-quantization.
+        Generative Super-Resolution*, ICLR 2026, section on texture vector-quantization.
         <https://arxiv.org/abs/2509.23774>
 
     Examples:
@@ -71,17 +69,17 @@ class TextureQuantizer(QuantizerBase):
 
     @property
     def dim(self) -> int:
-        """That of the wrapped quantizer."""
+        """Number of features of the wrapped quantizer."""
         return self.quantizer.dim
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Those of the wrapped quantizer."""
+        """Codebook sizes of the wrapped quantizer."""
         return self.quantizer.codebook_sizes
 
     @property
     def codebooks(self) -> tuple[Codebook, ...]:
-        """Those of the wrapped quantizer."""
+        """Codebooks of the wrapped quantizer."""
         return self.quantizer.codebooks
 
     def forward(
@@ -91,8 +89,8 @@ class TextureQuantizer(QuantizerBase):
 
         Raises:
             TypeError: If ``texture`` or ``structure`` is not floating point.
-            ValueError: If what ``fuse`` returns has not the shape of ``structure``; by default,
-                if ``texture`` has not.
+            ValueError: If the result of ``fuse`` does not have the shape of ``structure``; by
+                default, if ``texture`` does not.
         """
         out = self.quantizer(self._fused(texture, structure), mask)
         return replace_quantized(out, structure + out.quantized)
@@ -102,7 +100,7 @@ class TextureQuantizer(QuantizerBase):
         return self.quantizer.encode(self._fused(texture, structure), mask)
 
     def quantize_as(self, texture: Tensor, structure: Tensor, indices: Tensor) -> QuantizerOutput:
-        """Returns the result for indices chosen elsewhere."""
+        """Returns the result as if ``indices`` had been chosen."""
         out = self.quantizer.quantize_as(self._fused(texture, structure), indices)
         return replace_quantized(out, structure + out.quantized)
 
@@ -114,7 +112,7 @@ class TextureQuantizer(QuantizerBase):
         temperature: float = 1.0,
         indices: Tensor | None = None,
     ) -> Tensor:
-        """Returns how well each code fits ``texture`` given ``structure``.
+        """Returns logits over the codes for ``texture`` given ``structure``.
 
         Raises:
             TypeError: If the quantizer has no explicit codebook.
@@ -136,8 +134,8 @@ class TextureQuantizer(QuantizerBase):
         fused: Tensor = self.fuse(torch.where(usable, structure, 0.0), texture)
         # A broadcast sum would hide a structure of the wrong size.
         check_shape("fuse(structure, texture)", fused, structure.shape)
-        # The quantizer leaves these tokens out; had `fuse` seen them, even a gradient of 0 would
-        # have become NaN in its parameters.
+        # The quantizer masks these tokens. `fuse` must not see them: even a gradient of 0 would
+        # become NaN in its parameters.
         return torch.where(usable, fused, torch.nan)
 
     if TYPE_CHECKING:  # nn.Module.__call__ returns Any; callers deserve the real type.

@@ -1,1 +1,1 @@
-"""What only quantizers share: checked inputs, results, columns of indices, wrappers."""
+"""Code shared by quantizers only: input checks, results, index columns, the wrapper."""

@@ -1,4 +1,4 @@
-"""One bit for each feature, its sign: all of a quantizer but what the signs are taken of."""
+"""Base of the quantizers that keep one bit per feature, its sign."""
 
 import abc
 
@@ -27,7 +27,7 @@ _MAX_GROUP = 20
 
 
 class BinaryQuantizer(Quantizer):
-    """Keeps the sign of each feature; subclasses say of what, and how large a code's features are.
+    """Keeps the sign of each feature; subclasses define the input scaling and that of the codes.
 
     Codes are never listed. Bit ``i`` of an index is the sign of feature ``i``.
     """
@@ -46,8 +46,8 @@ class BinaryQuantizer(Quantizer):
         check_at_least("num_bits", num_bits, 1)
         if num_bits > _MAX_BITS:
             raise ValueError(
-                f"`num_bits` must be at most {_MAX_BITS}, got {num_bits}. For more, put several in "
-                "`GroupedQuantizer`."
+                f"`num_bits` must be at most {_MAX_BITS}, got {num_bits}. For more bits, combine "
+                "several in a `GroupedQuantizer`."
             )
         check_at_least("commitment_weight", commitment_weight, 0.0)
         check_at_least("sample_entropy_weight", sample_entropy_weight, 0.0)
@@ -56,8 +56,8 @@ class BinaryQuantizer(Quantizer):
         check_at_least("group_size", group_size, 1)
         if group_size > _MAX_GROUP:
             raise ValueError(
-                f"`group_size` must be at most {_MAX_GROUP}, got {group_size}. A group of `g` bits "
-                "has `2**g` codes."
+                f"`group_size` must be at most {_MAX_GROUP}, got {group_size}. Use smaller "
+                "groups: a group of `g` bits has `2**g` codes."
             )
         self.num_bits = num_bits
         self.commitment_weight = commitment_weight
@@ -69,30 +69,30 @@ class BinaryQuantizer(Quantizer):
     @property
     @abc.abstractmethod
     def scale(self) -> float:
-        """Absolute value of each feature of a code."""
+        """Absolute value of every feature of a code."""
 
     @abc.abstractmethod
     def _prepare(self, x: Tensor) -> Tensor:
-        """Returns what the signs are taken of, in float32 or wider."""
+        """Returns the vectors whose signs are kept, in float32 or wider."""
 
     @property
     def dim(self) -> int:
-        """One feature for each bit."""
+        """Number of features, one per bit."""
         return self.num_bits
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """One index, for all patterns of bits."""
+        """One codebook with all bit patterns."""
         return (2**self.num_bits,)
 
     @property
     def codebooks(self) -> tuple[Codebook, ...]:
-        """None: nothing learns."""
+        """Empty: nothing is learned."""
         return ()
 
     @property
     def _learns_from_result(self) -> bool:
-        """False: there is no parameter."""
+        """False: there are no parameters."""
         return False
 
     def extra_repr(self) -> str:
@@ -109,7 +109,7 @@ class BinaryQuantizer(Quantizer):
 
         Raises:
             TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
-            ValueError: On a wrong shape.
+            ValueError: If ``x`` or ``mask`` has the wrong shape.
         """
         x, valid = validate_input(x, mask, self.dim)
         prepared = self._prepare(x)
@@ -123,7 +123,7 @@ class BinaryQuantizer(Quantizer):
         return torch.where(valid, self._index(self._prepare(x)), -1)
 
     def decode(self, indices: Tensor) -> Tensor:
-        """Returns the codes named by ``indices``: ``(...) -> (..., bits)``; -1 gives zeros.
+        """Returns the codes named by ``indices``: ``(...) -> (..., d)``; -1 decodes to zeros.
 
         Raises:
             TypeError: If ``indices`` is not an integer tensor.
@@ -134,7 +134,7 @@ class BinaryQuantizer(Quantizer):
         return torch.where(bits < 0, 0, 2 * bits - 1).to(torch.float32) * self.scale
 
     def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
-        """Returns the result for indices ``(...)`` chosen elsewhere."""
+        """Returns the result as if ``indices`` ``(...)`` had been chosen."""
         x, valid = validate_assignment(x, indices, self.dim, self.codebook_sizes)
         return self._output(self._prepare(x), mask_indices(indices, valid, 1), valid, x.dtype)
 
@@ -152,7 +152,7 @@ class BinaryQuantizer(Quantizer):
             terms["commitment"] = self.commitment_weight * distance
         if self.sample_entropy_weight > 0 or self.batch_entropy_weight > 0:
             terms["entropy"] = bit_entropy_loss(
-                # The log-odds of a bit if a code's logit is minus its squared distance.
+                # The log-odds of a bit if the logit of a code is its negative squared distance.
                 4 * self.scale / self.temperature * prepared,
                 mask=valid,
                 sample_weight=self.sample_entropy_weight,

@@ -1,23 +1,23 @@
-"""Indices ``(..., q)`` of several codebooks, column by column."""
+"""Helpers for the indices ``(..., q)`` of several codebooks."""
 
 import torch
 from torch import Tensor, nn
 
 
 def has_any_index(indices: Tensor, num_codebooks: int) -> Tensor:
-    """Which tokens have at least one index that names a code: ``(...)``."""
+    """Returns which tokens have at least one index that is not -1: ``(...)``."""
     named = indices >= 0
     return named if num_codebooks == 1 else named.any(dim=-1)
 
 
 def mask_indices(indices: Tensor, valid: Tensor, num_codebooks: int) -> Tensor:
-    """``indices`` with -1 for tokens that do not count, as ``int64``."""
+    """Returns ``indices`` as ``int64``, with -1 for tokens that are not valid."""
     kept = valid if num_codebooks == 1 else valid.unsqueeze(-1)
     return torch.where(kept, indices.long(), -1)
 
 
 def columns(indices: Tensor, num_codebooks: list[int]) -> list[Tensor]:
-    """Splits ``(..., q)`` into what each of several quantizers calls its indices."""
+    """Splits ``(..., q)`` into the indices of several quantizers."""
     if sum(num_codebooks) == 1:
         return [indices]
     return [
@@ -27,7 +27,7 @@ def columns(indices: Tensor, num_codebooks: list[int]) -> list[Tensor]:
 
 
 def stack_columns(parts: list[Tensor], num_codebooks: list[int]) -> Tensor:
-    """The inverse of ``columns``."""
+    """Joins the indices of several quantizers; the inverse of ``columns``."""
     if sum(num_codebooks) == 1:
         return parts[0]
     wide = [
@@ -38,7 +38,7 @@ def stack_columns(parts: list[Tensor], num_codebooks: list[int]) -> Tensor:
 
 
 def stack_logits(parts: list[Tensor], num_codebooks: list[int]) -> Tensor:
-    """Stacks ``(..., [q,] k)`` to ``(..., q, k)``; codes that a codebook lacks get ``-inf``."""
+    """Stacks ``(..., [q,] k)`` to ``(..., q, k)``; smaller codebooks are padded with ``-inf``."""
     size = max(part.shape[-1] for part in parts)
     wide = [
         part.unsqueeze(-2) if count == 1 else part

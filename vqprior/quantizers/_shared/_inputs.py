@@ -1,4 +1,4 @@
-"""Checked input: which tokens are valid, and what stands where they are not."""
+"""Input checks, and which tokens are valid."""
 
 import torch
 from torch import Tensor
@@ -16,44 +16,44 @@ from vqprior.quantizers._shared._columns import has_any_index
 
 
 def check_quantizer(name: str, quantizer: object) -> None:
-    """Raises ``TypeError`` unless ``quantizer`` is one of a single tensor."""
+    """Raises ``TypeError`` unless ``quantizer`` is a quantizer that takes one tensor."""
     if not isinstance(quantizer, Quantizer):
         raise TypeError(
-            f"`{name}` must be a quantizer, got {type(quantizer).__name__}. A `TextureQuantizer` "
-            "goes outside of all others."
+            f"`{name}` must be a quantizer, got {type(quantizer).__name__}. Only the "
+            "outermost quantizer can be a `TextureQuantizer`."
         )
 
 
 def check_features_last(name: str, quantizer: Quantizer) -> None:
-    """Raises unless ``quantizer`` is one with features last."""
+    """Raises unless ``quantizer`` is a quantizer with features last."""
     check_quantizer(name, quantizer)
     if not quantizer.features_last:
         raise ValueError(
-            f"`{name}` must have features last, got {type(quantizer).__name__}. Put "
-            "`ChannelsFirst` outside."
+            f"`{name}` must have features last, got {type(quantizer).__name__}. Wrap the outer "
+            "quantizer in `ChannelsFirst` instead."
         )
 
 
 def check_index_per_token(name: str, quantizer: Quantizer) -> None:
-    """Raises unless ``quantizer`` has features last, and indices for each token."""
+    """Raises unless ``quantizer`` has features last and indices for each token."""
     check_features_last(name, quantizer)
     if not quantizer.has_index_per_token:
         raise ValueError(
-            f"`{name}` must have indices for each token, got {type(quantizer).__name__}. Put "
-            "`MultiScaleQuantizer` outside."
+            f"`{name}` must have indices for each token, got {type(quantizer).__name__}. Wrap the "
+            "outer quantizer in `MultiScaleQuantizer` instead."
         )
 
 
 def valid_tokens(x: Tensor, mask: Tensor | None, dim: int) -> Tensor:
-    """Checks the input of a quantizer and returns which tokens are valid: not masked, and finite.
+    """Checks the input of a quantizer and returns which tokens are valid: not masked and finite.
 
-    For quantizers of your own: ``forward`` and ``encode`` start with it. Nothing is read back to
-    the host. What an invalid token holds must not matter: put zeros there, or -1 for its index.
+    Call it first in ``forward`` and ``encode`` of a custom quantizer, and return zeros and the
+    index -1 for tokens that are not valid. It does not synchronize with the device.
 
     Args:
         x: Vectors.
         mask: True for real tokens, or None.
-        dim: Number of features ``d`` that the quantizer takes.
+        dim: Number of features ``d`` of the quantizer.
 
     Returns:
         True for valid tokens.
@@ -76,7 +76,7 @@ def valid_tokens(x: Tensor, mask: Tensor | None, dim: int) -> Tensor:
     """
     check_floating("x", x)
     check_last_dim("x", x, dim)
-    # Two plain passes; `isfinite` takes three, and the reduction of booleans is slow.
+    # Two passes over `x`; `isfinite` takes three, and reducing booleans is slow.
     valid = (x.amax(dim=-1) < torch.inf) & (x.amin(dim=-1) > -torch.inf)
     if mask is not None:
         check_mask(mask, x.shape[:-1])
@@ -85,7 +85,7 @@ def valid_tokens(x: Tensor, mask: Tensor | None, dim: int) -> Tensor:
 
 
 def validate_input(x: Tensor, mask: Tensor | None, dim: int) -> tuple[Tensor, Tensor]:
-    """Checks the input; returns it with zeros where it does not count, and where it does."""
+    """Checks the input; returns it with zeros for invalid tokens, and which tokens are valid."""
     valid = valid_tokens(x, mask, dim)
     return torch.where(valid.unsqueeze(-1), x, 0.0), valid
 
@@ -93,23 +93,23 @@ def validate_input(x: Tensor, mask: Tensor | None, dim: int) -> tuple[Tensor, Te
 def validate_assignment(
     x: Tensor, indices: Tensor, dim: int, codebook_sizes: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Checks vectors and the indices that were chosen for them; returns clean vectors and validity.
+    """Checks vectors and the indices chosen for them; returns the vectors and which are valid.
 
-    For quantizers of your own: ``quantize_as`` starts with it. A token is valid if it is finite
-    and at least one of its indices names a code.
+    Call it first in ``quantize_as`` of a custom quantizer. A token is valid if it is finite and
+    at least one of its indices is not -1.
 
     Args:
         x: Vectors.
-        indices: Their indices, -1 where there is none.
-        dim: Number of features ``d`` that the quantizer takes.
-        codebook_sizes: Number of codes that each of the ``q`` indices of a token can name.
+        indices: Their indices, -1 for none.
+        dim: Number of features ``d`` of the quantizer.
+        codebook_sizes: Number of codes of each of the ``q`` codebooks.
 
     Returns:
-        ``x`` with zeros where a token is not valid, and True for valid tokens.
+        ``x`` with zeros for invalid tokens, and a mask that is True for valid tokens.
 
     Raises:
         TypeError: If ``x`` is not floating point or ``indices`` not an integer tensor.
-        ValueError: On a wrong shape, or if an index on the CPU names no code.
+        ValueError: If a shape is wrong, or an index on the CPU names no code.
 
     Shape:
         - ``x``: ``(..., d)``
@@ -133,21 +133,21 @@ def validate_assignment(
 
 
 def validate_indices(indices: Tensor, codebook_sizes: tuple[int, ...]) -> None:
-    """Raises unless indices are integers that name codes, or -1.
+    """Raises unless ``indices`` are integers that name codes, or -1.
 
-    For quantizers of your own: ``decode`` starts with it. Values are read on the CPU alone, where
-    nothing has to be waited for.
+    Call it first in ``decode`` of a custom quantizer. Indices are range-checked on the CPU only;
+    on a GPU the check would force a synchronization.
 
     Args:
-        indices: The indices.
-        codebook_sizes: Number of codes that each of the ``q`` indices of a token can name.
+        indices: The indices to check.
+        codebook_sizes: Number of codes of each of the ``q`` codebooks.
 
     Returns:
         None.
 
     Raises:
         TypeError: If ``indices`` is not an integer tensor.
-        ValueError: If there are not ``q`` of them for each token, or one on the CPU names no code.
+        ValueError: If a token does not have ``q`` indices, or one on the CPU names no code.
 
     Shape:
         - ``indices``: ``(...)``, or ``(..., q)`` for ``q`` above 1
@@ -168,6 +168,6 @@ def check_indices(indices: Tensor, num_codebooks: int) -> None:
     check_integer("indices", indices)
     if num_codebooks > 1 and (indices.ndim == 0 or indices.shape[-1] != num_codebooks):
         raise ValueError(
-            f"`indices` must have shape (..., {num_codebooks}), an index for each codebook, got "
-            f"{tuple(indices.shape)}. Fill up with -1 what is not known."
+            f"`indices` must have shape (..., {num_codebooks}), one index per codebook, got "
+            f"{tuple(indices.shape)}. Use -1 for unknown indices."
         )

@@ -1,4 +1,4 @@
-"""Results: put together, merged, and with another value."""
+"""Helpers that build, change and merge results."""
 
 from collections.abc import Iterable
 
@@ -14,19 +14,19 @@ def make_output(
     terms: dict[str, Tensor],
     selections: Iterable[Selection] = (),
 ) -> QuantizerOutput:
-    """Puts the result of a quantizer together; the loss is the sum of the terms.
+    """Builds the result of a quantizer; ``loss`` is the sum of ``terms``.
 
-    For quantizers of your own: ``forward`` and ``quantize_as`` end with it.
+    Call it last in ``forward`` and ``quantize_as`` of a custom quantizer.
 
     Args:
-        quantized: The codes, in the dtype of the input, with the gradient of the estimator and
-            zeros where a token is not valid.
-        indices: ``int64``, -1 where a token is not valid.
-        terms: Weighted scalars by name; only those that can act.
+        quantized: The codes, in the dtype of the input, with the gradient of the estimator, and
+            zeros for invalid tokens.
+        indices: The indices as ``int64``, -1 for invalid tokens.
+        terms: Weighted scalar losses by name; leave out those with a weight of 0.
         selections: One for each of the quantizer's ``codebooks``, in the same order.
 
     Returns:
-        The result, with terms and loss in float32.
+        The result, with ``terms`` and ``loss`` in float32.
 
     Shape:
         - ``quantized``: ``(..., d)``
@@ -51,7 +51,8 @@ def make_output(
 
 
 def replace_quantized(out: QuantizerOutput, quantized: Tensor) -> QuantizerOutput:
-    """Returns ``out`` with another value; `dataclasses.replace` breaks the graph of torch 2.6."""
+    """Returns ``out`` with another ``quantized``."""
+    # `dataclasses.replace` breaks the graph in torch 2.6.
     return QuantizerOutput(
         quantized=quantized,
         indices=out.indices,
@@ -64,7 +65,7 @@ def replace_quantized(out: QuantizerOutput, quantized: Tensor) -> QuantizerOutpu
 def merge_outputs(
     outs: list[QuantizerOutput], quantized: Tensor, indices: Tensor
 ) -> QuantizerOutput:
-    """Joins the results of several quantizers; terms of the same name add up."""
+    """Joins the results of several quantizers; terms of the same name are summed."""
     terms: dict[str, Tensor] = {}
     for out in outs:
         for name, term in out.terms.items():
@@ -73,7 +74,7 @@ def merge_outputs(
 
 
 def code_dtype(module: nn.Module) -> torch.dtype:
-    """The dtype in which a module adds up codes: float32, or wider if its tensors are."""
+    """Returns the dtype in which a module sums codes: float32, or wider if its tensors are."""
     dtype = torch.float32
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.is_floating_point():

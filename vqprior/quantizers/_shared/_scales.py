@@ -1,4 +1,4 @@
-"""Where the indices of each scale lie among those of all scales."""
+"""The layout of the indices of several scales in one dimension."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from vqprior._checks import check_integer, check_shape
 
 @dataclasses.dataclass(frozen=True)
 class ScaleLayout:
-    """Indices ``(..., n)`` or ``(..., n, q)``: the positions of all scales, one after another."""
+    """Layout of indices ``(..., n)`` or ``(..., n, q)``, in which one scale follows the other."""
 
     scales: list[tuple[int, ...]]
     num_codebooks: int
@@ -22,20 +22,20 @@ class ScaleLayout:
         return [math.prod(scale) for scale in self.scales]
 
     def join(self, parts: list[Tensor], leading: torch.Size) -> Tensor:
-        """Joins ``(b, *scale, ...)`` of each scale to ``(*leading, n, ...)``."""
+        """Joins a tensor ``(b, *scale, ...)`` per scale into ``(*leading, n, ...)``."""
         spatial = len(self.scales[-1])
         flat = torch.cat([part.flatten(1, spatial) for part in parts], dim=1)
         return flat.reshape(*leading, *flat.shape[1:])
 
     def split(self, indices: Tensor) -> tuple[list[Tensor], torch.Size]:
-        """Splits into ``(b, *scale)`` or ``(b, *scale, q)`` of each scale, and leading sizes."""
+        """Returns ``(b, *scale)`` or ``(b, *scale, q)`` per scale, and the leading sizes."""
         check_integer("indices", indices)
         last = () if self.num_codebooks == 1 else (self.num_codebooks,)
         tail = (sum(self.counts), *last)
         if tuple(indices.shape[-len(tail) :]) != tail:
             raise ValueError(
                 f"`indices` must have shape (..., {', '.join(map(str, tail))}), the positions of "
-                f"all scales, got {tuple(indices.shape)}. Fill up with -1 what is not known."
+                f"all scales, got {tuple(indices.shape)}. Use -1 for unknown indices."
             )
         leading = indices.shape[: -len(tail)]
         parts = indices.reshape(-1, *tail).split(self.counts, dim=1)
@@ -43,7 +43,7 @@ class ScaleLayout:
         return [part.reshape(part.shape[0], *scale, *last) for part, scale in shaped], leading
 
     def split_for(self, indices: Tensor, leading: torch.Size) -> list[Tensor]:
-        """As ``split``, for a map with these leading sizes."""
+        """Splits indices and checks that their leading sizes are ``leading``."""
         parts, own = self.split(indices)
         check_shape("indices", indices, (*leading, *indices.shape[len(own) :]))
         return parts

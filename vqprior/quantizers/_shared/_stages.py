@@ -1,4 +1,4 @@
-"""Several quantizers as one list, each stored once however often it appears."""
+"""A list of quantizers that stores each one once."""
 
 from collections.abc import Iterator, Sequence
 from typing import cast
@@ -11,9 +11,9 @@ from vqprior.quantizers._shared._inputs import check_index_per_token
 
 
 class Stages(nn.Module):
-    """Holds quantizers in order, and knows which columns of the indices belong to which.
+    """Holds quantizers in order, and splits and joins their indices.
 
-    A quantizer that is passed repeatedly is one submodule: its state is saved once.
+    A quantizer that is passed several times is one submodule, so its state is saved once.
     """
 
     def __init__(self, quantizers: Sequence[Quantizer]) -> None:
@@ -46,28 +46,28 @@ class Stages(nn.Module):
 
     @property
     def counts(self) -> list[int]:
-        """Number of indices of each."""
+        """Number of indices per token of each quantizer."""
         return [stage.num_codebooks for stage in self]
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Those of all, in order."""
+        """Codebook sizes of all quantizers, in order."""
         return tuple(size for stage in self for size in stage.codebook_sizes)
 
     @property
     def codebooks(self) -> tuple[Codebook, ...]:
-        """Those of all, in order."""
+        """Codebooks of all quantizers, in order."""
         return tuple(codebook for stage in self for codebook in stage.codebooks)
 
     @property
     def _learns_from_result(self) -> bool:
-        """Whether any does."""
+        """Whether any quantizer learns from the result."""
         return any(stage._learns_from_result for stage in self)
 
     def split(self, indices: Tensor) -> list[Tensor]:
-        """Splits indices ``(..., q)`` into those of each."""
+        """Splits indices ``(..., q)`` into those of each quantizer."""
         return columns(indices, self.counts)
 
     def join(self, indices: list[Tensor]) -> Tensor:
-        """Joins the indices of each to ``(..., q)``."""
+        """Joins the indices of each quantizer into ``(..., q)``."""
         return stack_columns(indices, self.counts)

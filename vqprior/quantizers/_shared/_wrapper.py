@@ -1,4 +1,4 @@
-"""A wrapper of one quantizer, which passes everything on."""
+"""The base class of wrappers."""
 
 from torch import Tensor
 
@@ -7,15 +7,15 @@ from vqprior.quantizers._shared._inputs import check_quantizer
 
 
 class QuantizerWrapper(Quantizer):
-    """A quantizer around another one, to which it passes every call.
+    """Base class of wrappers: passes every call on to ``self.quantizer``.
 
-    Derive from it to change one thing about any quantizer: a subclass defines the methods it
-    changes, and the rest, sizes and codebooks among them, is that of ``self.quantizer``. A wrapper
-    that changes vectors changes them in ``forward``, ``encode``, ``decode``, ``quantize_as``,
-    ``logits`` and ``nearest_indices`` alike.
+    Derive from it to change one thing about any quantizer, and override the methods that change.
+    All other methods, sizes and codebooks are those of ``self.quantizer``. A wrapper that changes
+    vectors must do so in ``forward``, ``encode``, ``decode``, ``quantize_as``, ``logits`` and
+    ``nearest_indices``.
 
     Args:
-        quantizer: The quantizer inside.
+        quantizer: The quantizer to wrap.
 
     Raises:
         TypeError: If ``quantizer`` is not a quantizer.
@@ -47,17 +47,17 @@ class QuantizerWrapper(Quantizer):
 
     @property
     def dim(self) -> int:
-        """That of the wrapped quantizer."""
+        """Number of features of the wrapped quantizer."""
         return self.quantizer.dim
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Those of the wrapped quantizer."""
+        """Codebook sizes of the wrapped quantizer."""
         return self.quantizer.codebook_sizes
 
     @property
     def codebooks(self) -> tuple[Codebook, ...]:
-        """Those of the wrapped quantizer."""
+        """Codebooks of the wrapped quantizer."""
         return self.quantizer.codebooks
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
@@ -73,13 +73,13 @@ class QuantizerWrapper(Quantizer):
         return self.quantizer.decode(indices)
 
     def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
-        """Returns the result for indices chosen elsewhere."""
+        """Returns the result as if ``indices`` had been chosen."""
         return self.quantizer.quantize_as(x, indices)
 
     def logits(
         self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
     ) -> Tensor:
-        """Returns how well each code fits."""
+        """Returns logits over the codes."""
         return self.quantizer.logits(x, temperature=temperature, indices=indices)
 
     def nearest_indices(self, x: Tensor, num_nearest: int) -> Tensor:
@@ -88,7 +88,7 @@ class QuantizerWrapper(Quantizer):
 
     @property
     def _learns_from_result(self) -> bool:
-        """That of the wrapped quantizer, and of what the wrapper itself has."""
+        """Whether the wrapped quantizer or a part of the wrapper learns from the result."""
         parts = (part for name, part in self.named_children() if name != "quantizer")
         own = (*self.parameters(recurse=False), *(p for part in parts for p in part.parameters()))
         return any(p.requires_grad for p in own) or self.quantizer._learns_from_result
