@@ -1,9 +1,8 @@
-"""The index of the API reference: every public name, linked, with the first sentence on it.
+"""The index of the API reference: every public name, linked, with its summary.
 
 ``python -m tests.reference`` writes ``docs/api/reference.md``; a test holds it to the docstrings.
 """
 
-import ast
 import inspect
 import re
 from pathlib import Path
@@ -14,7 +13,12 @@ from vqprior import _interfaces
 API = Path(__file__).parent.parent / "docs" / "api"
 INDEX = API / "reference.md"
 CONFIGURATION = API.parent / "zensical.toml"
-INTRODUCTION = """# Reference
+INTRODUCTION = """---
+search:
+  exclude: true  # each name is found on its own page
+---
+
+# Reference
 
 All public names. What does not appear here is private and may change in any release.
 """
@@ -38,16 +42,9 @@ def summary(name: str) -> str:
         thing = getattr(thing, part)
     text = inspect.getdoc(thing)
     if not (inspect.isclass(thing) or inspect.isfunction(thing)):  # a type, described below it
-        body = ast.parse(inspect.getsource(_interfaces)).body
-        following = {
-            node.targets[0].id: after.value.value
-            for node, after in zip(body, body[1:], strict=False)
-            if isinstance(node, ast.Assign) and isinstance(after, ast.Expr)
-            and isinstance(after.value, ast.Constant)
-        }  # fmt: skip
-        text = following[name.rpartition(".")[2]]
-    first = " ".join(text.partition("\n\n")[0].split())
-    return first.replace("``", "`")
+        pattern = rf'^{name.rpartition(".")[2]} = .*\n"""(.*?)"""'
+        text = re.search(pattern, inspect.getsource(_interfaces), re.MULTILINE | re.DOTALL)[1]
+    return " ".join(text.partition("\n\n")[0].split()).replace("``", "`")
 
 
 def index() -> str:

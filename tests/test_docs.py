@@ -56,10 +56,3 @@ def test_page_examples(page: Path, tmp_path, monkeypatch):
 def test_links_within_the_repository_lead_somewhere(page: Path):
     broken = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
     assert not broken
-
-
-def test_every_page_is_in_the_navigation():
-    navigation = (REPO / ".mkdocs.yml").read_text()
-    listed = re.findall(r"^ +- [^:]+: (\S+\.md)$", navigation, re.MULTILINE)
-    pages = [str(page.relative_to(REPO / "docs")) for page in (REPO / "docs").rglob("*.md")]
-    assert sorted(listed) == sorted(pages)
