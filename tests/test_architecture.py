@@ -22,10 +22,12 @@ LAYERS = {
     "_distributed": set(),
     "_checks": set(),
     "_precision": set(),
-    "_interfaces": {"_checks", "_precision"},
-    "functional": {"_checks", "_distributed", "_interfaces"},
+    "_results": set(),
+    "_interfaces": {"_checks", "_distributed", "_precision", "_results"},
+    "functional": {"_checks", "_distributed", "_interfaces", "_results"},
     "nn": {"_checks", "functional"},
-    "codebooks": {"_checks", "_distributed", "_interfaces", "functional"},
+    "codebooks": {"_checks", "_distributed", "_interfaces", "_results", "functional"},
+    "_default_rules": {"_interfaces", "codebooks"},
     "metrics": {"_checks", "_distributed", "_precision", "_interfaces", "functional"},
     "losses": {
         "_checks",
@@ -38,8 +40,17 @@ LAYERS = {
     },
     "predictors": {"_checks", "_interfaces", "functional", "nn"},
     # Wrappers and rules know interfaces only; a quantizer may name its default codebook.
-    "quantizers": {"_checks", "_precision", "_interfaces", "functional", "codebooks._embedding"},
-    "testing": {"_checks", "_interfaces"},
+    "quantizers": {
+        "_checks",
+        "_precision",
+        "_interfaces",
+        "_results",
+        "functional",
+        "codebooks._embedding",
+        "codebooks._chained",
+        "_default_rules",
+    },
+    "testing": {"_checks", "_interfaces", "_results"},
     # Readers of checkpoints return whole quantizers.
     "interop": {"_checks", "_interfaces", "functional", "nn", "codebooks", "quantizers"},
 }

@@ -9,18 +9,17 @@ import textwrap
 from importlib.metadata import requires
 from importlib.resources import files
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 import vqprior
 
 REPO = Path(__file__).parent.parent
+NAMESPACES = ("functional", "interop", "losses", "metrics", "nn", "testing")
 SPACES = {
     "vqprior": vqprior,
-    **{f"vqprior.{name}": importlib.import_module(f"vqprior.{name}")
-       for name in vqprior.__all__ if isinstance(getattr(vqprior, name), ModuleType)},
-}  # fmt: skip
+    **{f"vqprior.{name}": getattr(vqprior, name) for name in NAMESPACES},
+}
 PUBLIC = {
     f"{path}.{name}": getattr(space, name)
     for path, space in SPACES.items()

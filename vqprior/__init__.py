@@ -2,17 +2,18 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from vqprior import functional, interop, losses, metrics, nn, testing
+from vqprior import functional, interop, losses, metrics, nn, testing  # noqa: F401
+from vqprior._default_rules import default_rules
 from vqprior._interfaces import (
     Codebook,
     GradientEstimator,
     IndexEstimator,
     Quantizer,
     QuantizerBase,
-    QuantizerOutput,
-    Selection,
     UpdateRule,
 )
+from vqprior._results import QuantizerOutput, Selection
+from vqprior.codebooks._chained import ChainedRules
 from vqprior.codebooks._ema import CodebookEMA
 from vqprior.codebooks._embedding import EmbeddingCodebook
 from vqprior.codebooks._initialize import initialize_codebooks_
@@ -41,10 +42,12 @@ from vqprior.quantizers._shared._outputs import make_output
 from vqprior.quantizers._shared._wrapper import QuantizerWrapper
 from vqprior.quantizers._texture import TextureQuantizer
 
+# Without `nn`, so that `from vqprior import *` does not replace `torch.nn`.
 __all__ = [
     "BSQ",
     "FSQ",
     "LFQ",
+    "ChainedRules",
     "ChannelsFirst",
     "Codebook",
     "CodebookEMA",
@@ -70,13 +73,13 @@ __all__ = [
     "TransformedCodebook",
     "UpdateRule",
     "VectorQuantizer",
+    "default_rules",
     "functional",
     "initialize_codebooks_",
     "interop",
     "losses",
     "make_output",
     "metrics",
-    "nn",
     "testing",
     "valid_tokens",
     "validate_assignment",

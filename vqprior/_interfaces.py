@@ -5,7 +5,7 @@ Words: a *code* is a vector, an *index* the integer that names it. Letters: ``b`
 """
 
 import abc
-import dataclasses
+import logging
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -13,62 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from vqprior import _distributed
 from vqprior._checks import no_codebook_error
 from vqprior._precision import KeepsDtypes
+from vqprior._results import QuantizerOutput, Selection
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Selection:
-    """What one codebook saw and what it chose: food for rules, losses and meters.
-
-    Attributes:
-        inputs: The vectors that were compared, after any projection or residual, with the
-            gradient to what produced them. Zeros where ``mask`` is False.
-        codes: The chosen codes, with a gradient to the codebook and none to ``inputs``.
-            Zeros where ``mask`` is False.
-        indices: Which codes were chosen, as ``int64``; -1 where ``mask`` is False.
-        mask: True for tokens that count: those that the caller did not mask and whose
-            features are all finite.
-
-    Shape:
-        - ``inputs``, ``codes``: ``(..., d)``
-        - ``indices``, ``mask``: ``(...)``
-    """
-
-    inputs: Tensor
-    codes: Tensor
-    indices: Tensor
-    mask: Tensor
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class QuantizerOutput:
-    """What a quantizer returns: always these fields, whatever the options or the mode.
-
-    Attributes:
-        quantized: The chosen codes in the dtype of the input, carrying the gradient of the
-            estimator. Zeros where a token is masked.
-        indices: Which codes were chosen, as ``int64``; -1 where a token is masked or dropped.
-        loss: The sum of ``terms``, a float32 scalar.
-        terms: Weighted float32 scalars by name (``"commitment"``, ``"codebook"``, ...); only
-            those that can act.
-        selections: One for each entry of the quantizer's ``codebooks``, in the same order.
-
-    Shape:
-        - ``quantized``: ``(..., d)``
-        - ``indices``: ``(...)``, or ``(..., q)`` for ``q`` codebooks
-    """
-
-    quantized: Tensor
-    indices: Tensor
-    loss: Tensor
-    terms: dict[str, Tensor]
-    selections: tuple[Selection, ...]
-
-
-# Lets torch.export and torch.utils._pytree see inside the results.
-torch.export.register_dataclass(Selection)
-torch.export.register_dataclass(QuantizerOutput)
+_logger = logging.getLogger("vqprior")
 
 GradientEstimator = Callable[[Tensor, Tensor], Tensor]
 """A function ``(x, codes) -> codes`` that keeps the value and defines the backward pass."""
@@ -80,6 +30,8 @@ class Codebook(nn.Module, abc.ABC):
     How the codes learn is decided elsewhere: by the user's optimizer, which sees
     ``parameters()``, or by an ``UpdateRule``, which calls ``set_codes_``.
     """
+
+    can_be_set: bool = True  # by ``set_codes_``: False where the codes are computed
 
     @property
     @abc.abstractmethod
@@ -248,29 +200,39 @@ class Quantizer(QuantizerBase):
 class UpdateRule(KeepsDtypes, abc.ABC):
     """How codebooks change other than by gradient: ``step(out)`` after a quantizer's call.
 
-    A rule holds its statistics as float32 buffers, whatever the dtype of the module, so its
-    ``state_dict`` continues bit for bit. It refers to the quantizer without owning it: the
-    parameters of the quantizer are not parameters of the rule.
+    Several results are joined into one step: ``step(*outs)`` after the micro-batches of one
+    optimizer step does what one call on the whole batch would. A rule changes the codebooks that
+    can be set and leaves the others to their gradient.
+
+    A rule is a module: make it a member of the model, and its statistics, float32 buffers whatever
+    the dtype of the model, are saved and restored with the model's ``state_dict``. It refers to
+    the quantizer without owning it: the parameters of the quantizer are not parameters of the
+    rule.
 
     Laws: a step without a single counted token leaves rule and codebooks as they were; every
-    rank reaches every collective; nothing is read back to the host.
+    rank reaches every collective; nothing is read back to the host in ``step``.
     """
 
     def __init__(self, quantizer: QuantizerBase) -> None:
         super().__init__()
-        unique = {id(codebook): codebook for codebook in quantizer.codebooks}
-        if not unique:
+        if not quantizer.codebooks:
             raise ValueError(
                 f"`quantizer` must have a codebook that can learn, got {type(quantizer).__name__} "
                 "without one. Train it without rules."
             )
-        for codebook in unique.values():
+        unique = {id(codebook): codebook for codebook in quantizer.codebooks}
+        to_set = {key: codebook for key, codebook in unique.items() if codebook.can_be_set}
+        for codebook in (to_set or unique).values():
             vectors = codebook.codes().detach()
             nowhere = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
             codebook.set_codes_(vectors, nowhere)  # raises now if the codes cannot be set
         # In a tuple, so that the codebooks do not become submodules of the rule.
-        self._codebooks: tuple[Codebook, ...] = tuple(unique.values())
-        self._owner_of_selection = [list(unique).index(id(c)) for c in quantizer.codebooks]
+        self._codebooks: tuple[Codebook, ...] = tuple(to_set.values())
+        self._owner_of_selection = [
+            list(to_set).index(id(c)) if id(c) in to_set else None for c in quantizer.codebooks
+        ]
+        self._advised = False
+        self.register_state_dict_pre_hook(_log_advice)
 
     @property
     def codebooks(self) -> tuple[Codebook, ...]:
@@ -278,18 +240,36 @@ class UpdateRule(KeepsDtypes, abc.ABC):
         return self._codebooks
 
     @abc.abstractmethod
-    def step(self, out: QuantizerOutput) -> None:
-        """Updates the statistics, and the codebooks of the quantizer that produced ``out``."""
+    def step(self, *outs: QuantizerOutput) -> None:
+        """Updates statistics and codebooks from results of the quantizer, joined into one step."""
 
-    def _selections_by_codebook(self, out: QuantizerOutput) -> list[list[Selection]]:
-        """Sorts the selections of ``out`` by the codebook they were made from."""
-        if len(out.selections) != len(self._owner_of_selection):
-            raise ValueError(
-                f"`out` must hold {len(self._owner_of_selection)} selections, one for each "
-                f"codebook of this rule's quantizer, got {len(out.selections)}. Pass the result "
-                "of the quantizer that the rule was built on."
-            )
+    def advice(self) -> str | None:
+        """Returns a sentence if the codebooks are hardly used, otherwise None.
+
+        Reads statistics back to the host. It is logged once, when a ``state_dict`` is taken.
+        """
+        return None
+
+    def _selections_by_codebook(self, *outs: QuantizerOutput) -> list[list[Selection]]:
+        """Sorts the selections of all results by the codebook they were made from."""
         groups: list[list[Selection]] = [[] for _ in self._codebooks]
-        for owner, selection in zip(self._owner_of_selection, out.selections, strict=True):
-            groups[owner].append(selection)
+        for out in outs:
+            if len(out.selections) != len(self._owner_of_selection):
+                raise ValueError(
+                    f"`out` must hold {len(self._owner_of_selection)} selections, one for each "
+                    f"codebook of this rule's quantizer, got {len(out.selections)}. Pass the "
+                    "result of the quantizer that the rule was built on."
+                )
+            for owner, selection in zip(self._owner_of_selection, out.selections, strict=True):
+                if owner is not None:
+                    groups[owner].append(selection)
         return groups
+
+
+def _log_advice(rule: nn.Module, _prefix: str, _keep_vars: bool) -> None:  # noqa: FBT001
+    """Logs the advice of a rule, once, when its state is saved."""
+    if isinstance(rule, UpdateRule) and not rule._advised and _distributed.rank() == 0:
+        advice = rule.advice()
+        if advice is not None:
+            rule._advised = True
+            _logger.warning(advice)

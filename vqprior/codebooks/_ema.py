@@ -7,7 +7,8 @@ from torch import Tensor
 
 from vqprior import _distributed
 from vqprior._checks import check_at_least, check_interval
-from vqprior._interfaces import QuantizerBase, QuantizerOutput, UpdateRule
+from vqprior._interfaces import QuantizerBase, UpdateRule
+from vqprior._results import QuantizerOutput
 from vqprior.functional import code_sums_and_counts
 
 
@@ -74,14 +75,16 @@ class CodebookEMA(UpdateRule):
         return f"decay={self.decay}, eps={self.eps}"
 
     @torch.no_grad()
-    def step(self, out: QuantizerOutput) -> None:
-        """Updates the codebooks from one result of the quantizer.
+    def step(self, *outs: QuantizerOutput) -> None:
+        """Updates the codebooks from results of the quantizer, joined into one step.
 
         Raises:
             TypeError: If a codebook is sharded over ranks.
-            ValueError: If ``out`` does not come from the rule's quantizer.
+            ValueError: If a result does not come from the rule's quantizer.
         """
-        groups = self._selections_by_codebook(out)
+        if not outs:
+            return
+        groups = self._selections_by_codebook(*outs)
         statistics = []
         for codebook, selections in zip(self._codebooks, groups, strict=True):
             _distributed.check_whole(codebook)
@@ -92,6 +95,22 @@ class CodebookEMA(UpdateRule):
             statistics.append(joint.float())
         for number, joint in enumerate(_distributed.all_reduce_sums(statistics)):
             self._update(number, joint)
+
+    @torch.no_grad()
+    def advice(self) -> str | None:
+        """Returns a sentence if less than half of the codes were chosen lately, otherwise None.
+
+        A code was not chosen lately if its moving count is below 1 % of the mean count.
+        """
+        counts = [self.get_buffer(f"counts_{number}") for number in range(len(self._codebooks))]
+        chosen = [int((count > 0.01 * count.mean()).sum()) for count in counts]
+        worst = min(range(len(counts)), key=lambda number: chosen[number] / len(counts[number]))
+        if 2 * chosen[worst] >= len(counts[worst]):
+            return None
+        return (
+            f"Codebook {worst}: {chosen[worst]} of {len(counts[worst])} codes were chosen lately. "
+            "`CodebookRevival` brings unused codes back; if it is stepped already, use fewer codes."
+        )
 
     def _update(self, number: int, statistics: Tensor) -> None:
         codebook = self._codebooks[number]

@@ -35,6 +35,7 @@ class NormalizedCodebook(Codebook):
     def __init__(self, codebook: Codebook) -> None:
         super().__init__()
         self.codebook = codebook
+        self.can_be_set = codebook.can_be_set
 
     @property
     def num_codes(self) -> int:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from vqprior import _distributed
 from vqprior._checks import check_at_least, check_interval, check_positive
-from vqprior._interfaces import Codebook, QuantizerBase, QuantizerOutput, Selection, UpdateRule
+from vqprior._interfaces import Codebook, QuantizerBase, UpdateRule
+from vqprior._results import QuantizerOutput, Selection
 from vqprior.functional import code_sums_and_counts
 from vqprior.functional._random import counter_uniform
 
@@ -90,14 +91,16 @@ class CodebookRevival(UpdateRule):
         return f"threshold={self.threshold}, patience={self.patience}, seed={self.seed}"
 
     @torch.no_grad()
-    def step(self, out: QuantizerOutput) -> None:
-        """Counts one result of the quantizer and revives codes where a window closes.
+    def step(self, *outs: QuantizerOutput) -> None:
+        """Counts results of the quantizer and revives codes where a window closes.
 
         Raises:
             TypeError: If a codebook is sharded over ranks.
-            ValueError: If ``out`` does not come from the rule's quantizer.
+            ValueError: If a result does not come from the rule's quantizer.
         """
-        for number, selections in enumerate(self._selections_by_codebook(out)):
+        if not outs:
+            return
+        for number, selections in enumerate(self._selections_by_codebook(*outs)):
             self._step_codebook(number, selections)
 
     def _step_codebook(self, number: int, selections: list[Selection]) -> None:

@@ -42,6 +42,8 @@ class TransformedCodebook(Codebook):
         torch.Size([512, 64])
     """
 
+    can_be_set = False
+
     def __init__(self, codebook: Codebook, module: nn.Module) -> None:
         super().__init__()
         check_module("module", module)

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqprior._checks import check_codes
-from vqprior._interfaces import QuantizerOutput, Selection
+from vqprior._results import QuantizerOutput, Selection
 from vqprior.functional._losses import selections, total
 
 

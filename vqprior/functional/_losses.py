@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vqprior._checks import check_mask
-from vqprior._interfaces import QuantizerOutput, Selection
+from vqprior._results import QuantizerOutput, Selection
 from vqprior.functional._kernels._operators import with_signature
 
 

@@ -122,3 +122,21 @@ class CodebookUsage(Accumulator):
             num_tokens=int(num_tokens),
             skipped_tokens=int(joint[-1]),
         )
+
+    def advice(self) -> str | None:
+        """Returns a sentence if few codes are in use, otherwise None.
+
+        Few are less than half of those that as many tokens would use if all codes were equally
+        likely. Every rank must call, as for ``compute``.
+        """
+        summary = self.compute()
+        size, tokens = self.codebook_size, summary.num_tokens
+        expected = size * -math.expm1(tokens * math.log1p(-1 / size)) if size > 1 else 1.0
+        used = size - summary.dead_codes
+        if tokens == 0 or used >= expected / 2:
+            return None
+        return (
+            f"{used} of {size} codes are in use ({tokens} tokens, perplexity "
+            f"{summary.perplexity:.1f}). Wrap the quantizer in `SelfUpdating`, step "
+            "`default_rules(quantizer)`, or use fewer codes."
+        )

@@ -5,7 +5,8 @@ from typing import final
 from torch import Tensor
 
 from vqprior._checks import check_mask
-from vqprior._interfaces import Quantizer, QuantizerOutput
+from vqprior._interfaces import Quantizer
+from vqprior._results import QuantizerOutput
 from vqprior.quantizers._shared._inputs import check_features_last
 from vqprior.quantizers._shared._outputs import replace_quantized
 from vqprior.quantizers._shared._wrapper import QuantizerWrapper

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from vqprior._checks import check_at_least
-from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
+from vqprior._interfaces import Codebook, Quantizer
+from vqprior._results import QuantizerOutput
 from vqprior.functional import join_indices, split_indices, straight_through
 from vqprior.quantizers._shared._columns import mask_indices
 from vqprior.quantizers._shared._inputs import validate_assignment, validate_indices, validate_input

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from vqprior._checks import check_floating, check_last_dim
-from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
+from vqprior._interfaces import Codebook, Quantizer
+from vqprior._results import QuantizerOutput
 from vqprior.functional import nearest_indices
 from vqprior.quantizers._shared._columns import mask_indices, stack_logits
 from vqprior.quantizers._shared._inputs import check_indices, valid_tokens, validate_assignment

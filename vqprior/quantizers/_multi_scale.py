@@ -14,7 +14,8 @@ from vqprior._checks import (
     check_scales,
     check_shape,
 )
-from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
+from vqprior._interfaces import Codebook, Quantizer
+from vqprior._results import QuantizerOutput
 from vqprior.functional import straight_through
 from vqprior.functional._losses import commitment_and_codebook_mse
 from vqprior.functional._resizing import average_down, enlarge

@@ -14,14 +14,8 @@ from vqprior._checks import (
     check_last_dim,
     check_positive,
 )
-from vqprior._interfaces import (
-    Codebook,
-    GradientEstimator,
-    IndexEstimator,
-    Quantizer,
-    QuantizerOutput,
-    Selection,
-)
+from vqprior._interfaces import Codebook, GradientEstimator, IndexEstimator, Quantizer
+from vqprior._results import QuantizerOutput, Selection
 from vqprior.codebooks._embedding import EmbeddingCodebook
 from vqprior.functional import nearest_indices, straight_through
 from vqprior.functional._losses import commitment_and_codebook_mse

@@ -12,7 +12,8 @@ from vqprior._checks import (
     check_module,
     check_shape,
 )
-from vqprior._interfaces import Quantizer, QuantizerOutput
+from vqprior._interfaces import Quantizer
+from vqprior._results import QuantizerOutput
 from vqprior.quantizers._shared._columns import has_any_index, mask_indices
 from vqprior.quantizers._shared._inputs import (
     check_index_per_token,

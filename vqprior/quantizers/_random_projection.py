@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqprior._checks import check_at_least
-from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
+from vqprior._interfaces import Codebook, Quantizer
 from vqprior._precision import KeepsDtypes
+from vqprior._results import QuantizerOutput
 from vqprior.functional import nearest_indices, straight_through
 from vqprior.quantizers._shared._inputs import (
     validate_assignment,

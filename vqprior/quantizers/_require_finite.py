@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from vqprior._checks import check_floating, check_last_dim, check_mask
-from vqprior._interfaces import Quantizer, QuantizerOutput
+from vqprior._interfaces import Quantizer
+from vqprior._results import QuantizerOutput
 from vqprior.quantizers._shared._inputs import check_features_last
 from vqprior.quantizers._shared._wrapper import QuantizerWrapper
 

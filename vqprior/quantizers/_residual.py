@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from vqprior._checks import check_at_least, check_callable, check_floating, check_fraction
-from vqprior._interfaces import Codebook, GradientEstimator, Quantizer, QuantizerOutput
+from vqprior._interfaces import Codebook, GradientEstimator, Quantizer
+from vqprior._results import QuantizerOutput
 from vqprior.functional import straight_through
 from vqprior.quantizers._shared._columns import mask_indices, stack_logits
 from vqprior.quantizers._shared._inputs import check_indices, validate_assignment, validate_input

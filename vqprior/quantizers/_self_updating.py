@@ -1,27 +1,35 @@
 """Quantizers that step their own rules."""
 
-from typing import cast, final
+from typing import final
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from vqprior._interfaces import Quantizer, QuantizerOutput, UpdateRule
+from vqprior._default_rules import default_rules
+from vqprior._interfaces import Quantizer, UpdateRule
+from vqprior._results import QuantizerOutput
+from vqprior.codebooks._chained import ChainedRules
 from vqprior.quantizers._shared._wrapper import QuantizerWrapper
 
 
 @final
 class SelfUpdating(QuantizerWrapper):
-    """Steps rules at the end of each forward in training mode, as batch norm does.
+    """Updates its codebooks at the end of each forward in training mode, as BatchNorm does.
 
-    For training loops that cannot be edited. Everywhere else an explicit ``rule.step(out)``
-    is better: activation checkpointing, for one, runs a forward twice and would step twice.
-    The rules are submodules, so their statistics travel with the ``state_dict``. Other methods step
-    nothing; a stage of a beam search is assigned its codes, so put this outside of it.
+    The statistics of the rules travel with the ``state_dict``. Put it outside of all other wrappers
+    but ``ChannelsFirst``. In eval mode nothing is updated, nor by ``encode``, ``decode`` and the
+    other methods in any mode.
+
+    Where you can edit the training loop, ``rule.step(out)`` after ``optimizer.step()`` does the
+    same and keeps calls pure: activation checkpointing, for one, runs a forward twice and would
+    update twice.
 
     Args:
         quantizer: The quantizer that is called.
-        *rules: Rules that were built on ``quantizer``, stepped in this order.
+        *rules: Rules built on ``quantizer``, stepped in this order; ``default_rules(quantizer)``
+            if there are none.
 
     Raises:
+        TypeError: If one of ``rules`` is not an ``UpdateRule``.
         ValueError: If a rule was built on another quantizer.
 
     Shape:
@@ -29,31 +37,37 @@ class SelfUpdating(QuantizerWrapper):
 
     Examples:
         >>> import torch
-        >>> from vqprior import CodebookEMA, SelfUpdating, VectorQuantizer
-        >>> vq = VectorQuantizer(dim=4, codebook_size=16)
-        >>> learning = SelfUpdating(vq, CodebookEMA(vq))
-        >>> x = torch.randn(100, 4)
-        >>> before = learning(x).loss  # the codebook moves after this was computed
-        >>> bool(learning(x).loss < before)
+        >>> from vqprior import SelfUpdating, VectorQuantizer
+        >>> vq = SelfUpdating(VectorQuantizer(dim=4, codebook_size=16))
+        >>> x = 100 + torch.randn(1000, 4)  # far from where the codebook starts
+        >>> before = vq(x).loss
+        >>> bool(vq(x).loss < 0.01 * before)
         True
+        >>> vq.encode(x).unique().numel()
+        16
+
+        With other rules:
+
+        >>> from vqprior import CodebookEMA
+        >>> vq = VectorQuantizer(dim=4, codebook_size=16)
+        >>> vq = SelfUpdating(vq, CodebookEMA(vq, decay=0.9))
     """
 
     def __init__(self, quantizer: Quantizer, *rules: UpdateRule) -> None:
         super().__init__(quantizer)
+        self.rules = ChainedRules(*rules) if rules else default_rules(quantizer)
         known = {id(codebook) for codebook in quantizer.codebooks}
-        for rule in rules:
-            if {id(codebook) for codebook in rule.codebooks} != known:
+        for rule in self.rules:
+            if not {id(codebook) for codebook in rule.codebooks} <= known:
                 raise ValueError(
                     "`rules` must be built on `quantizer`, got a "
                     f"{type(rule).__name__} of other codebooks. Build it on the quantizer that is "
                     "passed here."
                 )
-        self.rules = nn.ModuleList(rules)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantizes, then, in training mode, steps the rules; the result is from before."""
         out = self.quantizer(x, mask)
         if self.training:
-            for rule in self.rules:
-                cast("UpdateRule", rule).step(out)
+            self.rules.step(out)
         return out

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from vqprior._checks import check_floating, check_shape
-from vqprior._interfaces import Codebook, Quantizer, QuantizerBase, QuantizerOutput
+from vqprior._interfaces import Codebook, Quantizer, QuantizerBase
+from vqprior._results import QuantizerOutput
 from vqprior.quantizers._shared._inputs import check_quantizer
 from vqprior.quantizers._shared._outputs import replace_quantized
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vqprior._interfaces import Quantizer, QuantizerOutput
+from vqprior._interfaces import Quantizer
+from vqprior._results import QuantizerOutput
 
 
 def expect(condition: object, law: str, what: str) -> None:

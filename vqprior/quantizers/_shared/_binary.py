@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from vqprior._checks import check_at_least, check_positive
-from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
+from vqprior._interfaces import Codebook, Quantizer
+from vqprior._results import QuantizerOutput
 from vqprior.functional import (
     bit_entropy_loss,
     join_indices,

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from vqprior._interfaces import QuantizerOutput, Selection
+from vqprior._results import QuantizerOutput, Selection
 
 
 def make_output(

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from vqprior._interfaces import Codebook, Quantizer, QuantizerOutput
+from vqprior._interfaces import Codebook, Quantizer
+from vqprior._results import QuantizerOutput
 from vqprior.quantizers._shared._inputs import check_quantizer
 
 
