@@ -103,7 +103,7 @@ class ConvolutionalConfig:
 
 
 def block(in_channels: int, out_channels: int | None = None) -> ResidualBlock:
-    """A residual block without normalization."""
+    """Returns a residual block without normalization."""
     return ResidualBlock(in_channels, out_channels, norm=nn.Identity)
 
 
