@@ -264,7 +264,7 @@ class TestTheScript:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--csv", "photos"], "photos: is a folder; a file is to be written here"),
+            (["--csv", "photos"], "photos: is a folder; pass the name of a file"),
             (["--csv", "photos/a.png/t.csv"], "cannot write to this folder"),
             (["--image", "p.gif"], "must end in one of"),
         ],
