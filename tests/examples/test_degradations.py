@@ -112,7 +112,7 @@ def test_a_gpu_gives_what_the_cpu_gives(degradation, crops):
 @pytest.mark.parametrize(
     ("shape", "dtype", "seeds", "message"),
     [
-        ((3, 8, 8), torch.float32, 3, r"floats \(b, 3, H, W\), got torch.float32 \(3, 8, 8\)$"),
+        ((3, 8, 8), torch.float32, 3, r"floats \(b, 3, H, W\), got torch.float32 \(3, 8, 8\)\.$"),
         ((2, 1, 8, 8), torch.float32, 2, r"floats \(b, 3, H, W\)"),
         ((2, 3, 8, 8), torch.uint8, 2, r"floats \(b, 3, H, W\), got torch.uint8"),
         ((0, 3, 8, 8), torch.float32, 0, r"floats \(b, 3, H, W\)"),

@@ -103,8 +103,11 @@ class TestWrongInput:
             (("--minutes", "-1"), "must be greater than 0, got -1.0"),
             (("--steps", "1", "--crop", "40"), "--crop must be a multiple of 32, got 40"),
             (("--steps", "1", "--adversarial", "-1"), "must be at least 0, got -1.0"),
-            (("--steps", "1", "--device", "abacus"), "this device is not here: abacus"),
-            (("--steps", "1", "--preset", "paper", "--structure", "lowres"), "has the paper's"),
+            (("--steps", "1", "--device", "abacus"), "this machine has no such device: abacus"),
+            (
+                ("--steps", "1", "--preset", "paper", "--structure", "lowres"),
+                "has a fixed structure",
+            ),
         ],
     )
     def test_command_line(self, more, message, photos, tmp_path, capsys):
