@@ -92,7 +92,7 @@ class SecondOrderBatch:
         image = sharpen(hr, weights=self.unsharp)
         size = torch.full((len(hr),), side, device=hr.device)
         image, size = _order(self.first, image, size, side, generator)
-        # The first samples are degraded twice; their order is random.
+        # The first samples of the batch are degraded twice.
         twice = self.twice.of(len(hr))
         parts = []
         if twice:

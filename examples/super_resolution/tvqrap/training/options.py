@@ -28,7 +28,7 @@ def parse_options(description: str, arguments: list[str] | None) -> argparse.Nam
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--stage", required=True, choices=STAGES)
+    add("--stage", required=True, choices=STAGES, help="stage to train")
     add("--photos", required=True, type=Path, metavar="PATH",
         help="photos to train on: a folder, searched recursively, or a text file with one path per "
         "line, relative to the file")  # fmt: skip
