@@ -41,7 +41,7 @@ from tvqrap.models.weights import DEFAULT_WEIGHTS, load_super_resolver
 from upscale import pick_device
 from vqprior.metrics import CodebookUsage, gmsd, psnr, rgb_to_luma, ssim
 
-BORDER = 4  # pixels that no measure looks at, as is usual in super-resolution
+BORDER = 4  # pixels left out at the border, as is usual in super-resolution
 CROP = 64  # side of the details in the side-by-side image, in low-resolution pixels
 ZOOM = 2  # their enlargement
 SHOWN = 6  # scenes in the image

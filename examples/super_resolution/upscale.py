@@ -198,7 +198,9 @@ def upscale_file(
         tqdm.write(f"note: {job.source}: {note}", file=sys.stderr)
     result = upscale_photo(model, photo, layout, batch, deep=job.result.suffix == ".png")
     if result.alpha is not None and job.result.suffix == ".jpg" and result.alpha.min() < 255:
-        tqdm.write(f"note: {job.source}: JPEG has no transparency; put on white", file=sys.stderr)
+        tqdm.write(
+            f"note: {job.source}: JPEG has no transparency; blended onto white", file=sys.stderr
+        )
     write_image(job.result, result)
     tqdm.write(f"{job.source} -> {job.result} ({width}x{height})")
     if job.comparison is not None:
@@ -209,7 +211,9 @@ def upscale_file(
 def check_input_size(width: int, height: int, *, scale: int = 4) -> None:
     """Raises ``UserError`` for an image that is too small, or whose result would be too large."""
     if min(width, height) < SMALLEST_SIDE:
-        raise UserError(f"is {width}x{height}; {SMALLEST_SIDE}x{SMALLEST_SIDE} is the smallest")
+        raise UserError(
+            f"is {width}x{height}; the smallest size is {SMALLEST_SIDE}x{SMALLEST_SIDE}"
+        )
     pixels = width * height * scale**2
     if pixels > LARGEST_RESULT:
         raise UserError(

@@ -201,7 +201,7 @@ def test_too_small_to_measure(here):
     save(photo(31, 60), "a.png")
     save(photo(2, 2), "b.png")
     for name in ("a.png", "b.png"):
-        with pytest.raises(UserError, match="32x32 is the smallest that can be measured"):
+        with pytest.raises(UserError, match="the smallest size that can be measured is 32x32"):
             make_pair(Path(name))
 
 

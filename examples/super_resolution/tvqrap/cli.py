@@ -88,7 +88,9 @@ def at_least(minimum: int) -> Callable[[str], int]:
 
     def number(text: str) -> int:
         if not text.isdecimal() or int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"must be a whole number from {minimum} on: {text}")
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number of at least {minimum}, got {text}"
+            )
         return int(text)
 
     return number
@@ -101,7 +103,7 @@ def share(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1: {text}")
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got {text}")
     return value
 
 

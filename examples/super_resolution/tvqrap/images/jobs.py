@@ -72,7 +72,7 @@ def check_job(job: Job, inputs: set[Identity | None], *, overwrite: bool) -> Non
         if path.exists() and identity_of(path) in inputs:
             raise UserError(f"{path} would be overwritten, but is an input; use another --output")
     if existing and not overwrite:
-        raise UserError(f"{existing[0]} exists already; --overwrite would replace it")
+        raise UserError(f"{existing[0]} exists already; pass --overwrite to replace it")
 
 
 def identity_of(path: Path) -> Identity | None:

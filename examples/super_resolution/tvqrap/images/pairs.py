@@ -86,7 +86,7 @@ def _images_in(folder: Path) -> list[Path]:
 def _checked(path: Path, hr: Image.Image, lr: Image.Image) -> Pair:
     if min(hr.size) < SMALLEST_SIDE:
         raise UserError(
-            f"{path}: is {hr.width}x{hr.height}; {SMALLEST_SIDE}x{SMALLEST_SIDE} is the smallest "
-            "that can be measured"
+            f"{path}: is {hr.width}x{hr.height}; the smallest size that can be measured is "
+            f"{SMALLEST_SIDE}x{SMALLEST_SIDE}"
         )
     return Pair(path.name, from_pillow(hr), from_pillow(lr))

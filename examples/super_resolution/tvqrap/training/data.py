@@ -51,7 +51,7 @@ class Split:
     def __post_init__(self) -> None:
         if self.batch % (self.processes * self.accumulate):
             raise UserError(
-                f"--batch: {self.batch} samples cannot be shared out evenly to {self.processes} "
+                f"--batch: {self.batch} samples cannot be divided evenly among {self.processes} "
                 f"processes x --accumulate {self.accumulate}"
             )
 
