@@ -1,17 +1,16 @@
-"""Compares priors on photos: what the paper of TVQ&RAP claims, and what its reviewers asked.
+"""Compares priors on photos: tests claims of the TVQ&RAP paper and questions of its reviewers.
 
-Trains small models that differ in their prior alone, one after the other, and measures them on
-photos that they were not trained on:
+Trains small models that differ only in their prior, and measures them on held-out photos:
 
-  sizes       how good is a codebook of how many codes, plain, with a skip connection, and for
-              texture, whose structure is encoded or comes from the low-resolution image
-  equal-bits  how good are residual, grouped, multi-scale, scalar and binary quantizers
-  prediction  when does reconstruction-aware prediction help
-  gradients   how near are its estimated gradients to the exact one
-  stride      how coarse should an encoded structure be
+  sizes       codebook sizes: plain, with a skip connection, and for texture given a structure that
+              is encoded or comes from the low-resolution image
+  equal-bits  residual, grouped, multi-scale, scalar and binary quantizers at 12 bits a place
+  prediction  when reconstruction-aware prediction helps
+  gradients   how close its estimated gradients are to the exact one
+  stride      resolution of an encoded structure
 
-Whatever is finished stays in --out and is not done again, so the study can be interrupted and
-continued by the same command. Commands with other --only may share a folder and run beside it.
+Finished rows stay in --out and are not trained again, so the same command continues an interrupted
+study. Commands with different --only can share a folder and run in parallel.
 """
 
 import argparse
@@ -32,7 +31,7 @@ from tvqrap.training.options import device, positive
 
 
 def main(arguments: list[str] | None = None) -> int | None:
-    """Does what is missing of the study, and reports."""
+    """Trains and measures missing rows, and writes the report."""
     options = parse_options(arguments)
     extent = QUICK if options.quick else Extent()
     scale, seeds = options.scale * extent.scale, options.seeds or extent.seeds
@@ -49,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int | None:
 
 
 def compute(rows: list[Row], options: argparse.Namespace) -> None:
-    """Does what is missing of rows; one line tells of each."""
+    """Trains and measures the rows that are missing, and prints a line for each."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     setting = Setting(
@@ -72,26 +71,31 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--photos", type=Path, metavar="DIR", help="photos to train on")
     add("--val", type=Path, metavar="DIR",
-        help="other photos to measure on; of each, the middle 128 x 128 pixels")  # fmt: skip
-    add("--out", required=True, type=Path, metavar="DIR", help="where everything goes")
+        help="held-out photos to measure on, at their middle 128 x 128 pixels")  # fmt: skip
+    add("--out", required=True, type=Path, metavar="DIR", help="output folder")
     add("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), metavar="QUESTION",
-        help=f"which of {', '.join(EXPERIMENTS)} (all)")  # fmt: skip
-    add("--quick", action="store_true", help="a small part of the study, in 10 minutes")
-    add("--seeds", type=at_least(1), metavar="N", help="train each row N times (3; --quick 1)")
+        help=f"questions to answer: {', '.join(EXPERIMENTS)} (default: all)")  # fmt: skip
+    add(
+        "--quick",
+        action="store_true",
+        help="run a small part of the study, in 6.5 minutes on two threads",
+    )
+    add("--seeds", type=at_least(1), metavar="N",
+        help="number of trainings per row (default: 3; with --quick: 1)")  # fmt: skip
     add("--scale", type=positive, default=1.0, metavar="X",
-        help="multiply all numbers of steps (1)")  # fmt: skip
+        help="factor of all numbers of steps (default: 1)")  # fmt: skip
     add("--held-out", type=at_least(2), default=50, metavar="N",
-        help="measure on N photos of --val at most (50)")  # fmt: skip
+        help="largest number of photos of --val to measure on (default: 50)")  # fmt: skip
     add("--precision", default="float32", choices=("float32", "bfloat16"),
-        help="of the networks in training (float32)")  # fmt: skip
+        help="precision of the networks in training (default: float32)")  # fmt: skip
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cuda or cpu")  # fmt: skip
-    add("--threads", type=at_least(1), metavar="N", help="CPU threads to use")
-    add("--report", action="store_true", help="only report on what is finished")
+        help="cuda or cpu (default: cuda if available)")  # fmt: skip
+    add("--threads", type=at_least(1), metavar="N", help="number of CPU threads")
+    add("--report", action="store_true", help="only report on finished rows")
     add("--page", type=Path, metavar="FILE.md",
-        help="also put tables into a page, and numbers beside it")  # fmt: skip
+        help="also write the tables into this page, and the numbers beside it")  # fmt: skip
     add("--against", type=Path, metavar="FILE.json",
-        help="also tell how far from another study: rows.json of its --out")  # fmt: skip
+        help="also compare with another study: rows.json of its --out")  # fmt: skip
     add("--list", action="store_true", help="only list the names of the rows")
     options = parser.parse_args(arguments)
     if not (options.report or options.list) and (options.photos is None or options.val is None):

@@ -1,12 +1,11 @@
-"""Turns checkpoints that the authors of TVQ&RAP published into weights of ours, and back.
+"""Converts checkpoints of the authors of TVQ&RAP to weights of this example, and back.
 
     python convert_checkpoint.py tvqrap_sr_stage3_model.pth paper.safetensors
     python convert_checkpoint.py runs/mine/rap.safetensors back.pth
 
-The first makes weights for upscale.py, evaluate.py and train.py (which take the .pth as well); the
-second turns weights of the preset ``paper`` into a checkpoint that the authors' code loads. The
-direction is that of the suffixes. Every parameter must be there, have the right shape, and be
-known.
+The first command writes weights for upscale.py, evaluate.py and train.py, which also read the .pth
+file; the second writes a checkpoint that the authors' code loads, from weights of the preset paper.
+The suffixes give the direction. A missing, unknown or wrongly shaped parameter is an error.
 """
 
 import argparse
@@ -34,15 +33,15 @@ __all__ = [
     "tokenizer_from_official",
     "tokenizer_to_official",
 ]
-# Of a super-resolver's checkpoint, what it takes to encode originals, and not to upscale.
+# Parameters of a super-resolver's checkpoint that encode originals and are not used to upscale.
 NOT_FOR_INFERENCE = ("encoder.", "generator.blocks_2.", "lq_encoder.", "lq_generator.")
 
 
 def convert(source: Path, target: Path) -> str:
-    """Converts in the direction of the suffixes; returns what to tell the user.
+    """Converts in the direction of the suffixes; returns a summary for the user.
 
     Raises:
-        UserError: If a file cannot be read or written, or is not what its suffix says.
+        UserError: If a file cannot be read or written, or does not match its suffix.
     """
     suffixes = source.suffix, target.suffix
     if suffixes == (".pth", ".safetensors"):
@@ -59,7 +58,7 @@ def _from_release(source: Path, target: Path) -> str:
     model = model_from_official(source, state_dict)
     save_model(target, model, {"source": source.name})
     if not isinstance(model, SuperResolver):
-        return f"{target}: the tokenizer, {len(state_dict)} tensors; train.py goes on from it"
+        return f"{target}: the tokenizer, {len(state_dict)} tensors; train.py continues from it"
     unused = [name for name in state_dict if name.startswith(NOT_FOR_INFERENCE)]
     recomputed = [name for name in state_dict if name.endswith(("attn_mask", "position_index"))]
     names = "\n".join(f"  {name}" for name in unused)
@@ -73,7 +72,7 @@ def _from_release(source: Path, target: Path) -> str:
 def _to_release(source: Path, target: Path) -> str:
     model = load_model(source)
     if not isinstance(model.config, PaperConfig):  # of any size
-        raise UserError(f"{source}: not of the preset `paper`, which is all that the release knows")
+        raise UserError(f"{source}: not of the preset `paper`, the only one of the release")
     to_official = (
         super_resolver_to_official if isinstance(model, SuperResolver) else tokenizer_to_official
     )
@@ -88,8 +87,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="a .pth or .safetensors file")
-    parser.add_argument("target", type=Path, help="the other kind; replaced if it exists")
+    parser.add_argument("source", type=Path, help=".pth or .safetensors file to read")
+    parser.add_argument(
+        "target", type=Path, help="file of the other kind to write; replaced if it exists"
+    )
     options = parser.parse_args(arguments)
     ensure_writable_folder(options.target.parent)
     print(convert(options.source, options.target))

@@ -1,18 +1,18 @@
 #!/usr/bin/env python
-"""Measures 4x upscaling against images whose large version is known.
+"""Measures 4x upscaling on images whose high-resolution version is known.
 
     python evaluate.py --photos photos --image side-by-side.png
     python evaluate.py --pairs Set14 --csv set14.csv
 
---photos takes large images and makes the small ones itself (Pillow, bicubic); --pairs takes a
-folder with the subfolders HR and LR, in which images of one scene have one name.
+--photos takes large images and reduces them by 4 (Pillow, bicubic). --pairs takes a folder with the
+subfolders HR and LR, in which the two images of a scene have the same name.
 
-The numbers, each for bicubic and for the model: PSNR in dB (fidelity to the pixels; more is
-better), SSIM (more is better), GMSD (gradient magnitude similarity deviation, a measure of
-perceived quality; less is better), and detail: the energy of frequencies that the small image
-cannot hold, as a share of the original's. All are on luma, without a border of 4 pixels. Bicubic
-has next to no detail; 1 is as much as the original, though not necessarily the same. Read GMSD
-with detail: sharpening bicubic's edges improves GMSD, too, and adds no detail.
+Prints, for bicubic and for the model: PSNR in dB (higher is better), SSIM (higher is better), GMSD
+(gradient magnitude similarity deviation, a measure of perceived quality; lower is better), and
+detail, the energy at frequencies that the small image cannot hold, as a share of the original's.
+All are on luma, without a border of 4 pixels. Bicubic has almost no detail; 1 is as much as the
+original, though not necessarily the same. Read GMSD with detail: sharpening bicubic's edges also
+improves GMSD, but adds no detail.
 """
 
 import argparse
@@ -41,14 +41,14 @@ from tvqrap.models.weights import DEFAULT_WEIGHTS, load_super_resolver
 from upscale import pick_device
 from vqprior.metrics import CodebookUsage, gmsd, psnr, rgb_to_luma, ssim
 
-BORDER = 4  # pixels that no measure looks at, as is usual in super-resolution
-CROP = 64  # small pixels along the side of what the side-by-side image shows
-ZOOM = 2  # upscaling there
-SHOWN = 6  # scenes there
+BORDER = 4  # pixels left out at the border, as is usual in super-resolution
+CROP = 64  # side of the details in the side-by-side image, in low-resolution pixels
+ZOOM = 2  # their enlargement
+SHOWN = 6  # scenes in the image
 
 
 class PredictsCodes(Upscaler, Protocol):
-    """A model whose use of its codebook can be counted."""
+    """A model whose codebook usage can be measured."""
 
     @property
     def codebook_size(self) -> int:
@@ -56,7 +56,7 @@ class PredictsCodes(Upscaler, Protocol):
         ...
 
     def indices(self, lr: Tensor, /) -> Tensor:
-        """Maps ``(b, 3, h, w)`` to the indices that the model chooses; -1 for none."""
+        """Maps ``(b, 3, h, w)`` to the predicted indices; -1 for none."""
         ...
 
 
@@ -94,25 +94,35 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--pairs", type=Path, metavar="DIR", help="with subfolders HR and LR")
-    source.add_argument("--photos", type=Path, metavar="DIR", help="of large images")
+    source.add_argument(
+        "--pairs", type=Path, metavar="DIR", help="folder with subfolders HR and LR"
+    )
+    source.add_argument("--photos", type=Path, metavar="DIR", help="folder of large images")
     parser.add_argument(
-        "--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="FILE", help="written by train.py"
+        "--weights",
+        type=Path,
+        default=DEFAULT_WEIGHTS,
+        metavar="FILE",
+        help="weights written by train.py, or a checkpoint of the paper's authors (.pth) "
+        "(default: weights/small.safetensors)",
     )
     parser.add_argument(
         "--texture",
         type=share,
         metavar="X",
-        help="how much of the predicted texture to add, from 0 to 1 (what the weights say)",
+        help="share of the predicted texture to add, from 0 to 1 (default: stored with the "
+        "weights)",
     )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="the table, for programs")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="details side by side")
-    parser.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N images")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table as CSV")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="write details side by side")
+    parser.add_argument(
+        "--limit", type=at_least(1), metavar="N", help="use only the first N images"
+    )
     parser.add_argument(
         "--tile",
         type=at_least(SMALLEST_TILE),
         metavar="N",
-        help="small pixels a side that are upscaled at once (what suits the weights, mostly 256)",
+        help="side of a tile in low-resolution pixels (default: set by the model, mostly 256)",
     )
     return parser.parse_args(arguments)
 
@@ -124,16 +134,16 @@ def evaluate(
     tile: int | None = None,
     each: Callable[[Pair, Tensor, Row], None] | None = None,
 ) -> Evaluation:
-    """Upscales the small images and compares with the large ones.
+    """Upscales the small images and compares the results with the large ones.
 
-    What is measured are the 8-bit levels that upscale.py would write.
+    Measures the 8-bit levels that upscale.py would write.
 
     Args:
-        model: in evaluation mode.
-        pairs: the scenes; only one at a time is held.
-        tile: see ``Blended``.
-        each: called after each scene with the pair, the model's ``(3, 4h, 4w)`` levels, and the
-            numbers.
+        model: A model in evaluation mode.
+        pairs: The scenes; one at a time is held in memory.
+        tile: See ``Blended``.
+        each: Called after each scene with the pair, the model's ``(3, 4h, 4w)`` levels, and the
+            scores.
     """
     evaluation = Evaluation(codebook_size=model.codebook_size)
     codes = CodebookUsage(model.codebook_size)
@@ -154,7 +164,7 @@ def evaluate(
 
 
 def measure(image: Tensor, original: Tensor) -> Scores:
-    """Compares levels ``(3, h, w)`` with the original's, on luma and without the border."""
+    """Compares levels ``(3, h, w)`` with the original's, on luma, without the border."""
     inner = slice(BORDER, -BORDER)
     ours, theirs = (
         to_float(levels)[None, :, inner, inner].contiguous() for levels in (image, original)
@@ -170,7 +180,7 @@ def measure(image: Tensor, original: Tensor) -> Scores:
 
 
 def side_by_side(pair: Pair, upscaled: Tensor, row: Row) -> list[tuple[str, Image.Image]]:
-    """The part of a scene with most contrast: bicubic, model, original, with captions."""
+    """Shows the detail of a scene with most contrast: bicubic, model, original, with captions."""
     left, top, right, bottom = (side * SCALE for side in find_detail(to_pillow(pair.lr), CROP))
     box = (left, top, right, bottom)
     levels = {"bicubic": _bicubic(pair.lr), "model": upscaled, "original": pair.hr}
@@ -186,17 +196,17 @@ def side_by_side(pair: Pair, upscaled: Tensor, row: Row) -> list[tuple[str, Imag
 
 
 def _check_outputs(*files: Path | None) -> None:
-    """Finds what would keep the results from being written, before there are any."""
+    """Checks that the results can be written, before any are computed."""
     for file in filter(None, files):
         ensure_writable_folder(file.parent)
         if file.is_dir():
-            raise UserError(f"{file}: is a folder; a file is to be written here")
+            raise UserError(f"{file}: is a folder; pass the name of a file")
     if files[-1] is not None:
         check_output_size(files[-1], 1, 1)
 
 
 def _load(loaders: Sequence[Callable[[], Pair]], failures: list[UserError]) -> Iterator[Pair]:
-    """Reads one pair after the other; those that cannot be read are named and left out."""
+    """Reads one pair after the other; reports those that cannot be read and skips them."""
     for loader in tqdm(loaders, "images", unit="image", disable=None):
         try:
             yield loader()
@@ -211,7 +221,7 @@ def _bicubic(lr: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _indices(model: PredictsCodes, lr: Tensor, tile: int) -> Iterator[Tensor]:
-    """What the model chooses, part by part; at their borders it sees less than it could."""
+    """Predicts the indices part by part; at the borders of parts the model sees less context."""
     for strip in lr.split(tile, dim=1):
         for part in strip.split(tile, dim=2):
             yield model.indices(part[None].to(device_of(model))).cpu()

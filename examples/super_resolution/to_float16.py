@@ -1,9 +1,9 @@
-"""Stores weights in half precision, in half the space.
+"""Stores weights in half precision, which halves the file.
 
     python to_float16.py runs/mine/rap.safetensors small.safetensors
 
-All scripts load them unchanged; measure the rounding error with evaluate.py. With --texture X the
-new file says how much of the predicted texture upscale.py and evaluate.py add by default.
+All scripts load them unchanged; measure the rounding error with evaluate.py. --texture X stores the
+share of the predicted texture that upscale.py and evaluate.py add by default.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from tvqrap.models.weights import load_model, read_notes, save_model
 
 
 def convert(source: Path, target: Path, texture_strength: float | None = None) -> str:
-    """Writes the model in ``source`` to ``target`` in float16; returns what to tell the user.
+    """Writes the model in ``source`` to ``target`` in float16; returns a summary for the user.
 
     Raises:
         UserError: If a file cannot be read or written, or a weight is too large for float16.
@@ -38,14 +38,17 @@ def convert(source: Path, target: Path, texture_strength: float | None = None) -
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Stores one file."""
+    """Converts one file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="a .safetensors file written by train.py")
-    parser.add_argument("target", type=Path, help="the new file; replaced if it exists")
+    parser.add_argument("source", type=Path, help=".safetensors file written by train.py")
+    parser.add_argument("target", type=Path, help="file to write; replaced if it exists")
     parser.add_argument(
-        "--texture", type=share, metavar="X", help="how much of it to add by default, from 0 to 1"
+        "--texture",
+        type=share,
+        metavar="X",
+        help="default share of the predicted texture, from 0 to 1 (default: that of source)",
     )
     options = parser.parse_args(arguments)
     ensure_writable_folder(options.target.parent)

@@ -4,18 +4,17 @@
     python train.py --stage predictor --photos DIR --out DIR --minutes 30
     python train.py --stage rap       --photos DIR --out DIR --minutes 10
 
-Each stage starts from the weights that the one before left in --out, and leaves its own there:
-tokenizer.safetensors, predictor.safetensors, rap.safetensors, all of which upscale.py reads.
+Each stage starts from the weights that the previous stage wrote to --out, and writes its own there:
+tokenizer.safetensors, predictor.safetensors, rap.safetensors. upscale.py reads all of them.
 
-On several GPUs, or processes of a CPU, it is the same command behind torchrun. The number of
-processes divides --batch among them and changes nothing else; a training may be resumed with
-another number:
+To use several GPUs or CPU processes, start the same command with torchrun. The processes share
+--batch; their number changes nothing else, and may differ when a training is resumed:
 
     torchrun --nproc-per-node 4 train.py --preset paper --stage tokenizer ...
 
-Ctrl-C finishes the step and saves; --resume continues. How a preset is trained stands in
-recipes.py. The recipes of the preset paper are the authors', with the filter-bank loss in place of
-LPIPS, whose weights cannot be shipped.
+Ctrl-C finishes the step and saves; --resume continues. recipes.py has the hyperparameters of each
+preset. The preset paper follows the authors, with the filter-bank loss in place of LPIPS, whose
+weights cannot be shipped.
 """
 
 import argparse
@@ -40,7 +39,7 @@ from tvqrap.training.trainer import Settings, Trainer
 from tvqrap.training.update import Critic
 from vqprior.losses import FilterBankLoss, ReconstructionAwareLoss
 
-VALIDATION_CROP = 128  # of the photos of --val
+VALIDATION_CROP = 128  # side of the crops of --val
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -56,14 +55,14 @@ def train(options: argparse.Namespace, ranks: Ranks) -> None:
     """Trains one stage as one of several processes.
 
     Raises:
-        UserError: If something is wrong with what the options name.
+        UserError: If an option names something that is missing or unusable.
     """
     folder = options.out / options.stage
     if ranks.is_first:
         ensure_writable_folder(folder)
     if not options.resume and (folder / "checkpoint.pt").exists():
         raise UserError(
-            f"{folder}: holds a training already; continue it with --resume or choose another --out"
+            f"{folder}: holds a training already; continue it with --resume or pass another --out"
         )
     recipe = recipe_of(options)
     split = Split(recipe.batch, ranks.rank, ranks.count, options.accumulate)
@@ -91,14 +90,14 @@ def train(options: argparse.Namespace, ranks: Ranks) -> None:
 
 
 def default_workers(options: argparse.Namespace, ranks: Ranks) -> int:
-    """As many processes that read photos as asked for; a CPU has its hands full with training."""
+    """Returns the number of processes that read photos: --workers, or 4 on a GPU and 0 on a CPU."""
     if options.workers is not None:
         return options.workers
     return 4 if ranks.device.type == "cuda" else 0
 
 
 def objective_maker(recipe: Recipe, critic: Critic | None) -> MakeObjective:
-    """Returns what makes the loss on images for a stage."""
+    """Returns a function that makes the loss on images of a stage."""
 
     def make(reference: torch.nn.Parameter) -> ReconstructionAwareLoss:
         return ReconstructionAwareLoss(
@@ -113,10 +112,10 @@ def objective_maker(recipe: Recipe, critic: Critic | None) -> MakeObjective:
 
 
 def make_stage(options: argparse.Namespace, recipe: Recipe, objective: MakeObjective) -> Stage:
-    """Builds the stage, from the weights of the one before where there is one.
+    """Builds a stage from the weights of the previous one, if any.
 
     Raises:
-        UserError: If these weights are missing, or of another kind.
+        UserError: If these weights are missing or of another kind.
     """
     path, model = start_of(options)
     if options.stage == "tokenizer":
@@ -143,17 +142,17 @@ def make_stage(options: argparse.Namespace, recipe: Recipe, objective: MakeObjec
 
 
 def start_of(options: argparse.Namespace) -> tuple[Path, SuperResolver | TextureTokenizer | None]:
-    """Returns the weights to start from, and where they were; None for the first stage.
+    """Returns the path of the weights to start from, and the model; None for the first stage.
 
     Raises:
-        UserError: If they are not there, or not of the preset.
+        UserError: If the weights are missing or not of the preset.
     """
     previous = {"tokenizer": None, "predictor": "tokenizer", "rap": "predictor"}[options.stage]
     path = options.init or options.out / f"{previous}.safetensors"
     if options.init is None and previous is None:
         return path, None
     if options.init is None and not path.exists():
-        raise UserError(f"{path}: not there; first run --stage {previous} with the same --out")
+        raise UserError(f"{path}: not found; first run --stage {previous} with the same --out")
     model = load_model(path)
     if type(model.config) is not type(PRESETS[options.preset]):
         raise UserError(
@@ -175,13 +174,13 @@ def new_tokenizer(options: argparse.Namespace, recipe: Recipe) -> TextureTokeniz
 
 
 def make_data(options: argparse.Namespace, recipe: Recipe, ranks: Ranks) -> Data:
-    """Finds the photos.
+    """Finds the photos to train on and to validate on.
 
     Raises:
-        UserError: If there are none, or none is large enough.
+        UserError: If there are no photos, or none is large enough.
     """
     quiet = not ranks.is_first
-    # The paper's recipe extends photos that are too small.
+    # The paper's augmentations extend photos that are too small.
     smallest = recipe.crop if recipe.augmentation == "crop_flip_rotate" else 1
     photos = PhotoFiles(options.photos, smallest=smallest, quiet=quiet)
     training = Crops(photos, crop=recipe.crop, augmentation=recipe.augmentation, seed=options.seed)

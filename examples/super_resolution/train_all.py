@@ -1,16 +1,16 @@
-"""Trains all stages of TVQ&RAP within a given time, and measures what came out.
+"""Trains all stages of TVQ&RAP within a given time, and measures the results.
 
     python train_all.py --photos DIR [DIR ...] --val DIR --out DIR --minutes 60
 
-The photos are decoded once and kept on the device, where crops are cut and degraded: about a third
-stays clean, most are a little blurred, noisy or compressed, the rest is spoilt as Real-ESRGAN does
-it. One set of weights for all of it. The loss has learned features if they are installed (pip
-install "vqprior[perceptual]") and, from the middle of the first stage on, a discriminator.
+Photos are decoded once and kept on the device, where crops are cut and degraded: about a third
+stays clean, half gets mild blur, noise or compression, and the rest is degraded as in Real-ESRGAN.
+The loss compares learned features if they are installed (pip install "vqprior[perceptual]"); from
+the middle of the first stage on it includes a discriminator.
 
-The stages share the time, --minutes in all, loading and measuring included: see TIMED in
-recipes.py. Each leaves its weights in --out in half precision, as upscale.py reads them, also
-before it is finished: tokenizer, predictor, rap, joint. A stage that fails leaves those before it.
-log.csv, report.json and sheet.png say how it went. --resume continues.
+The stages share --minutes, loading and measuring included; TIMED in recipes.py has their shares.
+Each writes its weights to --out in half precision, also before it is finished: tokenizer,
+predictor, rap, joint. If a stage fails, the weights of earlier stages stay. log.csv, report.json
+and sheet.png have the results. --resume continues.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from tvqrap.training.recipes import TIMED, TimedRecipe
 from tvqrap.training.sequence import Sequence, Surroundings
 
 say = functools.partial(print, flush=True)
-REPORT_SECONDS = {"cuda": 20.0}  # that are kept for measuring at the end
+REPORT_SECONDS = {"cuda": 20.0}  # reserved for measuring at the end
 SLOW_REPORT = 60.0
 
 
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     reserved = REPORT_SECONDS.get(options.device.type, SLOW_REPORT) if samples is not None else 2.0
     left = 60 * options.minutes - (time.monotonic() - started) - reserved
     if left <= 0:
-        raise UserError("--minutes: all of it went into reading the photos; give more")
+        raise UserError("--minutes: reading the photos took all of it; pass a larger value")
     surroundings = Surroundings(
         out=options.out,
         checkpoints=options.checkpoints or options.out,
@@ -88,13 +88,13 @@ def main(arguments: list[str] | None = None) -> None:
         for name, model in sequence.run():
             say(f"{name}: weights in {options.out / name}.safetensors")
             reporter.keep(name, model)
-    except Exception:  # whatever it is, what is there should be measured
+    except Exception:  # of whatever kind: measure the stages that are finished
         failed = traceback.format_exc()
         say(failed)
     write_report(reporter, options.out, {"failed": failed, "learned": learned}, reserved)
     say(f"done after {time.monotonic() - started:.0f} s")
     if failed is not None:
-        raise UserError("a stage failed, see above; the weights of the stages before it are there")
+        raise UserError("a stage failed, see above; the weights of earlier stages are kept")
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -104,21 +104,23 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--photos", required=True, type=Path, nargs="+", metavar="DIR", help="to train on")
+    add("--photos", required=True, type=Path, nargs="+", metavar="DIR", help="photos to train on")
     add("--val", type=Path, metavar="DIR", help="photos to measure on at the end")
-    add("--out", required=True, type=Path, metavar="DIR", help="where everything goes")
-    add("--minutes", required=True, type=positive, metavar="X", help="for everything")
-    add("--preset", default="small", choices=("tiny", "small"), help="size of the model (small)")
+    add("--out", required=True, type=Path, metavar="DIR", help="output folder")
+    add("--minutes", required=True, type=positive, metavar="X", help="total time in minutes")
+    add("--preset", default="small", choices=("tiny", "small"),
+        help="size of the model (default: small)")  # fmt: skip
     add("--init", type=Path, metavar="FILE", help="start from these weights of the same preset")
-    add("--resume", action="store_true", help="continue from what is in --out")
-    add("--checkpoints", type=Path, metavar="DIR", help="where checkpoints go (--out)")
-    add("--device", type=device, default=default, help="cuda or cpu")
+    add("--resume", action="store_true", help="continue the training in --out")
+    add("--checkpoints", type=Path, metavar="DIR", help="folder of checkpoints (default: --out)")
+    add("--device", type=device, default=default, help="cuda or cpu (default: cuda if available)")
     add("--precision", choices=("float32", "bfloat16"),
-        help="of the networks (bfloat16 on a GPU, else float32)")  # fmt: skip
-    add("--batch", type=at_least(2), metavar="N", help="crops in a step (64)")
-    add("--crop", type=at_least(64), metavar="N", help="side of a crop, a multiple of 32 (128)")
-    add("--threads", type=at_least(1), metavar="N", help="CPU threads")
-    add("--seed", type=at_least(0), default=0, metavar="N", help="starts everything random (0)")
+        help="precision of the networks (default: bfloat16 on a GPU, else float32)")  # fmt: skip
+    add("--batch", type=at_least(2), metavar="N", help="crops per step (default: 64)")
+    add("--crop", type=at_least(64), metavar="N",
+        help="side of a crop in pixels, a multiple of 32 (default: 128)")  # fmt: skip
+    add("--threads", type=at_least(1), metavar="N", help="number of CPU threads")
+    add("--seed", type=at_least(0), default=0, metavar="N", help="random seed (default: 0)")
     options = parser.parse_args(arguments)
     options.device = torch.device(options.device)
     if options.crop is not None and options.crop % 32:
@@ -129,7 +131,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def make_recipes(options: argparse.Namespace) -> dict[str, TimedRecipe]:
-    """Returns the recipe of each stage, with what the command line replaces."""
+    """Returns the recipe of each stage, with the values of the command line."""
     given = {name: getattr(options, name) for name in ("batch", "crop")}
     given = {name: value for name, value in given.items() if value is not None}
     return {name: dataclasses.replace(recipe, **given) for name, recipe in TIMED.items()}
@@ -138,7 +140,7 @@ def make_recipes(options: argparse.Namespace) -> dict[str, TimedRecipe]:
 def start_from(
     init: SuperResolver | TextureTokenizer | None, options: argparse.Namespace
 ) -> tuple[TextureTokenizer | None, torch.nn.Module | None]:
-    """Returns copies of the parts to start from; None for those to start anew.
+    """Returns copies of the tokenizer and the predictor to start from; None for new ones.
 
     Raises:
         UserError: If the weights are of another preset.
@@ -147,14 +149,14 @@ def start_from(
         return None, None
     if init.config != PRESETS[options.preset]:
         raise UserError(f"{options.init}: weights of another preset than {options.preset}")
-    copy = load_model(options.init)  # the original is measured, too
+    copy = load_model(options.init)  # the original is measured as well
     if isinstance(copy, SuperResolver):
         return copy.tokenizer, copy.predictor
     return copy, None
 
 
 def write_report(reporter: Reporter, out: Path, notes: dict, seconds: float) -> None:
-    """Measures for so many seconds and writes; a failure here costs the report alone."""
+    """Measures for ``seconds`` and writes the report; if this fails, only the report is lost."""
     try:
         report, sheet = reporter.measure(seconds)
         with atomic_write(out / "report.json") as file:

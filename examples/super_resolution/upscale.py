@@ -3,9 +3,9 @@
 
     python upscale.py holiday/ cat.png 'scans/*.jpg' --output large --compare
 
-Results are PNG files of the same names unless --format says otherwise; no existing file is
-replaced unless --overwrite says so. An image that cannot be upscaled is named in one line, the
-others are upscaled all the same, and the exit status is 1.
+Writes PNG files of the same names unless --format says otherwise, and replaces no existing file
+without --overwrite. If an image cannot be upscaled, one line says why, the others are upscaled, and
+the exit status is 1.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 upscale_file(model, job, layout, args.batch)
                 written += 1
             except UsageError:
-                raise  # the next image would meet with the same
+                raise  # the next image would fail in the same way
             except (UserError, MemoryError) as error:
                 tqdm.write(f"error: {_with_name(job.source, error)}", file=sys.stderr)
     print(f"{written} of {len(jobs)} images upscaled, in {args.output}")
@@ -84,71 +84,87 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders or patterns")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="made if missing")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="files, folders or glob patterns"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for the results, created if missing",
+    )
     parser.add_argument(
         "--weights",
         type=Path,
         default=DEFAULT_WEIGHTS,
         metavar="FILE",
-        help="written by train.py, or a checkpoint of the paper's authors (.pth)",
+        help="weights written by train.py, or a checkpoint of the paper's authors (.pth) "
+        "(default: weights/small.safetensors)",
     )
     parser.add_argument(
         "--texture",
         type=share,
         metavar="X",
-        help="how much of the predicted texture to add: 0 is most faithful, 1 has most detail "
-        "(what the weights say)",
+        help="share of the predicted texture to add: 0 is most faithful, 1 has most detail "
+        "(default: stored with the weights)",
     )
     parser.add_argument(
         "--layout",
         choices=("blended", "averaged"),
         default="blended",
-        help="of tiles: blended without visible borders, or the paper's larger ones, averaged where"
-        " they overlap (%(default)s)",
+        help="how tiles join: blended linearly, or the paper's larger tiles, averaged where they "
+        "overlap (default: %(default)s)",
     )
     parser.add_argument(
         "--tile",
         type=at_least(SMALLEST_TILE),
         metavar="N",
-        help="input pixels a side that are upscaled at once; less needs less memory (what suits "
-        f"the weights, mostly 256; averaged: {Averaged.tile})",
+        help="side of a tile in input pixels; smaller tiles need less memory (default: set by the "
+        f"model, mostly 256; averaged: {Averaged.tile})",
     )
     parser.add_argument(
         "--batch",
         type=at_least(1),
         default=1,
         metavar="N",
-        help="tiles that are upscaled together; more is faster on a GPU (%(default)s)",
+        help="number of tiles to upscale at once; more can be faster on a GPU "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--precision",
         choices=tuple(PRECISIONS),
         default="float32",
-        help="of the network; bfloat16 is faster where the hardware has it (%(default)s)",
+        help="precision of the network; bfloat16 is faster where the hardware supports it "
+        "(default: %(default)s)",
     )
     parser.add_argument(
-        "--compile", action="store_true", help="compile the network, for many images on a GPU"
+        "--compile", action="store_true", help="compile the network; for many images on a GPU"
     )
     parser.add_argument(
-        "--format", choices=("png", "jpg", "webp"), default="png", help="of results (%(default)s)"
+        "--format",
+        choices=("png", "jpg", "webp"),
+        default="png",
+        help="file format of the results (default: %(default)s)",
     )
     parser.add_argument(
-        "--compare", action="store_true", help="also write NAME_comparison.png, beside bicubic"
+        "--compare",
+        action="store_true",
+        help="also write NAME_comparison.png, which shows the result beside bicubic",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace files in DIR")
-    parser.add_argument("--threads", type=at_least(1), metavar="N", help="of the processor to use")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    parser.add_argument("--threads", type=at_least(1), metavar="N", help="number of CPU threads")
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda", "mps"),
         default="auto",
-        help="where to compute; auto is a CUDA GPU if there is one (%(default)s)",
+        help="device to compute on; auto takes a CUDA GPU if there is one (default: %(default)s)",
     )
     return parser.parse_args(arguments)
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; ``"auto"`` is CUDA where there is any, and else the CPU."""
+    """Returns the device of that name; ``"auto"`` is CUDA if available, else the CPU."""
     usable = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
     if name == "auto":
         name = "cuda" if usable["cuda"] else "cpu"
@@ -158,7 +174,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_layout(name: str, tile: int | None) -> Layout:
-    """The layout of that name, with tiles of that size or of its own."""
+    """Returns the layout of that name; ``tile`` replaces its default tile size."""
     if name == "blended":
         return Blended(tile)
     return Averaged() if tile is None else Averaged.of_size(tile)
@@ -167,10 +183,10 @@ def pick_layout(name: str, tile: int | None) -> Layout:
 def upscale_file(
     model: Upscaler, job: Job, layout: Layout = DEFAULT_LAYOUT, batch: int = 1
 ) -> None:
-    """Reads, upscales and writes one image, and says so.
+    """Reads, upscales and writes one image, and prints a line.
 
     Raises:
-        UserError: the image cannot be read, is too small or too large, or the result cannot be
+        UserError: If the image cannot be read, is too small or too large, or the result cannot be
             written.
     """
     check_size = partial(check_input_size, scale=model.tiling.scale)
@@ -182,7 +198,9 @@ def upscale_file(
         tqdm.write(f"note: {job.source}: {note}", file=sys.stderr)
     result = upscale_photo(model, photo, layout, batch, deep=job.result.suffix == ".png")
     if result.alpha is not None and job.result.suffix == ".jpg" and result.alpha.min() < 255:
-        tqdm.write(f"note: {job.source}: JPEG has no transparency; put on white", file=sys.stderr)
+        tqdm.write(
+            f"note: {job.source}: JPEG has no transparency; blended onto white", file=sys.stderr
+        )
     write_image(job.result, result)
     tqdm.write(f"{job.source} -> {job.result} ({width}x{height})")
     if job.comparison is not None:
@@ -193,7 +211,9 @@ def upscale_file(
 def check_input_size(width: int, height: int, *, scale: int = 4) -> None:
     """Raises ``UserError`` for an image that is too small, or whose result would be too large."""
     if min(width, height) < SMALLEST_SIDE:
-        raise UserError(f"is {width}x{height}; {SMALLEST_SIDE}x{SMALLEST_SIDE} is the smallest")
+        raise UserError(
+            f"is {width}x{height}; the smallest size is {SMALLEST_SIDE}x{SMALLEST_SIDE}"
+        )
     pixels = width * height * scale**2
     if pixels > LARGEST_RESULT:
         raise UserError(
@@ -210,14 +230,14 @@ def upscale_photo(
     *,
     deep: bool = True,
 ) -> Photo:
-    """Upscales colors with the model, and alpha with bicubic interpolation beside them.
+    """Upscales colors with the model, and alpha with bicubic interpolation.
 
     Args:
-        model: see ``Upscaler``.
-        photo: what ``read_image`` returns.
-        layout: see ``upscale_tiled``.
-        batch: see ``upscale_tiled``.
-        deep: whether 16-bit images stay so.
+        model: See ``Upscaler``.
+        photo: The result of ``read_image``.
+        layout: See ``upscale_tiled``.
+        batch: See ``upscale_tiled``.
+        deep: Whether to keep 16 bits for 16-bit images.
     """
     dtype = torch.uint16 if deep and photo.bit_depth == 16 else torch.uint8
     rgb, alpha = photo.rgb, photo.alpha
@@ -235,9 +255,9 @@ def upscale_photo(
 
 
 def spread_color(rgb: Tensor, alpha: Tensor, reach: int = 8) -> Tensor:
-    """Gives invisible pixels the colors of visible ones near them.
+    """Gives invisible pixels the colors of visible pixels near them.
 
-    Files hold anything there, often black, which upscaling would mix into visible edges.
+    Files hold any color there, often black, which upscaling would mix into visible edges.
     """
     window = 2 * reach + 1
     near = F.avg_pool2d(torch.cat([rgb * alpha, alpha]), window, 1, reach)

@@ -1,12 +1,12 @@
-"""Measures everything, and writes the tables and images of `docs/benchmarks`.
+"""Measures time and memory, and writes the tables and images of `docs/benchmarks`.
 
-    python -m tests.benchmarks                      # everything, about a quarter of an hour
-    python -m tests.benchmarks --quick --output out # small sizes, to try it
+    python -m tests.benchmarks                      # all parts, about a quarter of an hour
+    python -m tests.benchmarks --quick --output out # small sizes, to try the command
     python -m tests.benchmarks --only search memory
 
-Writes speed.json, speed.png and scaling.png, on a GPU with -cuda in their names, and the tables
-of speed.md if the folder has one. With --only, rows of other parts stay if the file has them from
-the same machine and commit, without changes; otherwise the file holds what was measured now.
+Writes speed.json, speed.png and scaling.png (with -cuda in their names on a GPU), and the tables
+of speed.md if the folder has that page. With --only, rows of other parts are kept if they are from
+the same machine and the same clean commit; otherwise the file holds only the new rows.
 """
 
 import argparse
@@ -26,12 +26,16 @@ def parse_arguments(arguments: list[str] | None, parts: tuple[str, ...]) -> argp
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
-    add("--quick", action="store_true", help="small sizes, to try it: measures nothing")
-    add("--only", nargs="+", metavar="NAME", default=list(parts), help=f"of {', '.join(parts)}")
-    add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--threads", type=int, metavar="N", help="of the CPU; by default those of torch")
-    add("--output", type=Path, metavar="FOLDER", default=ROOT / "docs" / "benchmarks")
-    add("--repeats", type=int, metavar="N", help="rounds of a row at most (30)")
+    add("--quick", action="store_true", help="use small sizes, to try the command")
+    add("--only", nargs="+", metavar="NAME", default=list(parts),
+        help=f"parts to measure: {', '.join(parts)} (default: all)")  # fmt: skip
+    add("--device", choices=("cpu", "cuda"), default="cpu",
+        help="device to measure (default: cpu)")  # fmt: skip
+    add("--threads", type=int, metavar="N", help="number of CPU threads (default: torch's)")
+    add("--output", type=Path, metavar="FOLDER", default=ROOT / "docs" / "benchmarks",
+        help="folder of the results (default: docs/benchmarks)")  # fmt: skip
+    add("--repeats", type=int, metavar="N",
+        help="largest number of rounds per row (default: 30; with --quick: 3)")  # fmt: skip
     options = parser.parse_args(arguments)
     unknown = [name for name in options.only if name not in parts]
     if unknown:
@@ -53,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         _leave(f'{", ".join(missing)} not installed: pip install -e ".[test,peers]"')
-    # Not before that is known; nor is `--help` in a hurry.
+    # Imported only after this check.
     import torch
 
     from tests.benchmarks import runner
@@ -81,6 +85,6 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except KeyboardInterrupt:  # before there was anything to keep, or twice
+    except KeyboardInterrupt:  # before the first row, or a second time
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -1,4 +1,4 @@
-"""Everything that is measured, as one table."""
+"""The table of everything that is measured."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,16 +12,16 @@ from tests.benchmarks.scaling import Grow
 from tests.benchmarks.timing import Measured, Settings
 
 PRODUCT, TEXTBOOK, PARTS = "the product alone", "the textbook", "the sum of the parts"
-# How much smaller a quick run is, and where it stops.
+# Divisor and minimum of each size in a quick run.
 QUICK = {"n": (32, 32), "k": (32, 32), "b": (16, 1)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One row: a part of the benchmarks, what it is of, how it is measured, and what is hoped for.
+    """One row: its part, subject, measurement, sizes, reference and target.
 
-    ``target`` is None where there is none. Rows that need ``"peer"`` or ``"cuda"`` are left out
-    where there is no such thing.
+    ``target`` is None if there is none. Rows that need ``"peer"`` or ``"cuda"`` are left out where
+    these are missing.
     """
 
     part: str
@@ -33,7 +33,7 @@ class Case:
     needs: str = ""
 
     def run(self, settings: Settings) -> dict[str, Any]:
-        """The row as the file has it."""
+        """Measures the row and returns it as it is stored in the file."""
         sizes = {name: self._size(name, settings.quick) for name in self.sizes}
         return self.row(sizes, self.measure(settings, **sizes))
 

@@ -1,4 +1,4 @@
-"""What the machine can do at most, and how near the search comes."""
+"""The highest rates of the machine, and the share of them that the search reaches."""
 
 import numpy as np
 import torch
@@ -7,19 +7,19 @@ from tests.benchmarks import sides
 from tests.benchmarks.timing import Measured, Settings, alternate, summarize
 from vqprior.functional import nearest_indices
 
-SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices of a product that runs at the full rate
+SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices of a product at the full rate
 COPIED = 256 << 20  # bytes, more than any cache holds
 
 
 def product_rate(settings: Settings) -> Measured:
-    """Billions of additions and multiplications a second, in a large product."""
+    """Measures billions of additions and multiplications per second in a large product."""
     product, operations = _product(settings)
     seconds = _alone(product, settings)
     return summarize(operations / seconds / 1e9, "GFLOP/s")
 
 
 def copy_rate(settings: Settings) -> Measured:
-    """Billions of bytes a second, read and written."""
+    """Measures billions of bytes per second, read and written, in a large copy."""
     count = COPIED // (64 if settings.quick else 1) // 4
     source = torch.ones(count, device=settings.device)
     target = torch.zeros_like(source)
@@ -28,9 +28,9 @@ def copy_rate(settings: Settings) -> Measured:
 
 
 def share_of_product_rate(settings: Settings, n: int, k: int, d: int) -> Measured:
-    """The rate of the search, if it did nothing but its product, as a share of that of a large one.
+    """Measures the rate of the product in the search relative to that of a large product.
 
-    Each round measures both.
+    Each round measures both; all of the search's time counts.
     """
     data = sides.tokens(settings.device, n, k, d)
     x, codes = data.x[0], data.codes[0]

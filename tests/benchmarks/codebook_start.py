@@ -1,10 +1,10 @@
-"""Which start and which learning keep a codebook in use on real photos?
+"""Compares initializations and learning rules of a codebook on real photos.
 
     python tests/benchmarks/codebook_start.py
 
-Trains one small autoencoder for each way on crops of the photos in examples/, with the same seeds,
-and prints reconstruction PSNR, perplexity and the share of codes in use on crops it was not trained
-on. Takes about 5 minutes on one CPU thread.
+Trains one small autoencoder for each combination on crops of the photos in examples/, with the same
+seeds, and prints reconstruction PSNR, perplexity and the share of codes in use on other crops.
+Takes about 5 minutes on one CPU thread.
 """
 
 import argparse
@@ -43,7 +43,7 @@ LEARNING = ("gradient", "gradient+revival", "ema", "ema+revival")
 
 
 def crops(count: int, rng: np.random.Generator, photos: list[Tensor]) -> Tensor:
-    """Random crops ``(count, 3, 32, 32)`` in [0, 1]."""
+    """Returns random crops ``(count, 3, 32, 32)`` in [0, 1]."""
     chosen = []
     for _ in range(count):
         photo = photos[rng.integers(len(photos))]
@@ -53,7 +53,7 @@ def crops(count: int, rng: np.random.Generator, photos: list[Tensor]) -> Tensor:
 
 
 def autoencoder() -> tuple[nn.Module, nn.Module]:
-    """An encoder to 32 features at a quarter of the size, and its decoder."""
+    """Returns an encoder to 32 features at a quarter of the size, and its decoder."""
     encoder = nn.Sequential(
         nn.PixelUnshuffle(4), nn.Conv2d(48, 64, 3, padding=1), nn.SiLU(),
         nn.Conv2d(64, 64, 3, padding=1), nn.SiLU(), nn.Conv2d(64, DIM, 1),
@@ -66,7 +66,7 @@ def autoencoder() -> tuple[nn.Module, nn.Module]:
 
 
 def codebook_of(start: str) -> Codebook:
-    """A table, or a frozen one behind a linear layer."""
+    """Returns an embedding, or for SimVQ a frozen one behind a linear layer."""
     if start == "SimVQ":
         frozen = EmbeddingCodebook(CODES, DIM).requires_grad_(requires_grad=False)
         return TransformedCodebook(frozen, nn.Linear(DIM, DIM))
@@ -110,8 +110,9 @@ def train(start: str, learning: str, *, steps: int, photos: list[Tensor]) -> str
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--threads", type=int, default=1)
+    add = parser.add_argument
+    add("--steps", type=int, default=600, help="training steps (default: %(default)s)")
+    add("--threads", type=int, default=1, help="number of CPU threads (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     photos = [
@@ -120,7 +121,7 @@ def main() -> None:
         if path.suffix in {".png", ".jpg"}
     ]
     for start in (*INITS, "k-means", "SimVQ"):
-        # Rules cannot set codes that are computed.
+        # Rules cannot set the codes of a transformed codebook.
         for learning in LEARNING[:1] if start == "SimVQ" else LEARNING:
             row = train(start, learning, steps=options.steps, photos=photos)
             print(f"{start:18s} {learning:18s} {row}", flush=True)

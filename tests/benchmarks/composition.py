@@ -1,4 +1,4 @@
-"""Quantizers made of several, against the sum of their parts."""
+"""Composite quantizers against the sum of their parts."""
 
 import itertools
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ SCALES = (1, 2, 4, 8, 16)
 
 
 def residual(device: str, n: int, k: int, d: int, q: int) -> Pair:
-    """Stages in a ``ResidualQuantizer``, and alone on what each of them got."""
+    """Compares a ``ResidualQuantizer`` with its stages alone, each on its own input."""
     data = sides.tokens(device, n, k, d, q)
     whole = ResidualQuantizer([sides.plain(codes) for codes in data.codes]).to(device)
     inputs = _left_over(whole, data.x, range(q))
@@ -37,7 +37,7 @@ def residual(device: str, n: int, k: int, d: int, q: int) -> Pair:
 
 
 def grouped(device: str, n: int, k: int, d: int, q: int) -> Pair:
-    """Groups of ``d`` features in a ``GroupedQuantizer``, and alone."""
+    """Compares a ``GroupedQuantizer`` with its groups of ``d`` features alone."""
     data = [sides.tokens(device, n, k, d, seed=group) for group in range(q)]
     x = torch.cat([group.x for group in data], dim=-1)
     direction = torch.cat([group.direction for group in data], dim=-1)
@@ -57,9 +57,9 @@ def grouped(device: str, n: int, k: int, d: int, q: int) -> Pair:
 
 
 def multi_scale(device: str, b: int, k: int, d: int) -> Pair:
-    """A ``MultiScaleQuantizer`` on maps; its quantizer at each scale with the resizing around it.
+    """Compares a ``MultiScaleQuantizer`` with its quantizer at each scale, resizing included.
 
-    The scales share a codebook, so that there is one step of the moving average on either side.
+    The scales share a codebook, so both sides take one step of the moving average.
     """
     side = SCALES[-1]
     data = sides.tokens(device, b * side * side, k, d)
@@ -97,7 +97,7 @@ def multi_scale(device: str, b: int, k: int, d: int) -> Pair:
 
 @torch.no_grad()
 def _left_over(whole: Quantizer, x: Tensor, starts: Iterable[int]) -> list[Tensor]:
-    """``x`` less what the indices up to each start say."""
+    """Returns the residual of ``x`` after decoding the indices up to each start."""
     indices, left_over = whole.encode(x), []
     for start in starts:
         earlier = indices.clone()

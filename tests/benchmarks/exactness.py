@@ -1,4 +1,4 @@
-"""The indices of the search against one in double precision."""
+"""Compares the indices of the search with those of a search in double precision."""
 
 import torch
 
@@ -9,9 +9,9 @@ ROWS = 512  # of the matrix of distances, at once
 
 
 def against_float64(settings: Settings, n: int, k: int, d: int, offset: int) -> Measured:
-    """How much further the codes of the search are at most, as a share of the least distance.
+    """Measures the largest excess distance of the codes found, relative to the least distance.
 
-    Tokens lie between codes here, far from all: where rounding decides most often.
+    Tokens are far from all codes, where rounding changes the choice most often.
     """
     generator = torch.Generator().manual_seed(0)
     x, codes = (torch.randn(rows, d, generator=generator) + offset for rows in (n, k))
@@ -28,7 +28,7 @@ def against_float64(settings: Settings, n: int, k: int, d: int, offset: int) -> 
 
 
 def _exact(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    # Less a common offset, which is exact in double precision and changes no distance.
+    # Subtracts a common offset, which is exact in double precision and changes no distance.
     middle = codes.double().mean(dim=0)
     x, codes = x.double() - middle, codes.double() - middle
     return (codes.square().sum(dim=1) - 2 * x @ codes.T).argmin(dim=1)

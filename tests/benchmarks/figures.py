@@ -1,4 +1,4 @@
-"""The two images: ratios with their targets, and time of a token as sizes grow."""
+"""Draws two images: ratios with their targets, and time per token as sizes grow."""
 
 from pathlib import Path
 from typing import Any
@@ -48,18 +48,18 @@ TICKS = [
     100,
     200,
 ]
-WIDEST = 8  # ticks, before they run into each other
-COLUMNS = (1.03, 1.21)  # of the words at the right, in widths of the panel
+WIDEST = 8  # largest number of ticks that fit
+COLUMNS = (1.03, 1.21)  # positions of the labels at the right, in widths of the panel
 MISSED = "missed"
 
 
 def draw_ratios(results: Results, path: Path) -> None:
-    """Bars from 1 to each ratio, whiskers to its quartiles, a mark at the target."""
+    """Draws bars from 1 to each ratio, whiskers to its quartiles, and a mark at the target."""
     rows = [row for row in results["rows"] if row["unit"] in TITLES]
     groups = {unit: [row for row in rows if row["unit"] == unit] for unit in TITLES}
     groups = {unit: chosen for unit, chosen in groups.items() if chosen}
     if not groups:
-        path.unlink(missing_ok=True)  # an image of an earlier run says nothing about this one
+        path.unlink(missing_ok=True)  # an image of an earlier run would be misleading
         return
     heights = [len(chosen) + 1.0 for chosen in groups.values()]
     with mpl.rc_context(STYLE):
@@ -74,7 +74,7 @@ def draw_ratios(results: Results, path: Path) -> None:
 
 
 def draw_scaling(results: Results, path: Path) -> None:
-    """A panel for each size that grows."""
+    """Draws a panel for each size that grows."""
     rows = [row for row in results["rows"] if row["part"] == "scaling" and row["points"]]
     if not rows:
         path.unlink(missing_ok=True)
@@ -119,7 +119,7 @@ def _bars(axis: Axes, rows: list[Row], *, judge: bool) -> None:
 
 
 def _beside(axis: Axes, place: float, words: str, *, column: int = 0, **style: Any) -> None:
-    """Words at the right of the panel, in line with a bar."""
+    """Writes a label at the right of the panel, in line with a bar."""
     where = axis.get_yaxis_transform()
     axis.text(COLUMNS[column], place, words, transform=where, va="center", **style)
 
@@ -160,10 +160,10 @@ def _curves(axis: Axes, row: Row) -> None:
 
 
 def _guide(axis: Axes, row: Row) -> None:
-    """What is to be expected: tokens cost the same however many, and the other sizes count."""
+    """Draws the expected curve: constant in the number of tokens, proportional in other sizes."""
     first, last = row["points"][0], row["points"][-1]
     growth = 1 if row["what"].endswith("n grows") else last["size"] / first["size"]
-    # Through the last point, where fixed costs count least.
+    # Through the last point, where fixed costs matter least.
     ends = [last["ours"] / growth, last["ours"]]
     words = "the same for each token" if growth == 1 else "proportional"
     axis.loglog([first["size"], last["size"]], ends, ":", color=GRAY, label=words)

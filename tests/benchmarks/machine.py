@@ -1,4 +1,4 @@
-"""The machine, and the versions of what ran on it."""
+"""Describes the machine and the versions of the software."""
 
 import os
 import platform
@@ -11,11 +11,11 @@ from tests.benchmarks import peer
 from tests.benchmarks.timing import Settings
 
 ROOT = Path(__file__).parents[2]
-MEASURED = ("vqprior", "tests/benchmarks")  # what a commit has to hold to name the measurement
+MEASURED = ("vqprior", "tests/benchmarks")  # paths whose changes are marked in the commit
 
 
 def describe(settings: Settings) -> dict[str, str | int | float | None]:
-    """What a time depends on beside the code."""
+    """Returns the hardware, settings and versions that times depend on."""
     memory = _meminfo("MemTotal")
     cuda = settings.device == "cuda"
     return {
@@ -32,8 +32,8 @@ def describe(settings: Settings) -> dict[str, str | int | float | None]:
 
 
 def commit(*measured: str) -> str | None:
-    """The commit, marked if what was measured differs from it; None outside of a repository."""
-    # Without the lock, so that nobody who works there has to wait.
+    """Returns the commit, marked if ``measured`` has changes; None outside a repository."""
+    # Without the lock, so that other git commands do not have to wait.
     head = _git("rev-parse", "--short=12", "HEAD")
     if head is None:
         return None
@@ -42,9 +42,9 @@ def commit(*measured: str) -> str | None:
 
 
 def free_bytes(device: str) -> int | None:
-    """Memory that is free on the device; None where nobody tells."""
+    """Returns the free memory of the device in bytes; None if unknown."""
     if device == "cuda":
-        torch.cuda.empty_cache()  # what this process keeps for itself is free, too
+        torch.cuda.empty_cache()  # memory cached by this process is free
         return torch.cuda.mem_get_info()[0]
     return _meminfo("MemAvailable")
 

@@ -1,9 +1,9 @@
-"""Peak memory of one call beyond what was there before it, each in a fresh process.
+"""Measures the peak memory of one call above the memory before it, in a fresh process.
 
     python -m tests.benchmarks.memory '{"kind": "training, ours", "device": "cpu", "threads": 1,
                                         "sizes": {"n": 4096, "k": 8192, "d": 64}}'
 
-prints the bytes; the benchmarks start it.
+prints the bytes. The benchmarks start this command.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from tests.benchmarks.timing import Measured, Settings, wait
 
 MIB, GIB = 1 << 20, 1 << 30
 FLOAT = 4  # bytes
-# Room that the other package must have beside its matrices of n x k numbers.
+# Bytes per entry of the other package's matrices of n x k, to check that memory suffices.
 ENTRY_BYTES = 32
 
 
@@ -67,7 +67,7 @@ KINDS: dict[str, Callable[..., Step]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """Measures one of ``KINDS`` in a process of its own."""
+    """Measures one of ``KINDS`` in its own process."""
 
     kind: str
 
@@ -86,15 +86,15 @@ class Peak:
             reason = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
             raise RuntimeError(f"the process that measured memory failed: {reason}")
         extra = json.loads(done.stdout.splitlines()[-1])
-        if self.kind.startswith("select"):  # the gradient of the logits is what was asked for
+        if self.kind.startswith("select"):  # without the gradient of the logits, which is an output
             extra -= sizes["n"] * sizes["k"] * FLOAT
         return Measured("MiB", extra / MIB)
 
 
 def beyond_fixed(rows: list[dict[str, Any]]) -> None:
-    """Notes how memory grows with the tokens, from the fewest tokens of the same step on.
+    """Adds notes on how memory grows with the tokens, relative to the fewest tokens of a step.
 
-    In tensors of n x d float32 numbers: outputs and gradients are such tensors themselves.
+    The unit is a tensor of n x d float32 numbers, the size of outputs and gradients.
     """
     for row in rows:
         same = [r for r in rows if r["what"] == row["what"] and r["value"] is not None]
@@ -107,8 +107,8 @@ def beyond_fixed(rows: list[dict[str, Any]]) -> None:
 
 
 def measure(kind: str, device: str, sizes: dict[str, int]) -> int:
-    """Bytes at the peak of one call, less those before it."""
-    KINDS[kind](device, **{**sizes, "n": 64, "k": 16})()  # loads what is loaded once
+    """Returns the bytes at the peak of one call minus those before it."""
+    KINDS[kind](device, **{**sizes, "n": 64, "k": 16})()  # loads libraries
     step = KINDS[kind](device, **sizes)
     gc.collect()
     wait(device)
@@ -124,16 +124,16 @@ def measure(kind: str, device: str, sizes: dict[str, int]) -> int:
 
 
 def _forget_peak() -> int:
-    """Resident bytes now, after forgetting the peak so far where the system can."""
+    """Returns the resident bytes now, and resets the peak if the system can."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # then the peak counts from what the inputs took, a little more than now
+    except OSError:  # then the peak so far is the base, slightly more than the memory now
         return _peak()
     return _status("VmRSS")
 
 
 def _peak() -> int:
-    """Resident bytes at the peak."""
+    """Returns the resident bytes at the peak."""
     try:
         return _status("VmHWM")
     except OSError:

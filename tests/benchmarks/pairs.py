@@ -1,4 +1,4 @@
-"""What is compared with what, and that both sides compute the same."""
+"""The pairs of steps that are compared, and the checks that both sides compute the same."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,7 +19,7 @@ FASTER, AS_LONG = "times faster", "times as long"
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two steps, and what raises ``AssertionError`` unless their results are the same."""
+    """Two steps, and a check that raises ``AssertionError`` unless their results agree."""
 
     ours: Step
     other: Step
@@ -35,7 +35,7 @@ class Compare:
 
     def __call__(self, settings: Settings, **sizes: int) -> Measured:
         pair = self.build(settings.device, **sizes)
-        pair.agree(pair.ours(), pair.other())  # which is the warm-up, too
+        pair.agree(pair.ours(), pair.other())  # also the warm-up
         seconds = alternate(pair.ours, pair.other, settings)
         ours, other = seconds.T
         ratios = other / ours if self.unit == FASTER else ours / other
@@ -43,7 +43,7 @@ class Compare:
 
 
 def same_choice(x: Tensor, codes: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Where two searches chose the same; elsewhere both must be as near, but for rounding."""
+    """Returns where two searches agree; elsewhere distances must be equal up to rounding."""
     same = first == second
     rest, table = x[~same].double(), codes.double()
     near, far = ((rest - table[found[~same]]).square().sum(dim=-1) for found in (first, second))
@@ -52,7 +52,7 @@ def same_choice(x: Tensor, codes: Tensor, first: Tensor, second: Tensor) -> Tens
 
 
 def search(device: str, n: int, k: int, d: int, *, tf32: bool = False) -> Pair:
-    """The search, and the product of which it consists, into memory that is there already."""
+    """Compares the search with its matrix product into preallocated memory."""
     data = sides.tokens(device, n, k, d)
     x, codes = data.x[0], data.codes[0]
     scores = x.new_empty(n, k)
@@ -74,19 +74,19 @@ def search(device: str, n: int, k: int, d: int, *, tf32: bool = False) -> Pair:
 def search_against_tf32(device: str, n: int, k: int, d: int) -> Pair:
     """As ``search``, with the product in the reduced precision of tensor cores."""
     pair = search(device, n, k, d, tf32=True)
-    # A product of ten bits names other codes, so there is nothing to agree on.
+    # In TF32 the product gives other codes, so results are not compared.
     return Pair(pair.ours, pair.other, lambda *_: None)
 
 
 def training(device: str, n: int, k: int, d: int, q: int = 1, *, rotation: bool = False) -> Pair:
-    """Training steps from the same codes on the same tokens."""
+    """Compares training steps from the same codes on the same tokens."""
     data = sides.tokens(device, n, k, d, q)
     first = sides.ours(data, rotation=rotation).to(device)
     second = sides.theirs(data, rotation=rotation)
 
     def agree(ours: Outcome, theirs: Outcome) -> None:
         same = _same_indices(data, ours, theirs)
-        # In `ResidualVQ` the gradient passes once for each stage: q times ours.
+        # `ResidualVQ` passes the gradient once for each stage: q times ours.
         names = ("quantized", "grad") if q == 1 else ("quantized",)
         for name in names:
             assert_close(getattr(ours, name)[same], getattr(theirs, name)[same], **CLOSE)
@@ -101,12 +101,12 @@ def training(device: str, n: int, k: int, d: int, q: int = 1, *, rotation: bool 
 
 
 def training_rotated(device: str, n: int, k: int, d: int) -> Pair:
-    """As ``training``, with the gradient that is the default there."""
+    """As ``training``, with the rotation trick, the default of the other package."""
     return training(device, n, k, d, rotation=True)
 
 
 def evaluation(device: str, n: int, k: int, d: int) -> Pair:
-    """Calls in eval with the same codes on the same tokens."""
+    """Compares calls in eval with the same codes on the same tokens."""
     data = sides.tokens(device, n, k, d)
 
     def agree(ours: Outcome, theirs: Outcome) -> None:
@@ -121,16 +121,16 @@ def evaluation(device: str, n: int, k: int, d: int) -> Pair:
 
 
 def _same_indices(data: sides.Tokens, ours: Outcome, theirs: Outcome) -> Tensor:
-    """Which tokens got the same indices on both sides: all but ties."""
+    """Returns which tokens have the same indices on both sides: all but ties."""
     if len(data.codes) == 1:
         return same_choice(data.x, data.codes[0], ours.indices, theirs.indices)
-    # What later stages see depends on the ties of earlier ones; these tokens have none.
+    # Inputs of later stages depend on the ties of earlier ones; these tokens have none.
     assert torch.equal(ours.indices, theirs.indices), "the two sides chose other codes"
     return torch.ones_like(ours.indices[..., 0], dtype=torch.bool)
 
 
 def select(device: str, n: int, k: int, d: int) -> Pair:
-    """Codes chosen by logits, and the same as it is written in textbooks."""
+    """Compares ``select_codes`` with the textbook formula."""
     made = logits, codes, _ = sides.choices(device, n, k, d)
 
     def agree(ours: Outcome, textbook: Outcome) -> None:

@@ -1,4 +1,4 @@
-"""The package that is compared with, imported when it is first needed."""
+"""The package to compare with, imported on first use."""
 
 import functools
 import importlib
@@ -13,12 +13,12 @@ MISSING = (
 
 @functools.cache
 def load() -> ModuleType:
-    """The package; ``ImportError`` if it is not there."""
+    """Imports and returns the package; raises ``ImportError`` if it is not installed."""
     return importlib.import_module("vector_quantize_pytorch")
 
 
 def version() -> str | None:
-    """Which version there is, without importing it."""
+    """Returns the installed version without importing the package; None if not installed."""
     try:
         return importlib.metadata.version(PEER)
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Results as lines on the screen and as tables on the page."""
+"""Formats results as lines on the screen and as tables of the page."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ QUICK = (
 
 
 def number(value: float | None) -> str:
-    """Three digits that count, with separators."""
+    """Formats three significant digits, with thousands separators."""
     if not value:
         return "" if value is None else "0"
     if abs(value) < 0.001:
@@ -31,7 +31,7 @@ def number(value: float | None) -> str:
 
 
 def seconds(value: float) -> str:
-    """In a unit that suits."""
+    """Formats a time in seconds or milliseconds."""
     return f"{number(value)} s" if value >= 1 else f"{number(1000 * value)} ms"
 
 
@@ -40,7 +40,7 @@ def sizes(row: Row) -> str:
 
 
 def outcome(row: Row) -> str:
-    """The value with its quartiles."""
+    """Formats the value with its quartiles."""
     if row["value"] is None:
         return "not measured"
     unit = f" {row['unit']}".replace(" %", "%")
@@ -49,7 +49,7 @@ def outcome(row: Row) -> str:
 
 
 def target(row: Row) -> str:
-    """What was hoped for."""
+    """Formats the target."""
     if row["target"] is None:
         return "none"
     unit = f" {row['unit']}" if row["unit"] in ("MiB", "ms") else ""
@@ -57,7 +57,7 @@ def target(row: Row) -> str:
 
 
 def met(row: Row) -> bool | None:
-    """Whether the target was met; None where there is none, or nothing to judge it by."""
+    """Returns whether the target was met; None without a target or a value."""
     if row["target"] is None or row["value"] is None:
         return None
     bound, of = row["target"]["bound"], row["target"]["of"]
@@ -65,18 +65,18 @@ def met(row: Row) -> bool | None:
 
 
 def line(row: Row) -> str:
-    """One row on the screen."""
+    """Formats one row for the screen."""
     text = f"  {row['what']:<41} {sizes(row):<39} {outcome(row):<37} target {target(row)}"
     return f"{text}; {row['note']}" if row["note"] else text
 
 
 def heading(part: str, against: str) -> str:
-    """What stands above the rows of a part on the screen."""
+    """Formats the heading of a part for the screen."""
     return f"{part}, against {against}" if against else part
 
 
 def render(results: Results | None) -> str:
-    """What stands between the markers of the page; images are named after the file."""
+    """Returns the text between the markers of the page."""
     if results is None:
         return "Not measured yet."
     suffix = "" if results["machine"]["gpu"] is None else "-cuda"
@@ -98,7 +98,7 @@ def render(results: Results | None) -> str:
 
 
 def rewrite(page: Path, name: str, text: str) -> bool:
-    """Puts tables between the markers of the page; False if it has none of this name."""
+    """Replaces the text between the markers of the page; returns False if it has no markers."""
     if not page.exists():
         return False
     old = page.read_text()
@@ -115,7 +115,7 @@ def markers(name: str) -> tuple[str, str]:
 
 
 def head(results: Results) -> str:
-    """When, of what and on what it was measured."""
+    """Returns a table of date, commit, machine and versions."""
     machine: dict[str, Any] = results["machine"]
     dates = sorted(row["measured"] for row in results["rows"]) or ["at no time"]
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
@@ -185,13 +185,13 @@ def _ends(points: list[dict[str, Any]], side: str) -> str:
 
 
 def judged(row: Row, judge: bool) -> str:
-    """The target, and whether it was met."""
+    """Formats the target and whether it was met."""
     words = {None: "", True: ": met", False: ": **missed**"}
     return target(row) + (words[met(row)] if judge else "")
 
 
 def table(titles: list[str], cells: list[list[Any]]) -> str:
-    """A table in Markdown."""
+    """Returns a Markdown table."""
     rows = [titles, ["---"] * len(titles), *cells]
     texts = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in texts)

@@ -1,4 +1,4 @@
-"""The file of results: what was measured, on which machine, and of which code."""
+"""The file of results: rows, machine and commit."""
 
 import datetime
 import json
@@ -15,12 +15,12 @@ from tests.benchmarks.timing import Settings
 
 Row = dict[str, Any]
 Results = dict[str, Any]
-# Rows of another run may stand beside those of this one only if all of these are the same.
+# Rows of different runs may be combined only if all of these are the same.
 SAME = ("machine", "commit", "quick")
 
 
 def begin(settings: Settings) -> Results:
-    """Results without a row."""
+    """Returns results without rows."""
     return {
         "quick": settings.quick,
         "commit": machine.commit(),
@@ -37,9 +37,9 @@ def add(results: Results, row: Row) -> None:
 
 
 def keep(results: Results, path: Path, parts: set[str]) -> None:
-    """Takes over the rows in ``path`` but those of ``parts``, if they belong to this run's.
+    """Adds the rows in ``path`` of other parts, if machine and commit are the same.
 
-    They do if machine and code are the same; code with changes is never known to be.
+    A commit with changes never counts as the same.
     """
     try:
         earlier = json.loads(path.read_text())
@@ -54,13 +54,13 @@ def keep(results: Results, path: Path, parts: set[str]) -> None:
 
 
 def save(results: Results, path: Path) -> None:
-    """Writes the file, whole or not at all."""
+    """Writes the file atomically."""
     text = json.dumps(results, indent=1) + "\n"
     write(path, lambda temporary: temporary.write_text(text))
 
 
 def write(path: Path, produce: Callable[[Path], object]) -> None:
-    """Has ``produce`` write a temporary file, which then takes the place of ``path``."""
+    """Lets ``produce`` write a temporary file, which then replaces ``path``."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)

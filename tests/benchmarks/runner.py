@@ -1,4 +1,4 @@
-"""Runs the table of cases, and writes what is finished."""
+"""Runs the cases, and writes the finished rows."""
 
 import sys
 import tempfile
@@ -16,10 +16,10 @@ INTERRUPTED = 130
 
 
 def run(settings: Settings, parts: set[str], folder: Path) -> int:
-    """Measures the rows of ``parts`` and writes the files of ``folder``; the exit status."""
+    """Measures the rows of ``parts``, writes the files of ``folder``, returns the exit status."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
-        pass  # a folder that cannot be written to had better say so now
+        pass  # fails now if the folder cannot be written to
     torch.backends.cuda.matmul.allow_tf32 = False
     there = {"": True, "peer": peer.version() is not None, "cuda": settings.device == "cuda"}
     if not there["peer"]:
@@ -52,7 +52,7 @@ def run(settings: Settings, parts: set[str], folder: Path) -> int:
 
 
 def name_of(settings: Settings) -> str:
-    """Of the file of results, without its ending."""
+    """Returns the stem of the file of results."""
     return "speed-cuda" if settings.device == "cuda" else "speed"
 
 
@@ -65,7 +65,7 @@ def publish(measured: Results, path: Path) -> None:
 
 
 def _row(case: Case, settings: Settings) -> tuple[results.Row, bool]:
-    """The row, and whether it failed: one that does must not take the others with it."""
+    """Returns the row, and whether it failed: a failure must not stop the other rows."""
     try:
         return case.run(settings), False
     except Exception as error:  # of whatever kind

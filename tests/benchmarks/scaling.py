@@ -1,4 +1,4 @@
-"""Seconds for each token as one size grows 64 times and the others stay."""
+"""Measures the time per token as one size grows 64 times and the others are fixed."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ POINTS = 7
 GROWTH = 2 ** (POINTS - 1)
 # Beyond these the other package is left out.
 PEER_BYTES, PEER_SECONDS = 2 << 30, 3.0
-PEER_ENTRY_BYTES = 24  # for each token and code
+PEER_ENTRY_BYTES = 24  # per token and code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ def _too_large(sizes: dict[str, int]) -> bool:
 
 
 def _point(settings: Settings, sizes: dict[str, int], *, alone: bool) -> tuple[float, float | None]:
-    """Median microseconds for each token, of both sides."""
+    """Returns the median microseconds per token of both sides."""
     data = sides.tokens(settings.device, **sizes)
     ours = sides.train_ours(sides.ours(data).to(settings.device), data.x, data.direction)
     ours()

@@ -1,4 +1,4 @@
-"""What is timed: one step of ours, of the other package, and of the textbook."""
+"""The steps to time: ours, the other package's, and the textbook's."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from tests.benchmarks import peer
 from vqprior import CodebookEMA, EmbeddingCodebook, Quantizer, ResidualQuantizer, VectorQuantizer
 from vqprior.functional import rotation_trick, select_codes, straight_through
 
-# What is the default there, and has to be the same on both sides.
+# The defaults of the other package, used on both sides.
 DECAY, COMMITMENT = 0.8, 1.0
-SPREAD = 0.3  # of tokens around their codes: no token lies between two
+SPREAD = 0.3  # of tokens around their codes, small enough to avoid ties
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """``x`` ``(1, n, d)``, the gradient that arrives, and codebooks ``(q, k, d)``."""
+    """Tokens ``x`` ``(1, n, d)``, the incoming gradient, and codebooks ``(q, k, d)``."""
 
     x: Tensor
     direction: Tensor
@@ -27,7 +27,7 @@ class Tokens:
 
 
 class Outcome(NamedTuple):
-    """What a step computed; None where a side has no such thing."""
+    """The results of a step; None where a side has no such result."""
 
     indices: Tensor
     quantized: Tensor
@@ -40,9 +40,11 @@ Step = Callable[[], Any]
 
 
 def tokens(device: str, n: int, k: int, d: int, q: int = 1, *, seed: int = 0) -> Tokens:
-    """Tokens around sums of codes, stage after stage half as long: codebooks in full use."""
+    """Returns tokens around sums of codes; each stage's codes are half as long."""
     generator = torch.Generator().manual_seed(seed)
-    lengths = [0.5 ** min(stage, 7) for stage in range(q)]  # no further: never denormal
+    lengths = [
+        0.5 ** min(stage, 7) for stage in range(q)
+    ]  # at least 2**-7, to avoid denormal numbers
     codes = torch.stack([length * torch.randn(k, d, generator=generator) for length in lengths])
     x = SPREAD * lengths[-1] * torch.randn(n, d, generator=generator)
     for table in codes:
@@ -52,7 +54,7 @@ def tokens(device: str, n: int, k: int, d: int, q: int = 1, *, seed: int = 0) ->
 
 
 def plain(codes: Tensor, *, rotation: bool = False) -> VectorQuantizer:
-    """A quantizer with these codes ``(k, d)``."""
+    """Returns a quantizer with these codes ``(k, d)``."""
     k, d = codes.shape
     estimator = rotation_trick if rotation else straight_through
     table = EmbeddingCodebook.from_codes(codes)
@@ -60,13 +62,13 @@ def plain(codes: Tensor, *, rotation: bool = False) -> VectorQuantizer:
 
 
 def ours(data: Tokens, *, rotation: bool = False) -> Quantizer:
-    """A quantizer of ours, with a stage for each codebook."""
+    """Returns our quantizer, with a stage for each codebook."""
     stages = [plain(codes, rotation=rotation) for codes in data.codes]
     return stages[0] if len(stages) == 1 else ResidualQuantizer(stages)
 
 
 def train_ours(quantizer: Quantizer, x: Tensor, direction: Tensor) -> Step:
-    """Forward, backward, and a step of the moving average."""
+    """Returns a step: forward, backward, and the moving average."""
     rule = CodebookEMA(quantizer, decay=DECAY)
     leaf = x.detach().requires_grad_()
 
@@ -94,7 +96,7 @@ def evaluate_ours(quantizer: Quantizer, x: Tensor) -> Step:
 
 
 def theirs(data: Tokens, *, rotation: bool = False) -> Any:
-    """The quantizer of the other package with the same codes, and else its defaults."""
+    """Returns the other package's quantizer with the same codes and otherwise its defaults."""
     package, (q, k, d) = peer.load(), data.codes.shape
     options = {"decay": DECAY, "commitment_weight": COMMITMENT, "rotation_trick": rotation}
     if q == 1:
@@ -103,12 +105,12 @@ def theirs(data: Tokens, *, rotation: bool = False) -> Any:
         quantizer = package.ResidualVQ(dim=d, num_quantizers=q, codebook_size=k, **options)
     for layer, codes in zip([quantizer] if q == 1 else quantizer.layers, data.codes, strict=True):
         layer.codebook = codes
-        layer._codebook.embed_avg.copy_(codes)  # its counts are 1, as ours
+        layer._codebook.embed_avg.copy_(codes)  # its counts start at 1, as ours
     return quantizer.to(data.x.device)
 
 
 def train_theirs(quantizer: Any, x: Tensor, direction: Tensor) -> Step:
-    """Forward, with the moving average inside, and backward."""
+    """Returns a step: forward, which includes the moving average, and backward."""
     quantizer.train()
     first = quantizer.layers[0] if hasattr(quantizer, "layers") else quantizer
     leaf = x.detach().requires_grad_()
@@ -136,7 +138,7 @@ def evaluate_theirs(quantizer: Any, x: Tensor) -> Step:
 
 
 def choices(device: str, n: int, k: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits ``(n, k)`` that require a gradient, codes ``(k, d)``, the gradient that arrives."""
+    """Returns logits ``(n, k)`` that require a gradient, codes ``(k, d)``, incoming gradient."""
     generator = torch.Generator().manual_seed(0)
     made = (torch.randn(*shape, generator=generator) for shape in ((n, k), (k, d), (n, d)))
     logits, codes, direction = (tensor.to(device) for tensor in made)
@@ -144,7 +146,7 @@ def choices(device: str, n: int, k: int, d: int) -> tuple[Tensor, Tensor, Tensor
 
 
 def select_ours(logits: Tensor, codes: Tensor, direction: Tensor) -> Step:
-    """``select_codes``, forward and backward."""
+    """Returns a step: ``select_codes``, forward and backward."""
     leaf = logits.detach().requires_grad_()
 
     def step() -> Outcome:
@@ -157,7 +159,7 @@ def select_ours(logits: Tensor, codes: Tensor, direction: Tensor) -> Step:
 
 
 def select_textbook(logits: Tensor, codes: Tensor, direction: Tensor) -> Step:
-    """A one-hot choice with the gradient of a softmax, as it is usually written."""
+    """Returns a step: a one-hot choice with the gradient of a softmax, as usually written."""
     leaf = logits.detach().requires_grad_()
 
     def step() -> Outcome:

@@ -1,4 +1,4 @@
-"""What `import vqprior` adds to `import torch`, in fresh processes."""
+"""Measures the time that `import vqprior` adds to `import torch`, in fresh processes."""
 
 import functools
 import subprocess
@@ -10,7 +10,7 @@ import numpy as np
 from tests.benchmarks.machine import ROOT
 from tests.benchmarks.timing import Measured, Settings, summarize, wanted
 
-# Seconds until torch is there, and until everything is.
+# Prints the seconds until torch is imported, and until everything is.
 CODE = """
 from time import perf_counter
 start = perf_counter()
@@ -22,21 +22,21 @@ print(torch_there - start, perf_counter() - start)
 
 
 def alternated(settings: Settings) -> Measured:
-    """With and without, in turn: the difference of the two."""
+    """Measures the difference between processes with and without the import, run in turn."""
     rounds = _rounds(settings)
     return summarize(1000 * (rounds[:, 0, 1] - rounds[:, 1, 1]), "ms", rounds[:, :, 1])
 
 
 def within(settings: Settings) -> Measured:
-    """From the moment that torch is there, inside one process."""
+    """Measures the import in one process after torch is imported."""
     rounds = _rounds(settings)
     return summarize(1000 * (rounds[:, 0, 1] - rounds[:, 0, 0]), "ms")
 
 
-@functools.cache  # the two rows are of the same rounds
+@functools.cache  # both rows use the same rounds
 def _rounds(settings: Settings) -> np.ndarray:
-    """Seconds ``(rounds, with and without, torch and everything)``."""
-    _start("import vqprior")  # compiles what was not yet, and fills the cache of the disk
+    """Returns seconds ``(rounds, with and without, torch and everything)``."""
+    _start("import vqprior")  # compiles bytecode and fills the disk cache
     started, rounds = time.perf_counter(), []
     while wanted(rounds, started, settings):
         rounds.append([_start("import vqprior"), _start("")])

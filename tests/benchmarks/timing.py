@@ -1,4 +1,4 @@
-"""Two sides in alternation, and what there is to say about the rounds."""
+"""Times two sides in alternation, and summarizes the rounds."""
 
 import dataclasses
 import gc
@@ -13,7 +13,7 @@ FEWEST_ROUNDS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to measure: where, with how many threads, and how long at most for one row."""
+    """Device, threads, and limits of rounds and seconds per row."""
 
     device: str = "cpu"
     threads: int = 1
@@ -24,10 +24,9 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One row: a median with quartiles, and the medians of the seconds of both sides.
+    """One row: a median with quartiles, and the median seconds of both sides.
 
-    ``value`` is None where nothing was measured; ``note`` says why. ``points`` are those of a
-    curve.
+    ``value`` is None if nothing was measured; ``note`` says why. ``points`` are those of a curve.
     """
 
     unit: str
@@ -43,13 +42,13 @@ class Measured:
 def alternate(
     ours: Callable[[], object], other: Callable[[], object], settings: Settings
 ) -> np.ndarray:
-    """Seconds of both, called in turn: ``(rounds, 2)``. Both have to be warm.
+    """Returns the seconds of both sides, called in turn: ``(rounds, 2)``. Both must be warm.
 
-    A machine that becomes slower or faster meanwhile does so for both. Rounds end with the time
-    of a row, but not before the fewest that have quartiles.
+    Changes of the machine's speed affect both sides. Rounds end with the time of a row, but not
+    before ``FEWEST_ROUNDS``.
     """
     gc.collect()
-    gc.freeze()  # what is there already need not be looked through before each call
+    gc.freeze()  # existing objects need not be scanned before each call
     started, rounds = time.perf_counter(), []
     while wanted(rounds, started, settings):
         rounds.append((seconds_of(ours, settings.device), seconds_of(other, settings.device)))
@@ -58,14 +57,14 @@ def alternate(
 
 
 def wanted(rounds: list, started: float, settings: Settings) -> bool:
-    """Whether there is to be another round."""
+    """Returns whether to run another round."""
     in_time = time.perf_counter() - started < settings.seconds
     return len(rounds) < settings.repeats and (in_time or len(rounds) < FEWEST_ROUNDS)
 
 
 def seconds_of(call: Callable[[], object], device: str) -> float:
-    """Seconds of one call; what it returns is let go before the next begins."""
-    gc.collect()  # never in the middle of a call, at the expense of one side
+    """Returns the seconds of one call; its result is freed before the next call."""
+    gc.collect()  # so that no collection happens during a call
     gc.disable()
     try:
         wait(device)
@@ -78,7 +77,7 @@ def seconds_of(call: Callable[[], object], device: str) -> float:
 
 
 def wait(device: str) -> None:
-    """Until the device has done what it was given."""
+    """Waits until the device is idle."""
     if device == "cuda":
         torch.cuda.synchronize()
 
@@ -86,7 +85,7 @@ def wait(device: str) -> None:
 def summarize(
     values: np.ndarray, unit: str, seconds: np.ndarray | None = None, note: str = ""
 ) -> Measured:
-    """Median and quartiles of one value for each round."""
+    """Returns the median and quartiles of one value per round."""
     low, median, high = (float(q) for q in np.quantile(values, [0.25, 0.5, 0.75]))
     medians = None if seconds is None else [float(m) for m in np.median(seconds, axis=0)]
     return Measured(unit, median, low, high, medians, len(values), note)

@@ -176,5 +176,5 @@ def test_a_folder_that_refuses_is_named(tmp_path, monkeypatch):
 def test_at_least():
     assert at_least(8)("8") == 8
     for text in ("7", "-9", "x", "8.5", ""):
-        with pytest.raises(argparse.ArgumentTypeError, match="from 8 on"):
+        with pytest.raises(argparse.ArgumentTypeError, match="of at least 8"):
             at_least(8)(text)

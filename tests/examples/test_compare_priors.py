@@ -110,7 +110,7 @@ def test_a_page_is_filled(setting, tmp_path, folders):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("{", "cannot be read"), ("{}", "trained otherwise")]
+    ("content", "message"), [("{", "cannot be read"), ("{}", "was trained with another table")]
 )
 def test_a_row_that_is_not_what_it_says(setting, tmp_path, content, message):
     runner = Runner(tmp_path, setting)

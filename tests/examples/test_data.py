@@ -163,7 +163,9 @@ class TestBatches:
         assert next(streams[0])[0] == 72
 
     def test_an_uneven_share_is_refused(self):
-        with pytest.raises(UserError, match=r"--batch: 12 samples .* to 2 processes x --accu.* 4"):
+        with pytest.raises(
+            UserError, match=r"--batch: 12 samples .* among 2 processes x --accu.* 4"
+        ):
             Split(12, 0, 2, 4)
 
     @pytest.mark.full

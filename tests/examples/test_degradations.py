@@ -112,14 +112,14 @@ def test_a_gpu_gives_what_the_cpu_gives(degradation, crops):
 @pytest.mark.parametrize(
     ("shape", "dtype", "seeds", "message"),
     [
-        ((3, 8, 8), torch.float32, 3, r"floats \(b, 3, H, W\), got torch.float32 \(3, 8, 8\)$"),
+        ((3, 8, 8), torch.float32, 3, r"floats \(b, 3, H, W\), got torch.float32 \(3, 8, 8\)\.$"),
         ((2, 1, 8, 8), torch.float32, 2, r"floats \(b, 3, H, W\)"),
         ((2, 3, 8, 8), torch.uint8, 2, r"floats \(b, 3, H, W\), got torch.uint8"),
         ((0, 3, 8, 8), torch.float32, 0, r"floats \(b, 3, H, W\)"),
-        ((2, 3, 8, 10), torch.float32, 2, r"multiples of 4, got \(2, 3, 8, 10\)$"),
+        ((2, 3, 8, 10), torch.float32, 2, r"multiples of 4, got \(2, 3, 8, 10\)\.$"),
         ((2, 3, 6, 8), torch.float32, 2, r"multiples of 4"),
-        ((2, 3, 8, 8), torch.float32, 1, r"one seed, got 1 for 2 samples$"),
-        ((2, 3, 8, 8), torch.float32, 3, r"one seed, got 3 for 2 samples$"),
+        ((2, 3, 8, 8), torch.float32, 1, r"one seed per sample, got 1 for 2 samples\.$"),
+        ((2, 3, 8, 8), torch.float32, 3, r"one seed per sample, got 3 for 2 samples\.$"),
     ],
 )
 def test_wrong_inputs_are_named(degradation, shape, dtype, seeds, message):

@@ -147,4 +147,4 @@ def test_a_batch_that_processes_do_not_divide(photos, tmp_path):
     line = ["--stage", "tokenizer", "--photos", str(photos), "--out", str(tmp_path),
             "--crop", "32", "--batch", "3", "--steps", "1"]  # fmt: skip
     output, _ = start_two(line).communicate(timeout=LIMIT)
-    assert "--batch: 3 samples cannot be shared out evenly to 2 processes" in output
+    assert "--batch: 3 samples cannot be divided evenly among 2 processes" in output

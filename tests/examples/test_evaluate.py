@@ -201,7 +201,7 @@ def test_too_small_to_measure(here):
     save(photo(31, 60), "a.png")
     save(photo(2, 2), "b.png")
     for name in ("a.png", "b.png"):
-        with pytest.raises(UserError, match="32x32 is the smallest that can be measured"):
+        with pytest.raises(UserError, match="the smallest size that can be measured is 32x32"):
             make_pair(Path(name))
 
 
@@ -264,7 +264,7 @@ class TestTheScript:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--csv", "photos"], "photos: is a folder; a file is to be written here"),
+            (["--csv", "photos"], "photos: is a folder; pass the name of a file"),
             (["--csv", "photos/a.png/t.csv"], "cannot write to this folder"),
             (["--image", "p.gif"], "must end in one of"),
         ],

@@ -66,5 +66,5 @@ def test_every_image_of_a_batch_is_compressed_as_alone(crops):
 
 @pytest.mark.parametrize("quality", [0, 0.5, 100.5, -3])
 def test_impossible_qualities_are_errors(quality):
-    with pytest.raises(ValueError, match=r"quality must be in \[1, 100\], got"):
+    with pytest.raises(ValueError, match=r"`quality` must be in \[1, 100\], got"):
         jpeg(torch.zeros(1, 3, 16, 16), quality)

@@ -86,7 +86,7 @@ class TestWrongInput:
             train.main(command("tokenizer", photos, tmp_path, "--steps", "1", "--resume"))
 
     def test_a_batch_that_parts_do_not_divide(self, photos, tmp_path):
-        with pytest.raises(UserError, match=r"--batch: 2 samples cannot be shared out evenly"):
+        with pytest.raises(UserError, match=r"--batch: 2 samples cannot be divided evenly"):
             train.main(command("tokenizer", photos, tmp_path, "--steps", "1", "--accumulate", "3"))
 
     def test_checkpoint_that_is_no_checkpoint(self, photos, tmp_path):
@@ -99,12 +99,15 @@ class TestWrongInput:
         ("more", "message"),
         [
             ((), "give --steps or --minutes"),
-            (("--steps", "0"), "must be a whole number from 1 on: 0"),
+            (("--steps", "0"), "must be a whole number of at least 1, got 0"),
             (("--minutes", "-1"), "must be greater than 0, got -1.0"),
             (("--steps", "1", "--crop", "40"), "--crop must be a multiple of 32, got 40"),
             (("--steps", "1", "--adversarial", "-1"), "must be at least 0, got -1.0"),
-            (("--steps", "1", "--device", "abacus"), "this device is not here: abacus"),
-            (("--steps", "1", "--preset", "paper", "--structure", "lowres"), "has the paper's"),
+            (("--steps", "1", "--device", "abacus"), "this machine has no such device: abacus"),
+            (
+                ("--steps", "1", "--preset", "paper", "--structure", "lowres"),
+                "has a fixed structure",
+            ),
         ],
     )
     def test_command_line(self, more, message, photos, tmp_path, capsys):

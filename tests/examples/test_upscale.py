@@ -84,7 +84,7 @@ class TestTheScript:
             with pytest.raises(SystemExit):
                 upscale_py("a.png", "--texture", wrong)
             error = capsys.readouterr().err.splitlines()[-1]
-            assert error.endswith(f"--texture: must be a number from 0 to 1: {wrong}")
+            assert error.endswith(f"--texture: must be a number from 0 to 1, got {wrong}")
 
     @pytest.mark.parametrize(
         ("suffix", "kind"), [("png", "PNG"), ("jpg", "JPEG"), ("webp", "WEBP")]
@@ -119,7 +119,9 @@ class TestTheScript:
         image.putalpha(Image.new("L", image.size, 7))
         image.save("c.png")
         assert upscale_py("a.png", "b.png", "c.png", "--format", "jpg") == 0
-        assert capsys.readouterr().err == "note: c.png: JPEG has no transparency; put on white\n"
+        assert (
+            capsys.readouterr().err == "note: c.png: JPEG has no transparency; blended onto white\n"
+        )
 
     def test_failures_are_one_line_each_and_the_rest_goes_on(self, here, capsys):
         save("good.png")
@@ -134,7 +136,7 @@ class TestTheScript:
         assert [line.split(":")[:2] for line in err.splitlines()] == [
             ["error", f" {name}"] for name in names
         ]
-        assert "small.png: is 7x30; 8x8 is the smallest" in err
+        assert "small.png: is 7x30; the smallest size is 8x8" in err
         assert written() == ["good.png"]
         assert out.splitlines()[-1] == "1 of 7 images upscaled, in out"
 
@@ -149,7 +151,7 @@ class TestTheScript:
         before = Path("out/a.png").stat()
         save("a.png", mode="L")
         assert upscale_py("a.png", "b.png") == 1
-        assert "error: a.png: out/a.png exists already; --overwrite would replace it" in (
+        assert "error: a.png: out/a.png exists already; pass --overwrite to replace it" in (
             capsys.readouterr().err.splitlines()
         )
         assert Path("out/a.png").stat() == before
@@ -326,7 +328,7 @@ def test_no_two_jobs_share_a_file():
 def test_sizes():
     check_input_size(8, 8)
     check_input_size(2500, 1250)
-    with pytest.raises(UserError, match=r"is 8x7; 8x8 is the smallest"):
+    with pytest.raises(UserError, match=r"is 8x7; the smallest size is 8x8"):
         check_input_size(8, 7)
     with pytest.raises(
         UserError, match="is 2501x1250, so the result would have 50 megapixels; the"

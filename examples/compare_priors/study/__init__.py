@@ -1,4 +1,4 @@
-"""What compare.py is made of, beside the package and the scripts of super_resolution/."""
+"""The code behind compare.py; it imports the scripts of super_resolution/."""
 
 import sys
 from pathlib import Path

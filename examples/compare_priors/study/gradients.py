@@ -1,8 +1,8 @@
-"""How near an estimated gradient is to the exact one, place by place.
+"""Compares estimated gradients with the exact one, place by place.
 
 At one place of an image, with the most likely codes everywhere else, the expected loss of a code
 drawn from ``p`` is ``sum_k p_k L_k``, and its gradient with respect to the logits is
-``p_k (L_k - sum_j p_j L_j)``. Both can be had exactly, by decoding an image for every code.
+``p_k (L_k - sum_j p_j L_j)``. Decoding an image for every code gives both exactly.
 """
 
 import torch
@@ -17,7 +17,7 @@ from tvqrap.training.recipes import Recipe
 from vqprior.functional import select_codes
 
 ESTIMATORS = {"straight_through": False, "soft": False, "gumbel": True, "reinmax": True}  # random?
-AT_ONCE = 64  # images that are decoded at once
+AT_ONCE = 64  # images decoded at once
 
 
 def measure_gradients(row: GradientRow, model: SuperResolver, setting: Setting) -> dict:
@@ -33,7 +33,7 @@ def measure_gradients(row: GradientRow, model: SuperResolver, setting: Setting) 
 
 
 class Place:
-    """One place of one image, and what the loss of the image is for the vector there."""
+    """One place of an image, with the loss of the image as a function of the vector there."""
 
     def __init__(
         self, model: SuperResolver, hr: Tensor, lr: Tensor, rng: torch.Generator,
@@ -51,7 +51,7 @@ class Place:
         self.chosen = self.prediction.logits.argmax(dim=-1)
 
     def losses(self, vectors: Tensor) -> Tensor:
-        """Returns the loss of the image for each of ``(n, d)``."""
+        """Returns the loss of the image for each of the vectors ``(n, d)`` at this place."""
         count = len(vectors)
         here = torch.zeros_like(self.chosen, dtype=torch.bool)
         here[self.place] = True
@@ -77,10 +77,10 @@ class Place:
         """Compares estimates with the exact gradient.
 
         Returns ``confidence``, the probability of the most likely code; ``exact``, the norm of the
-        exact gradient; and for each estimator its ``cosine`` to the exact one (of the mean over
-        draws where it is random), ``single``, the same of one draw, ``norm``, its norm as a share
-        of the exact one, and ``improves``, whether the code that the estimate favors most lowers
-        the loss (None if that is the one chosen already).
+        exact gradient; and for each estimator ``cosine``, the cosine to the exact one (of the mean
+        over draws for random estimators), ``single``, the same for one draw, ``norm``, its norm
+        relative to the exact one, and ``improves``, whether the code that the estimate favors most
+        lowers the loss (None if that code is chosen already).
         """
         losses, p = self.all_losses(), self.logits.softmax(dim=-1)
         exact = p * (losses - (p * losses).sum())

@@ -1,4 +1,4 @@
-"""What is measured of tokenizers, of predictors, and of the images that they give."""
+"""Measures of tokenizers, of predictors, and of their images."""
 
 import statistics
 
@@ -19,18 +19,18 @@ from vqprior.metrics import CodebookUsage, FrechetDistance
 PATCH = 32  # side of the patches whose texture is described
 NUM_SCALES = 3  # of the filter bank
 TEXTURE_DIM = 21 * NUM_SCALES
-AROUND = 6  # low-resolution pixels along a side that a linear map sees of a place
+AROUND = 6  # low-resolution pixels along a side around a place, the input of the linear map
 
 
 @torch.no_grad()
 def measure_tokenizer(tokenizer: TextureTokenizer, row: TokenizerRow, setting: Setting) -> dict:
-    """Measures a tokenizer on images that it was not trained on.
+    """Measures a tokenizer on held-out images.
 
-    Returns what ``judge`` says of the reconstructions, and of the vectors before quantization the
-    shares of their variance that quantization loses (``quantization_error``) and that a linear map
-    of the low-resolution image explains (``explained``). ``parameters`` are those without codes.
+    Returns the scores of ``judge`` for the reconstructions, and for the vectors before quantization
+    the shares of their variance that quantization loses (``quantization_error``) and that a linear
+    map of the low-resolution image explains (``explained``). ``parameters`` excludes codes.
     """
-    maps = tokenizer.quantizer.quantizer  # quantizes maps, whatever the structure
+    maps = tokenizer.quantizer.quantizer  # the quantizer of maps, without the structure
     usage = CodebookUsage(maps.codebook_size).to(setting.device)
     images, vectors, lost = [], [], 0.0
     for hr, lr in setting.parts():
@@ -63,10 +63,10 @@ def measure_tokenizer(tokenizer: TextureTokenizer, row: TokenizerRow, setting: S
 
 @torch.no_grad()
 def measure_predictor(model: SuperResolver, setting: Setting) -> dict:
-    """Measures a predictor on images that it was not trained on.
+    """Measures a predictor on held-out images.
 
-    Returns what ``judge`` says of the images; the share of right codes (``accuracy``); and the mean
-    probability of the codes that are chosen (``confidence``).
+    Returns the scores of ``judge`` for the images, the share of right codes (``accuracy``), and the
+    mean probability of the chosen codes (``confidence``).
     """
     images, right, sure = [], [], []
     for hr, lr in setting.parts():
@@ -86,10 +86,10 @@ def measure_predictor(model: SuperResolver, setting: Setting) -> dict:
 
 @torch.no_grad()
 def judge(images: Tensor, truth: Tensor) -> dict[str, float]:
-    """Compares images ``(b, 3, h, w)`` in [0, 1] with the true ones.
+    """Compares images ``(b, 3, h, w)`` in [0, 1] with the originals.
 
-    Returns means over images of what evaluate.py measures and of ``filters``, a ``FilterBankLoss``;
-    and ``frechet``, the distance of the two sets of patches in ``describe_texture``.
+    Returns means over images of the scores of evaluate.py and of ``filters``, a ``FilterBankLoss``;
+    and ``frechet``, the Frechet distance of the two sets of patches under ``describe_texture``.
     """
     images = images.float().clamp(0, 1)
     scores = [evaluate.measure(*pair) for pair in zip(images, truth, strict=True)]
@@ -107,10 +107,10 @@ def judge(images: Tensor, truth: Tensor) -> dict[str, float]:
 def describe_texture(images: Tensor) -> Tensor:
     """Describes the texture of overlapping patches: ``(b, 3, h, w) -> (n, TEXTURE_DIM)``.
 
-    Of each patch of 32 x 32 pixels, a patch every 16, at three scales and in luma and both chroma
+    For each patch of 32 x 32 pixels, one every 16, at three scales and in luma and both chroma
     channels: the mean share of each of six filters in the local contrast, and the mean strength of
-    that contrast in nepers above what is just noticed (see ``vqprior.losses.FilterBank``).
-    Texture that is right in kind but not in place is near.
+    that contrast in nepers above the visibility threshold (see ``vqprior.losses.FilterBank``).
+    The description does not depend on where in the patch the texture is.
     """
     found = []
     for number, maps in enumerate(FilterBank(num_scales=NUM_SCALES).to(images.device)(images)):
@@ -125,13 +125,13 @@ def describe_texture(images: Tensor) -> Tensor:
 
 
 def effective_dimension(vectors: Tensor) -> float:
-    """The participation ratio: how many directions of equal variance ``(n, d)`` would need."""
+    """Returns the participation ratio of the covariance spectrum of ``(n, d)``."""
     variances = torch.linalg.eigvalsh(vectors.double().T.cov())
     return float(variances.sum().square() / variances.square().sum())
 
 
 def surroundings(lr: Tensor, rows: int) -> Tensor:
-    """Returns what a linear map sees of each place, for ``rows`` rows of places: ``(n, s)``."""
+    """Returns the low-resolution pixels around each place, for ``rows`` rows: ``(n, s)``."""
     step = lr.shape[2] // rows
     margin = (AROUND - step) // 2
     padded = F.pad(lr, (margin,) * 4, mode="reflect")
@@ -140,9 +140,11 @@ def surroundings(lr: Tensor, rows: int) -> Tensor:
 
 
 def explained(seen: Tensor, vectors: Tensor, *, tested: Tensor) -> float:
-    """The share of the variance of ``vectors`` ``(n, d)`` that a linear map of ``(n, s)`` explains.
+    """Returns the share of the variance of ``vectors`` ``(n, d)`` that a linear map of ``seen``
+    ``(n, s)`` explains.
 
-    Fitted with a little ridge on the places that are not ``tested`` ``(n,)``, measured on those.
+    The map is fitted by ridge regression on the places that are not ``tested`` ``(n,)``, and
+    measured on those that are.
     """
     inputs, targets = F.pad(seen, (0, 1), value=1.0).double(), vectors.double()
     known, wanted = inputs[~tested], targets[~tested]

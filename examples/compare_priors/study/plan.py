@@ -1,19 +1,19 @@
-"""Which rows there are, for which question, and how much of them."""
+"""The rows of each question, and the extent of the study."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
 
 from study.table import METHODS, BicubicRow, GradientRow, PredictorRow, Row, TokenizerRow
 
-BITS_12 = 4096  # codes that 12 bits can name
+BITS_12 = 4096  # codes of 12 bits
 SHARPENED = (4.0, 16.0)  # factors of logits
 
 
 @dataclasses.dataclass(frozen=True)
 class Extent:
-    """How much of the study there is."""
+    """The extent of the study."""
 
-    seeds: int = 3  # how often each row is trained
+    seeds: int = 3  # trainings per row
     scale: float = 1.0  # factor of all numbers of steps
     codebook_sizes: tuple[int, ...] = (64, 256, 1024, 8192)  # of the question `sizes`
     quantizers: tuple[str, ...] = (  # of the question `equal-bits`
@@ -24,19 +24,19 @@ class Extent:
     places: int = 48  # of each row of the question `gradients`
 
     def tokenizer(self, prior: str, seed: int, **options: object) -> TokenizerRow:
-        """A tokenizer, trained for its share of the steps."""
+        """Returns the row of a tokenizer, with scaled steps."""
         row = TokenizerRow(prior, seed=seed, **options)
         return dataclasses.replace(row, steps=self.steps(row.steps))
 
     def predictor(self, tokenizer: TokenizerRow, name: str) -> PredictorRow:
-        """A predictor, trained for its share of the steps."""
+        """Returns the row of a predictor, with scaled steps."""
         start, phases = METHODS[name]
         phases = tuple(dataclasses.replace(p, steps=self.steps(p.steps)) for p in phases)
         start = None if start is None else self.predictor(tokenizer, start)
         return PredictorRow(tokenizer, name, phases, start)
 
     def steps(self, count: int) -> int:
-        """At least one."""
+        """Returns ``count`` scaled, at least 1."""
         return max(1, round(self.scale * count))
 
 
@@ -48,7 +48,7 @@ QUICK = Extent(
 
 
 def sizes(extent: Extent, seed: int) -> list[Row]:
-    """How good is a codebook of how many codes?"""
+    """How does quality depend on the size of the codebook?"""
     alone = [extent.tokenizer(prior, seed) for prior in ("structure", "structure-lr")]
     return alone + [
         extent.tokenizer(prior, seed, codebook_size=size)
@@ -74,7 +74,7 @@ def prediction(extent: Extent, seed: int) -> list[Row]:
 
 
 def gradients(extent: Extent, seed: int) -> list[Row]:
-    """How near are estimated gradients to the exact one, at unsure and at sure predictors?"""
+    """How close are estimated gradients to the exact one, for unsure and sure predictors?"""
     tokenizer = extent.tokenizer("texture-lr", seed)
     methods = [method for method in ("code-100", "code", "rap") if method in extent.methods]
     rows = [GradientRow(extent.predictor(tokenizer, method), extent.places) for method in methods]
@@ -96,7 +96,7 @@ EXPERIMENTS: dict[str, Callable[[Extent, int], list[Row]]] = {
 
 
 def planned(extent: Extent, only: Iterable[str] = tuple(EXPERIMENTS)) -> list[Row]:
-    """Returns the rows of some questions, each once: all of one seed before those of the next."""
+    """Returns the rows of some questions, each once, ordered by seed."""
     rows = (
         row
         for seed in range(extent.seeds)

@@ -1,10 +1,10 @@
-"""The priors of the study, of the networks of the super-resolution example.
+"""The priors of the study, made of the networks of the super-resolution example.
 
-All have the same texture encoder, fusion and decoder. They differ in what passes the quantizer, and
-in what goes around it:
+All have the same texture encoder, fusion and decoder. They differ in what is quantized, and in what
+reaches the decoder unquantized:
 
-  texture    structure plus codes for what it does not explain
-  skip       structure plus codes that are chosen without knowing it
+  texture    structure, plus the quantized residual given the structure
+  skip       structure, plus codes chosen without it
   plain      codes alone: coarse and fine features are fused and quantized together
   structure  no codes
 
@@ -41,24 +41,24 @@ class PriorConfig(convolutional.ConvolutionalConfig):
     quantizer: str = "vq"
 
     def make_structure(self) -> nn.Module:
-        """None for ``plain``."""
+        """Returns the structure network; zeros for ``plain``."""
         return NoStructure(self) if self.prior == "plain" else super().make_structure()
 
     def make_texture(self) -> nn.Module:
-        """The texture encoder; that of ``plain`` has to see what is coarse, too."""
+        """Returns the texture encoder; for ``plain`` it encodes coarse features, too."""
         texture = super().make_texture()
         return CoarseAndFine(self, texture) if self.prior == "plain" else texture
 
     def make_fusion(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """What is quantized: the texture alone, unless codes know the structure."""
+        """Returns the quantizer's input: the texture alone for ``plain`` and ``skip``."""
         return texture_alone if self.prior in ("plain", "skip") else super().make_fusion()
 
     def make_quantizer(self) -> Quantizer:
-        """That of the row."""
+        """Returns the quantizer of the row."""
         return QUANTIZERS[self.quantizer].make(self.code_dim, self.codebook_size)
 
 
-ARCHITECTURES["prior"] = PriorConfig  # so that weights are saved and loaded
+ARCHITECTURES["prior"] = PriorConfig  # so that weights can be saved and loaded
 
 
 class NoStructure(convolutional.LowResolutionStructure):
@@ -70,13 +70,13 @@ class NoStructure(convolutional.LowResolutionStructure):
         self.copies = config.code_dim // 4
 
     def expand(self, features: Tensor) -> Tensor:
-        """Zeros on the grid of codes."""
+        """Returns zeros on the grid of codes."""
         zeros = torch.zeros_like(features[:, :1])
         return self.network(zeros).repeat(1, self.copies, 1, 1)
 
 
 class CoarseAndFine(nn.Module):
-    """The features that others split into structure and texture, fused."""
+    """Encodes coarse and fine features and fuses them, where other priors keep them apart."""
 
     def __init__(self, config: PriorConfig, texture: nn.Module) -> None:
         super().__init__()
@@ -86,12 +86,12 @@ class CoarseAndFine(nn.Module):
         self.fusion = convolutional.Fusion(config)
 
     def forward(self, hr: Tensor) -> Tensor:
-        """``(b, 3, H, W)`` to ``(b, d, H/8, W/8)``."""
+        """Maps ``(b, 3, H, W)`` to ``(b, d, H/8, W/8)``."""
         return self.fusion(self.coarse(hr), self.fine(hr))
 
 
 def texture_alone(structure: Tensor, texture: Tensor) -> Tensor:
-    """In place of a fusion."""
+    """Returns the texture, in place of a fusion."""
     return texture
 
 
@@ -107,7 +107,7 @@ def build_tokenizer(row: TokenizerRow) -> TextureTokenizer:
 
 
 def mask_of(row: TokenizerRow, lr: Tensor) -> Tensor | None:
-    """Returns where codes are used: nowhere for a structure alone, else None for everywhere."""
+    """Returns the mask of codes: all False for a structure alone, None for codes everywhere."""
     if not row.prior.startswith("structure"):
         return None
     return torch.zeros_like(lr[:, 0, ::2, ::2], dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""The quantizers of the study by name, and how each codebook starts and learns."""
+"""The quantizers of the study by name, with the initialization and learning of their codebooks."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -25,23 +25,23 @@ from vqprior import (
 class Choice(NamedTuple):
     """A quantizer of maps ``(b, rows, columns, dim)``."""
 
-    make: Callable[[int, int], Quantizer]  # from dim and number of codes, which some ignore
-    start: Callable[[Quantizer, Tensor], None] = lambda quantizer, x: None  # sets it from maps
+    make: Callable[[int, int], Quantizer]  # from dim and codebook size, which some ignore
+    start: Callable[[Quantizer, Tensor], None] = lambda quantizer, x: None  # initializes from maps
     codebook: str = "gradient"  # how it learns: see ``TokenizerStage``
 
 
 def start_codes(quantizer: Quantizer, x: Tensor) -> None:
-    """K-means, from the same random choice every time."""
+    """Initializes by k-means with a fixed seed."""
     initialize_codebooks_(quantizer, x, generator=torch.Generator().manual_seed(0))
 
 
 def learned(make: Callable[[int, int], Quantizer]) -> Choice:
-    """Tables of codes: a start by k-means, moving averages and revival of unused codes."""
+    """Returns a learned codebook: k-means, moving average and revival of unused codes."""
     return Choice(make, start_codes, "rules")
 
 
 def projected(make: Callable[[], Quantizer]) -> Choice:
-    """A quantizer of few features, between two linear layers."""
+    """Returns a quantizer of few features between two linear layers."""
 
     def between(dim: int, size: int) -> Quantizer:
         inner = make()
@@ -51,7 +51,7 @@ def projected(make: Callable[[], Quantizer]) -> Choice:
 
 
 def simvq(dim: int, codebook_size: int) -> Quantizer:
-    """A frozen table behind a linear layer that starts as the identity."""
+    """Returns a frozen table behind a linear layer that is initialized as the identity."""
     linear = nn.Linear(dim, dim, bias=False)
     nn.init.eye_(linear.weight)
     table = EmbeddingCodebook(codebook_size, dim).requires_grad_(requires_grad=False)
@@ -59,22 +59,22 @@ def simvq(dim: int, codebook_size: int) -> Quantizer:
 
 
 def start_simvq(quantizer: Quantizer, x: Tensor) -> None:
-    """K-means on the table, which is what the codes are while the layer is the identity."""
+    """Initializes the table by k-means; it equals the codes while the layer is the identity."""
     (codebook,) = quantizer.codebooks
     start_codes(VectorQuantizer(quantizer.dim, codebook.num_codes, codebook=codebook.codebook), x)
 
 
 def several(dim: int, size: int, count: int) -> list[Quantizer]:
-    """Small quantizers, to be combined."""
+    """Returns ``count`` small quantizers."""
     return [VectorQuantizer(dim, size) for _ in range(count)]
 
 
 def scales(dim: int, size: int) -> Quantizer:
-    """One codebook at four scales of the 8 x 8 places of a crop: 85 indices for 64 places."""
+    """Returns one codebook at four scales of the 8 x 8 places of a crop: 85 indices."""
     return MultiScaleQuantizer(VectorQuantizer(dim, 512), scales=(1, 2, 4, 8))
 
 
-# Beside "vq", all have 12 bits for each position, but "multi-scale" with 11.95.
+# Except "vq", which takes any size, all have 12 bits per place; "multi-scale" has 11.95.
 QUANTIZERS: dict[str, Choice] = {
     "vq": learned(VectorQuantizer),
     "residual-2": learned(lambda dim, size: ResidualQuantizer(several(dim, 64, 2))),

@@ -1,4 +1,4 @@
-"""What a study leaves to look at: numbers and tables, on a page of documentation, too."""
+"""Writes the numbers and tables of a study to files and to a page of documentation."""
 
 import json
 from pathlib import Path
@@ -12,14 +12,14 @@ from tvqrap.cli import UserError
 def write_report(
     folder: Path, extent: Extent, *, page: Path | None = None, other: dict | None = None
 ) -> str:
-    """Writes ``rows.json`` and ``tables.md`` of what is finished, and returns the tables.
+    """Writes ``rows.json`` and ``tables.md`` for the finished rows, and returns the tables.
 
-    A page has ``<!-- TABLE: begin -->`` and ``<!-- TABLE: end -->`` for each, between which it is
-    rewritten; the numbers go beside it, into ``NAME.json``. ``other`` is the content of another
-    study, to tell how far away it is.
+    A page is rewritten between ``<!-- TABLE: begin -->`` and ``<!-- TABLE: end -->`` for each
+    table; the numbers go into ``NAME.json`` beside it. ``other`` is the content of another study to
+    compare with.
 
     Raises:
-        UserError: If the page cannot be read, or has no place for a table.
+        UserError: If the page cannot be read, or lacks the markers of a table.
     """
     results = ((row.name, read_result(folder, row)) for row in planned(extent))
     rows = {name: result for name, result in results if result is not None}
@@ -39,7 +39,7 @@ def write_report(
 
 
 def tables_of(content: dict, extent: Extent, other: dict | None = None) -> dict[str, str]:
-    """Returns the tables of a study's numbers; ``head`` says what was computed on what."""
+    """Returns the tables of a study; ``head`` describes rows, machines and photos."""
     made = {"head": _head(content, extent)} | tables(content["rows"], extent)
     if other is not None:
         made["agreement"] = agreement(content["rows"], other["rows"], extent)
@@ -47,13 +47,13 @@ def tables_of(content: dict, extent: Extent, other: dict | None = None) -> dict[
 
 
 def filled(text: str, made: dict[str, str]) -> str:
-    """Returns a page's text with tables."""
+    """Returns the text of a page with its tables replaced."""
     for name, lines in made.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         before, found, rest = text.partition(begin)
         _, found_end, after = rest.partition(end)
         if not (found and found_end):
-            raise UserError(f"the page has no {begin}, or no {end} behind it")
+            raise UserError(f"the page must have {begin}, followed by {end}")
         text = f"{before}{begin}\n{lines}\n{end}{after}"
     return text
 
@@ -77,7 +77,11 @@ def _described(machine: dict) -> str:
 
 
 def read_content(path: Path) -> dict:
-    """Reads numbers that a study has left."""
+    """Reads the numbers of a study.
+
+    Raises:
+        UserError: If the file is not ``rows.json`` of a study.
+    """
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("rows"), dict):
         raise UserError(f"{path}: not the numbers of a study, such as rows.json in its --out")
@@ -85,6 +89,6 @@ def read_content(path: Path) -> dict:
 
 
 def _as_text(content: dict) -> str:
-    """Writes numbers as JSON, one row a line."""
+    """Returns the numbers as JSON, one row per line."""
     rows = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in content["rows"].items())
     return f'{{"study": {json.dumps(content["study"])}, "rows": {{\n{rows}\n}}}}\n'

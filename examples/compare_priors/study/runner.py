@@ -1,4 +1,4 @@
-"""Doing rows, each once: what is finished lies in a folder and is taken from there."""
+"""Trains and measures each row once; finished rows are read from the output folder."""
 
 import dataclasses
 import json
@@ -21,8 +21,8 @@ from tvqrap.models.weights import load_super_resolver, load_tokenizer, save_mode
 class Runner:
     """Trains and measures rows.
 
-    A row leaves ``rows/NAME.json`` when all of it is finished, and its weights in ``weights/``. One
-    that was interrupted starts again; a row trains for minutes.
+    A finished row writes ``rows/NAME.json``, and its weights to ``weights/``. An interrupted row
+    starts again.
 
     Raises:
         UserError: If the folder is of another study.
@@ -44,7 +44,7 @@ class Runner:
         write_text(folder / "study.json", json.dumps(mine))
 
     def result(self, row: Row) -> dict:
-        """Returns what is known of a row, and finds it out first where nothing is."""
+        """Returns the result of a row; trains and measures it first if it is not finished."""
         found = read_result(self.folder, row)
         if found is not None:
             return found
@@ -88,21 +88,25 @@ class Runner:
 
 
 def read_result(folder: Path, row: Row) -> dict | None:
-    """Returns what is known of a row."""
+    """Returns the result of a row, or None if it is not finished.
+
+    Raises:
+        UserError: If the result is of a row with other settings.
+    """
     path = folder / "rows" / f"{row.name}.json"
     found = read_json(path)
     if found is not None and found.get("row") != as_json(row):
-        raise UserError(f"{path}: trained otherwise, by another table or --scale; pass a new --out")
+        raise UserError(f"{path}: was trained with another table or --scale; pass a new --out")
     return found
 
 
 def as_json(row: Row) -> dict:
-    """Returns a row as it comes back from a file."""
+    """Returns a row as JSON would read it back."""
     return json.loads(json.dumps(dataclasses.asdict(row)))
 
 
 def read_json(path: Path) -> dict | None:
-    """Reads a file, if it is there."""
+    """Reads a JSON file; None if there is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -112,6 +116,6 @@ def read_json(path: Path) -> dict | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole, or not at all."""
+    """Writes a file atomically."""
     with atomic_write(path) as file:
         file.write(text.encode())

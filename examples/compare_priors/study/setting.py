@@ -1,4 +1,4 @@
-"""What all trainings of the study share: crops to train on, fixed images to measure on."""
+"""The data of the study: crops to train on, fixed images to measure on."""
 
 import itertools
 from collections.abc import Iterator
@@ -16,16 +16,15 @@ CROP = 64  # side of a crop to train on, and of a piece to measure on
 CUTS = 2
 PIECES = CUTS**2  # of a held-out image
 VIEW = CUTS * CROP  # side of a held-out image
-PART = 40  # images that are measured at once
+PART = 40  # images measured at once
 
 
 class Setting:
-    """Random crops of photos to train on, and the middles of at most ``most`` others.
+    """Random crops of photos to train on, and the middles of at most ``most`` held-out photos.
 
-    Models are measured on pieces as large as the crops that they are trained on. A structure that
-    is encoded at H/32 has 2 x 2 vectors in a crop, all of them at a border, and is worth little
-    where there are others. ``hr`` and ``lr`` are the
-    pieces of one photo after the other, RGB in [0, 1].
+    Models are measured on pieces of the size of the training crops. A structure encoded at H/32 has
+    2 x 2 vectors in a crop, all of them at a border, and does not generalize to larger images.
+    ``hr`` and ``lr`` are the pieces, photo after photo, RGB in [0, 1].
     """
 
     def __init__(
@@ -39,18 +38,18 @@ class Setting:
         self.hr, self.lr = (pieces(part).to(device) for part in zip(*middles, strict=True))
 
     def batches(self, seed: int, batch: int, first: int = 0) -> Iterator[Batch]:
-        """Returns the batches of one training, from that number on: the same for the same seed."""
+        """Yields the batches of a training from number ``first`` on; ``seed`` determines them."""
         crops = Crops(self.photos, crop=CROP, augmentation="crop_flip_rotate", seed=seed)
         for number in itertools.count(first):
             yield crops.batch(range(number * batch, (number + 1) * batch)).to(self.device)
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Cuts what is held out into parts that are small enough to be computed at once."""
+        """Yields the held-out pieces in parts that fit into memory."""
         return zip(self.hr.split(PART), self.lr.split(PART), strict=True)
 
 
 def middle(photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts the middle out of a photo and out of its bicubic reduction."""
+    """Cuts the middle of a photo, and of its bicubic reduction."""
     rows, columns = (side // 4 * 4 for side in photo.shape[:2])
     top, left = ((side - VIEW) // 8 * 4 for side in (rows, columns))
     hr = photo[top : top + VIEW, left : left + VIEW]
@@ -58,7 +57,7 @@ def middle(photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pieces(images: tuple[np.ndarray, ...]) -> Tensor:
-    """Cuts images ``(h, w, 3)`` of bytes into four pieces each, in [0, 1]."""
+    """Cuts byte images ``(h, w, 3)`` into four pieces each, as floats in [0, 1]."""
     whole = torch.from_numpy(np.stack(images)).float() / 255
     pattern = "b (rows h) (columns w) c -> (b rows columns) c h w"
     cut = rearrange(whole, pattern, rows=CUTS, columns=CUTS)

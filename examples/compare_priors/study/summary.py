@@ -1,4 +1,4 @@
-"""Finished rows as tables: means and spreads over seeds."""
+"""Tables of finished rows: means and standard deviations over seeds."""
 
 import statistics
 from collections.abc import Callable, Iterable
@@ -13,7 +13,7 @@ Results = dict[str, dict]  # by the name of the row
 
 
 class Group(NamedTuple):
-    """Rows that differ in their seed alone."""
+    """The results of a row over seeds."""
 
     row: Row
     results: list[dict]
@@ -24,11 +24,11 @@ class Column(NamedTuple):
 
     title: str
     name: str  # of the measure
-    digits: int  # behind the point
+    digits: int  # after the decimal point
     spread: bool = False  # whether the standard deviation over seeds is shown
 
     def cell(self, group: Group) -> str:
-        """Returns what stands in the row of a group."""
+        """Returns the cell of a group."""
         values = [result[self.name] for result in group.results if self.name in result]
         if not values:
             return ""
@@ -62,7 +62,7 @@ COMPARED = (IMAGES[0], IMAGES[2], IMAGES[4], SURENESS[0])
 
 
 def tables(results: Results, extent: Extent) -> dict[str, str]:
-    """Returns every table of the study that has a row, by name, in Markdown."""
+    """Returns every table with at least one row, by name, in Markdown."""
 
     def of(name: str) -> list[Group]:
         found: dict[str, Group] = {}
@@ -85,7 +85,7 @@ def tables(results: Results, extent: Extent) -> dict[str, str]:
 
 
 def markdown(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Writes a table."""
+    """Returns a Markdown table."""
     heads = list(heads)
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
@@ -94,7 +94,7 @@ def markdown(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def table(
     names: Callable[[Row], dict[str, str]], columns: Iterable[Column], groups: list[Group]
 ) -> str:
-    """Writes a row for each group: its names, its measures, and how many seeds it has."""
+    """Returns a table with a row per group: names, measures, and number of seeds."""
     rows = [
         names(group.row)
         | {column.title: column.cell(group) for column in columns}
@@ -114,7 +114,7 @@ def _quantizer(row: TokenizerRow) -> dict[str, str]:
 
 
 def _training(row: Row) -> dict[str, str]:
-    """Names a row between what needs no codes and what the true ones give."""
+    """Returns the name of a row of the table ``prediction``."""
     if isinstance(row, PredictorRow):
         return {"training": row.method}
     limits = {"structure-lr": "no codes", "texture-lr": "true codes"}
@@ -151,7 +151,7 @@ def _gradients(groups: list[Group]) -> str:
 
 
 def agreement(ours: Results, theirs: Results, extent: Extent) -> str:
-    """Writes how far apart two studies are: of each measure the mean and the largest difference.
+    """Returns a table of the mean and largest difference of each measure between two studies.
 
     Rows that only one of them has are left out.
     """

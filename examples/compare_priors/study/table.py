@@ -1,26 +1,26 @@
-"""The rows of the study: what models are trained, and how.
+"""The rows of the study: the models, and how they are trained.
 
-A row names everything that it depends on but the photos. Rows are small dataclasses, so that
-whatever is finished can be told by comparing them.
+A row holds everything that its result depends on except the photos. Rows are dataclasses, compared
+to find out which are finished.
 """
 
 import dataclasses
 
 PREDICTED = 256  # codes of the tokenizers whose codes are predicted
-LONG, SHORT = 1500, 600  # steps of a code-level training, and of what follows it
-PATIENT = 3000  # steps of what follows it, in the methods named so
+LONG, SHORT = 1500, 600  # steps of a code-level training, and of the phase after it
+PATIENT = 3000  # steps of the phase after it, in the methods named "patient"
 
 
 class Trained:
-    """What a row says of itself."""
+    """Base class of rows that are trained."""
 
-    group: str  # its name without the seed
+    group: str  # the name without the seed
     seed: int
     needs: "tuple[Row, ...]" = ()  # rows whose weights it starts from
 
     @property
     def name(self) -> str:
-        """Names the files of the row."""
+        """The name of the row's files."""
         return f"{self.group}-seed{self.seed}"
 
 
@@ -31,25 +31,24 @@ class TokenizerRow(Trained):
     prior: str  # a name in priors.PRIORS
     quantizer: str = "vq"  # a name in quantizers.QUANTIZERS
     codebook_size: int = PREDICTED
-    stride: int = 32  # pixels for each vector of an encoded structure, along a side
+    stride: int = 32  # pixels per vector of an encoded structure along a side
     seed: int = 0  # of weights and crops
     steps: int = 3000
 
     @property
     def group(self) -> str:
-        """Everything but the seed."""
+        """The name without the seed."""
         kind = f"{self.prior}-{self.quantizer}-{self.codebook_size}"
         return f"{kind}-stride{self.stride}-steps{self.steps}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """Some steps of the training of a predictor, with one loss.
+    """A phase of the training of a predictor, with one loss.
 
-    The cross-entropy on codes is to the true ``"index"``, or to the codes near it by
-    ``"distance"``. The gradient passes the choice of codes by an estimator of ``select_codes``; a
-    ``"continuous"`` predictor gives vectors and chooses no code, a ``"nearest"`` one chooses the
-    code nearest to its vector.
+    Targets of the cross-entropy on codes are the true ``"index"``, or the codes near it by
+    ``"distance"``. ``estimator`` is one of ``select_codes``; or ``"continuous"``, whose predictor
+    outputs vectors without codes, or ``"nearest"``, which takes the code nearest to the vector.
     """
 
     steps: int
@@ -62,25 +61,25 @@ class Phase:
     batch: int = 16
     perceptual: float = 0.2  # weight of the filter-bank loss in the loss on the image
     adversarial: float = 0.0  # weight of the adversarial loss in it
-    end_to_end: bool = False  # the tokenizer learns, too, from the same loss and from its own
+    end_to_end: bool = False  # also trains the tokenizer, on this loss and its own
 
 
-# Whose predictor is trained further, if any, and through which phases.
+# The method whose predictor is trained further, if any, and the phases.
 Method = tuple[str | None, tuple[Phase, ...]]
 
 
 def code_level(steps: int, **options: object) -> Phase:
-    """A phase on codes alone."""
+    """Returns a phase on codes alone."""
     return Phase(steps, code=1.0, **({"learning_rate": 4e-4} | options))
 
 
 def rap(steps: int = SHORT, **options: object) -> Phase:
-    """A phase on decoded images; the paper's estimator unless options say otherwise."""
+    """Returns a phase on decoded images, by default with the paper's estimator."""
     return Phase(steps, image=1.0, **options)
 
 
 def after_code_level(*phases: Phase) -> Method:
-    """Phases that follow the same code-level training."""
+    """Returns a method that continues the code-level training with these phases."""
     return "code", phases
 
 
@@ -127,27 +126,27 @@ class PredictorRow(Trained):
 
     tokenizer: TokenizerRow
     method: str  # a name in METHODS
-    phases: tuple[Phase, ...]  # of the method, as long as they are here
-    start: "PredictorRow | None" = None  # whose predictor it goes on from
+    phases: tuple[Phase, ...]  # of the method, with scaled steps
+    start: "PredictorRow | None" = None  # the row whose predictor it continues from
 
     @property
     def group(self) -> str:
-        """The tokenizer and the method."""
+        """The name without the seed: tokenizer and method."""
         return f"{self.tokenizer.group}-{self.method}"
 
     @property
     def seed(self) -> int:
-        """That of the tokenizer."""
+        """The seed of the tokenizer."""
         return self.tokenizer.seed
 
     @property
     def needs(self) -> "tuple[Row, ...]":
-        """Its tokenizer, and the predictor that it goes on from."""
+        """Its tokenizer, and the predictor that it continues from."""
         return (self.tokenizer,) if self.start is None else (self.tokenizer, self.start)
 
     @property
     def steps_before(self) -> int:
-        """How long the predictor that it goes on from was trained."""
+        """Number of steps of the predictor that it continues from."""
         start = self.start
         return 0 if start is None else start.steps_before + sum(p.steps for p in start.phases)
 
@@ -158,18 +157,18 @@ class GradientRow(Trained):
 
     predictor: PredictorRow
     places: int
-    sharpened: float = 1.0  # factor of its logits: a surer predictor that ranks codes alike
-    draws: int = 32  # of a random estimate at each place
+    sharpened: float = 1.0  # factor of its logits: a surer predictor with the same ranking
+    draws: int = 32  # of a random estimator at each place
 
     @property
     def group(self) -> str:
-        """The predictor and how sure it is."""
+        """The name without the seed: predictor and sharpening."""
         sharpened = "" if self.sharpened == 1 else f"-sharpened{self.sharpened:g}"
         return f"gradients-{self.predictor.group}{sharpened}"
 
     @property
     def seed(self) -> int:
-        """That of the tokenizer."""
+        """The seed of the tokenizer."""
         return self.predictor.seed
 
     @property
@@ -180,7 +179,7 @@ class GradientRow(Trained):
 
 @dataclasses.dataclass(frozen=True)
 class BicubicRow:
-    """Bicubic upscaling, which nothing is trained for."""
+    """Bicubic upscaling, which needs no training."""
 
     name: str = "bicubic"
     seed: int = 0
@@ -192,7 +191,7 @@ Row = TokenizerRow | PredictorRow | GradientRow | BicubicRow
 
 
 def family_of(row: Row) -> str:
-    """What a training is of, and for a predictor what its loss is on."""
+    """Returns the family of a row: tokenizers, or predictors by what their loss is on."""
     if not isinstance(row, PredictorRow):
         return "tokenizers"
     last = row.phases[-1]

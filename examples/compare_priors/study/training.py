@@ -1,4 +1,4 @@
-"""Training tokenizers and predictors, by the trainer's parts of the super-resolution example."""
+"""Trains tokenizers and predictors with the stages and updates of the super-resolution example."""
 
 import math
 
@@ -22,11 +22,11 @@ from vqprior import IndexPredictor
 from vqprior.functional import distance_cross_entropy, nearest_indices, straight_through
 
 TOKENIZER = Recipe(learning_rate=8e-4)
-START_BATCHES = 8  # that codebooks start from
+START_BATCHES = 8  # batches from which codebooks are initialized
 
 
 def train_tokenizer(row: TokenizerRow, setting: Setting) -> TextureTokenizer:
-    """Trains the tokenizer of a row, and freezes it."""
+    """Trains the tokenizer of a row and freezes it."""
     tokenizer = build_tokenizer(row).to(setting.device)
     choice = QUANTIZERS[row.quantizer]
     hr, lr, _ = next(setting.batches(row.seed, START_BATCHES * TOKENIZER.batch, first=-1))
@@ -42,7 +42,7 @@ def train_tokenizer(row: TokenizerRow, setting: Setting) -> TextureTokenizer:
 
 
 def prepared(tokenizer: TextureTokenizer, hr: Tensor, lr: Tensor) -> Tensor:
-    """Returns what is quantized, ``(b, H/8, W/8, d)``."""
+    """Returns the quantizer's input, ``(b, H/8, W/8, d)``."""
     texture = tokenizer.texture(hr)
     structure = tokenizer.structure.expand(tokenizer.structure.features(hr, lr, texture))
     return tokenizer.quantizer.fuse(structure, texture).movedim(1, -1)
@@ -52,12 +52,12 @@ def run_steps(
     stage: Stage, recipe: Recipe, steps: int, setting: Setting, *, seed: int, first: int = 0,
     critic: Critic | None = None,
 ) -> None:  # fmt: skip
-    """Trains a stage, on batches from ``first`` on, at a rate that falls to 0 along a cosine."""
+    """Trains a stage on batches from ``first`` on, with a cosine learning rate that ends at 0."""
     ranks, split = Ranks(device=setting.device), Split(recipe.batch)
     stage.to(setting.device, memory_format=torch.channels_last)
     update = Update(stage, recipe, ranks, split=split, critic=critic, precision=setting.precision)
     generator = torch.Generator(setting.device).manual_seed(seed)
-    # With or without codes, a stage decodes all samples alike.
+    # All samples get the same number, so they are decoded all with or all without codes.
     alike = torch.zeros(recipe.batch, device=setting.device)
     randomness = [StepRandomness(alike, range(recipe.batch), generator)]
     batches = setting.batches(seed, recipe.batch, first)
@@ -69,7 +69,7 @@ def run_steps(
 
 
 class VectorResolver(SuperResolver):
-    """Its predictor gives vectors in place of logits: used as they are, or by the nearest code."""
+    """A super-resolver whose predictor outputs vectors, used as they are or as nearest codes."""
 
     nearest = False
 
@@ -82,7 +82,7 @@ class VectorResolver(SuperResolver):
 
 
 def build_model(row: PredictorRow, tokenizer: TextureTokenizer) -> SuperResolver:
-    """Makes the untrained predictor of a row; the tokenizer stays as it is."""
+    """Makes the untrained predictor of a row."""
     torch.manual_seed(row.seed)
     config, estimator = tokenizer.config, row.phases[-1].estimator
     model = SuperResolver(tokenizer, config.make_predictor())
@@ -94,7 +94,7 @@ def build_model(row: PredictorRow, tokenizer: TextureTokenizer) -> SuperResolver
 
 
 class PhaseStage(Stage):
-    """A phase: ``RapStage``, with the losses and choices that the paper has not."""
+    """A phase: ``RapStage`` with additional losses and choices."""
 
     name = "phase"
 
@@ -104,14 +104,14 @@ class PhaseStage(Stage):
         model.tokenizer.requires_grad_(phase.end_to_end)
         model.predictor.requires_grad_(requires_grad=True)
         self.trained = model if phase.end_to_end else model.predictor
-        # The decoder is frozen: the head of the predictor stands in for its last layer.
+        # The decoder is frozen, so gradients are balanced at the head of the predictor.
         self.objective = make_objective(model.predictor.head.head.weight)
         codes = model.tokenizer.codes.detach()
         distances = torch.cdist(codes, codes).square().fill_diagonal_(float("inf"))
-        self.distance = float(distances.amin(dim=1).mean())  # of a code to the one nearest to it
+        self.distance = float(distances.amin(dim=1).mean())  # of a code to its nearest neighbor
 
     def forward(self, hr: Tensor, lr: Tensor, randomness: StepRandomness) -> assembly.Step:
-        """Adds the losses on codes, on the image, and of the tokenizer if it learns, too."""
+        """Adds the losses on codes and image, and the tokenizer's if it is trained."""
         model, phase = self.resolver, self.phase
         prediction = model.predict(lr)
         terms = self.code_losses(prediction, hr, lr) if phase.code > 0 else {}
@@ -126,7 +126,7 @@ class PhaseStage(Stage):
         return assembly.Step(loss, terms, prediction.logits.argmax(dim=-1), image)
 
     def code_losses(self, prediction: Prediction, hr: Tensor, lr: Tensor) -> dict[str, Tensor]:
-        """Those of stage 2, weighted; with soft targets where the phase wants them."""
+        """Returns the weighted losses of stage 2, with the targets of the phase."""
         model, phase = self.resolver, self.phase
         terms = assembly.predictor_losses(model, prediction, hr, lr)
         if phase.targets == "distance":
@@ -137,7 +137,7 @@ class PhaseStage(Stage):
 
 
 def train_predictor(row: PredictorRow, model: SuperResolver, setting: Setting) -> None:
-    """Trains the predictor of a row in place, through all its phases, and freezes it."""
+    """Trains the predictor of a row in place through all phases, and freezes it."""
     done, seed = row.steps_before, 1000 + row.seed
     for phase in row.phases:
         recipe = Recipe(
@@ -147,7 +147,7 @@ def train_predictor(row: PredictorRow, model: SuperResolver, setting: Setting) -
         torch.manual_seed(0)
         critic = Critic(Ranks(device=setting.device), recipe) if phase.adversarial > 0 else None
         stage = PhaseStage(model, phase, objective_maker(recipe, critic))
-        # From batches on that no earlier phase has seen.
+        # Continues with batches that no earlier phase has seen.
         run_steps(stage, recipe, phase.steps, setting, seed=seed, first=done, critic=critic)
         done += phase.steps
     model.eval().requires_grad_(requires_grad=False)

@@ -1,5 +1,5 @@
-"""TVQ&RAP: what the scripts beside this folder are made of.
+"""TVQ&RAP: the code behind the scripts of this example.
 
 ``models`` assembles networks from vqprior and loads weights, ``training`` trains them,
-``degradations`` spoils images to train on, and ``images`` reads, cuts and writes them.
+``degradations`` makes low-resolution images, and ``images`` reads, tiles and writes images.
 """

@@ -1,7 +1,7 @@
-"""What the scripts here share at the edges: errors a user can act on, and files written whole.
+"""Shared by all scripts: errors that a user can act on, argument types, and atomic writes.
 
-A script's ``main`` raises ``UserError`` for anything its user can put right; ``run`` turns that
-into one line and an exit status. A traceback on the screen therefore always means a bug.
+A script's ``main`` raises ``UserError`` for anything the user can fix; ``run`` prints it as one
+line and returns an exit status. A traceback on the screen therefore always means a bug.
 """
 
 import argparse
@@ -16,25 +16,25 @@ from pathlib import Path
 from typing import BinaryIO
 
 FAILURE = 1
-USAGE = 2  # the status of argparse, too
+USAGE = 2  # as argparse
 INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 128 + 13  # SIGPIPE, by number because Windows has no such name
 
 
 class UserError(Exception):
-    """A mistake or a mishap that the user can put right; the message is one clear line."""
+    """An error that the user can fix; the message is one line."""
 
     exit_status = FAILURE
 
 
 class UsageError(UserError):
-    """The command line asks for something that cannot be."""
+    """The command line asks for something impossible."""
 
     exit_status = USAGE
 
 
 def describe(error: BaseException) -> str:
-    """The one line that a user gets for ``error``."""
+    """Returns the one line that a user gets for ``error``."""
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror
         return f"{error.filename}: {reason}" if error.filename is not None else reason
@@ -44,7 +44,7 @@ def describe(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says, in any of the ways of Python and torch, that memory ran out."""
+    """Whether ``error`` is one of those that Python and torch raise when memory runs out."""
     if isinstance(error, MemoryError):
         return True
     text = str(error)
@@ -56,16 +56,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 def run(main: Callable[[], int | None]) -> int:
     """Runs a script's ``main`` and returns the exit status for ``sys.exit``.
 
-    ``UserError``, failures of the operating system and a lack of memory become one line,
-    ``error: ...``, on stderr; Ctrl-C gives status 130; a reader of stdout that has gone away ends
-    the script quietly. Other exceptions are bugs and keep their traceback.
+    ``UserError``, errors of the operating system and a lack of memory become one line,
+    ``error: ...``, on stderr; Ctrl-C gives status 130; a closed stdout ends the script quietly.
+    Other exceptions are bugs and keep their traceback.
 
     Args:
-        main: returns an exit status, or ``None`` for success.
+        main: Returns an exit status, or ``None`` for success.
     """
     try:
         status = main() or 0
-        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be reported
+        sys.stdout.flush()  # a full disk or a closed pipe can still be reported here
     except UserError as error:
         return _fail(error, error.exit_status)
     except KeyboardInterrupt:
@@ -84,42 +84,44 @@ def run(main: Callable[[], int | None]) -> int:
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
-    """An argument type: whole numbers from ``minimum`` on."""
+    """Returns an argparse type for whole numbers of at least ``minimum``."""
 
     def number(text: str) -> int:
         if not text.isdecimal() or int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"must be a whole number from {minimum} on: {text}")
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number of at least {minimum}, got {text}"
+            )
         return int(text)
 
     return number
 
 
 def share(text: str) -> float:
-    """An argument type: from 0 to 1."""
+    """An argparse type for numbers from 0 to 1."""
     try:
         value = float(text)
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1: {text}")
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got {text}")
     return value
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file that appears at ``path`` whole, or not at all.
+    """Writes a file atomically: it appears at ``path`` complete, or not at all.
 
     The bytes go to a temporary file in the same folder, which replaces ``path`` when the block
-    ends without an exception; otherwise it is removed and ``path`` is as it was.
+    ends without an exception; otherwise it is removed and ``path`` is unchanged.
 
     Args:
-        path: the file to write or to replace.
+        path: The file to write or to replace.
 
     Yields:
         A binary file, open for writing.
 
     Raises:
-        UserError: the file cannot be written; the message names ``path`` and says why.
+        UserError: If the file cannot be written; the message names ``path`` and the reason.
     """
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
@@ -131,7 +133,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         _remove(temporary)
         if error.filename not in (None, str(temporary)):
-            raise  # about some other file, used inside the block
+            raise  # about another file, used inside the block
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     except BaseException:
         _remove(temporary)
@@ -139,10 +141,11 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def ensure_writable_folder(folder: Path) -> None:
-    """Makes ``folder`` where it is missing and proves, with a file, that it can be written to.
+    """Creates ``folder`` if it is missing, and checks that files can be written to it.
 
     Raises:
-        UserError: the folder cannot be made or written to; the message names it and says why.
+        UserError: If the folder cannot be created or written to; the message names it and the
+            reason.
     """
     probe = folder / f".{secrets.token_hex(8)}.tmp"
     try:
@@ -156,13 +159,13 @@ def ensure_writable_folder(folder: Path) -> None:
 
 
 def check_free_space(folder: Path, needed: int) -> None:
-    """Finds a disk that is too full, before there is work to lose.
+    """Checks before any work that the disk of ``folder`` has ``needed`` bytes free.
 
     Raises:
-        UserError: fewer than ``needed`` bytes are free; the message says how many are.
+        UserError: If fewer are free; the message says how many.
     """
     usage = shutil.disk_usage(folder)
-    if usage.total and usage.free < needed:  # some network drives say 0 of 0
+    if usage.total and usage.free < needed:  # some network drives report 0 of 0
         raise UserError(
             f"{folder}: only {usage.free / 1e6:.1f} MB are free on this disk, "
             f"and the result may need {needed / 1e6:.1f} MB"
@@ -180,7 +183,7 @@ def _remove(path: Path) -> None:
 
 
 def _discard_stdout() -> None:
-    """Sends what is still buffered nowhere, or Python may try again, and complain, as it ends."""
+    """Redirects buffered output to nowhere, or Python may try to write it again at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

@@ -1,4 +1,4 @@
-"""The paper's super-resolver, timed against the same network computed as its authors' code does."""
+"""Times the paper's super-resolver against the same network in the form of the authors' code."""
 
 import sys
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Measures the paper's super-resolver, and writes the tables of `docs/benchmarks/paper.md`.
 
 python -m tests.benchmarks.paper                      # about 20 minutes on two cores
-python -m tests.benchmarks.paper --quick --output out # a small model, to try it
+python -m tests.benchmarks.paper --quick --output out # a small model, to try the command
 python -m tests.benchmarks.paper --only work speed
 """
 
@@ -63,16 +63,19 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
-    add("--quick", action="store_true", help="a small model, to try it: measures nothing")
-    add("--only", nargs="+", choices=PARTS_IN_ORDER, default=list(PARTS_IN_ORDER))
-    add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--threads", type=int, metavar="N", help="of the CPU; by default those of torch")
-    add("--output", type=Path, metavar="FOLDER", default=ROOT / "docs" / "benchmarks")
+    add("--quick", action="store_true", help="use a small model, to try the command")
+    add("--only", nargs="+", choices=PARTS_IN_ORDER, default=list(PARTS_IN_ORDER), metavar="NAME",
+        help=f"parts to measure: {', '.join(PARTS_IN_ORDER)} (default: all)")  # fmt: skip
+    add("--device", choices=("cpu", "cuda"), default="cpu",
+        help="device to measure (default: cpu)")  # fmt: skip
+    add("--threads", type=int, metavar="N", help="number of CPU threads (default: torch's)")
+    add("--output", type=Path, metavar="FOLDER", default=ROOT / "docs" / "benchmarks",
+        help="folder of the results (default: docs/benchmarks)")  # fmt: skip
     return parser.parse_args(arguments)
 
 
 def row_of(case: Case, settings: Settings) -> results.Row:
-    """Measures one row; one that fails must not take the others with it."""
+    """Measures one row; a failure must not stop the other rows."""
     try:
         measured = case.measure(settings)
     except Exception as error:  # of whatever kind
@@ -84,7 +87,7 @@ def row_of(case: Case, settings: Settings) -> results.Row:
 
 
 def render(measured: results.Results) -> str:
-    """What stands between the markers of the page."""
+    """Returns the text between the markers of the page."""
     blocks = [report.head(measured)] + ([report.QUICK] if measured["quick"] else [])
     titles = ["what", "against", "result (quartiles)", "target", "ours", "other", "note"]
     cells = []

@@ -1,4 +1,4 @@
-"""What is measured of the paper's super-resolver, as one table."""
+"""The table of everything that is measured of the paper's super-resolver."""
 
 import dataclasses
 from collections.abc import Callable
@@ -29,7 +29,7 @@ ROUNDS_OF_TILES = 3
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One row; ``needs`` names a kind of device, or nothing."""
+    """One row; ``needs`` is a kind of device or empty."""
 
     part: str
     what: str
@@ -41,7 +41,7 @@ class Case:
 
 @cache
 def model_of(settings: Settings) -> SuperResolver:
-    """The network, with the weights that it starts from: what takes how long is not up to them."""
+    """Returns the network with initial weights, which do not affect its speed."""
     torch.manual_seed(0)
     config = QUICK if settings.quick else PaperConfig()
     model = SuperResolver(TextureTokenizer(config), config.make_predictor())
@@ -50,13 +50,13 @@ def model_of(settings: Settings) -> SuperResolver:
 
 @cache
 def release_of(settings: Settings) -> torch.nn.Module:
-    """The same network by other operations."""
+    """Returns the same network in the release's form."""
     return in_release_form(model_of(settings))
 
 
 @cache
 def prepared(settings: Settings, precision: str, compiled: bool = False) -> Prepared:
-    """The network as upscale.py runs it."""
+    """Returns the network as upscale.py runs it."""
     torch.manual_seed(0)
     config = QUICK if settings.quick else PaperConfig()
     model = SuperResolver(TextureTokenizer(config), config.make_predictor())
@@ -66,13 +66,13 @@ def prepared(settings: Settings, precision: str, compiled: bool = False) -> Prep
 
 
 def images(settings: Settings, side: int, batch: int = 1) -> Tensor:
-    """Low-resolution images; what they show makes no difference to the time."""
+    """Returns random low-resolution images; content does not affect the time."""
     generator = torch.Generator().manual_seed(side)
     return torch.rand(batch, 3, side, side, generator=generator).to(settings.device)
 
 
 def work(settings: Settings) -> Measured:
-    """Billions of operations for an image of 64 x 64, convolutions and products alone."""
+    """Measures billions of operations for an image of 64 x 64, of convolutions and products."""
     ours, release = (
         operations(model, settings) / 1e9 for model in (model_of(settings), release_of(settings))
     )
@@ -80,7 +80,7 @@ def work(settings: Settings) -> Measured:
 
 
 def operations(model: torch.nn.Module, settings: Settings) -> int:
-    # By way of products, since the counter does not know the fused attention of the CPU.
+    # As products, because the counter does not know the CPU's fused attention.
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(images(settings, 64))
     return counter.get_total_flops()
@@ -88,7 +88,7 @@ def operations(model: torch.nn.Module, settings: Settings) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Against:
-    """How much faster than the release's form."""
+    """Measures how much faster ours is than the release's form."""
 
     precision: str
 
@@ -104,7 +104,7 @@ class Against:
 
 @torch.inference_mode()
 def release_rate(settings: Settings) -> Measured:
-    """How near the release's form comes to the rate of a large product, both in each round."""
+    """Measures the rate of the release's form relative to a large product's, in each round."""
     lr, release = images(settings, 64), release_of(settings)
     side = 256 if settings.quick else PRODUCT_SIDE[settings.device]
     left, right = torch.randn(2, side, side, device=settings.device)
@@ -118,7 +118,7 @@ def release_rate(settings: Settings) -> Measured:
 
 @torch.inference_mode()
 def rounding(settings: Settings) -> Measured:
-    """What bfloat16 changes: the image decoded from one choice of codes, as PSNR to float32."""
+    """Measures the PSNR of bfloat16 to float32 for images decoded from the same codes."""
     lr = images(settings, 64)
     exact, rounded = prepared(settings, "float32"), prepared(settings, "bfloat16")
     prediction = exact.network.predict(lr)
@@ -133,7 +133,7 @@ def rounding(settings: Settings) -> Measured:
 
 @torch.inference_mode()
 def tiles(settings: Settings) -> Measured:
-    """Time for each pixel of a 2000 x 2000 result in tiles, against one tile alone."""
+    """Measures the time per pixel of a 2000 x 2000 result in tiles against one tile."""
     model = prepared(settings, "float32")
     side, alone = (150, 128) if settings.quick else (500, 256)
     layout = Blended(52) if settings.quick else Blended()
@@ -151,7 +151,7 @@ def tiles(settings: Settings) -> Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Milliseconds:
-    """Of one call on images of 64 x 64."""
+    """Measures one call on images of 64 x 64."""
 
     precision: str
     batch: int

@@ -1,9 +1,9 @@
-"""The operations by which the authors' release computes the same network.
+"""The same network in the operations of the authors' release.
 
-Written from its description, to time what it does and not how it is written: repetition and a
-convolution where we have one product for four; windows that are rolled, cut out and masked; masks
-stored for one size of the map and, for any other, made on the CPU in every layer at every call; a
-softmax between two products; tokens and maps in turn; ``x * sigmoid(x)``.
+Written from a description of the release: repetition and a convolution where ours has one product
+for four pixels; windows that are rolled, cut out and masked; masks stored for one size of the map
+and, for other sizes, made on the CPU in every layer at every call; a softmax between two products;
+conversions between tokens and maps; ``x * sigmoid(x)``.
 """
 
 import copy
@@ -18,13 +18,13 @@ from vqprior.nn import ResidualBlock, SwinLayer, Upsample
 
 
 def in_release_form(model: nn.Module) -> nn.Module:
-    """A copy of a super-resolver that computes the same by other operations."""
+    """Returns a copy of a super-resolver in the release's form, with the same results."""
     return _replaced(copy.deepcopy(model), grid=32)
 
 
 def _replaced(module: nn.Module, *, grid: int) -> nn.Module:
     for name, child in module.named_children():
-        # Of the structure's expander, whose maps are half as large.
+        # Maps of the structure's expander are half as large.
         own_grid = 16 if name == "expander" else grid
         if isinstance(child, Upsample):
             setattr(module, name, Doubling(child))
@@ -67,7 +67,7 @@ class ResidualQuantizer(nn.Module):
 
 
 class Group(nn.Module):
-    """Swin layers on tokens, maybe a convolution on a map, and a skip connection on tokens."""
+    """Swin layers on tokens, an optional convolution on a map, and a skip connection."""
 
     def __init__(self, ours: Skip, grid: int) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class Layer(nn.Module):
         return self.proj(mixed.transpose(1, 2).reshape(count, length, channels))
 
     def _make_mask(self, size: torch.Size) -> Tensor:
-        """Also where nothing is shifted: it is all zeros then, and added all the same."""
+        """Returns a mask, also without a shift, where the release adds a mask of zeros."""
         m = self.window
         label = torch.zeros(1, *size, 1)
         if self.shift:

@@ -1,4 +1,4 @@
-"""Steps of ``train.py --preset paper``, as a user starts them: seconds and peak memory."""
+"""Measures seconds and peak memory of steps of ``train.py --preset paper``."""
 
 import csv
 import dataclasses
@@ -23,7 +23,7 @@ GIB = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """The mean over a few steps of one stage, from the first on, in a process of its own."""
+    """Measures the mean over the first few steps of one stage, in its own process."""
 
     stage: str
 
@@ -35,7 +35,7 @@ class Step:
 
 @cache
 def _folder() -> tempfile.TemporaryDirectory:
-    """With photos; stages leave their weights in it for the next."""
+    """Returns a folder with photos, in which stages leave weights for the next one."""
     folder = tempfile.TemporaryDirectory()
     photos = Path(folder.name, "photos")
     photos.mkdir()
@@ -48,7 +48,7 @@ def _folder() -> tempfile.TemporaryDirectory:
 
 @cache
 def _train(stage: str, settings: Settings) -> tuple[float, int]:
-    """Seconds for each step and the peak of resident memory in bytes, after the stages before."""
+    """Trains a stage after the earlier ones; returns seconds per step and peak resident bytes."""
     if stage != STAGES[0]:
         _train(STAGES[STAGES.index(stage) - 1], settings)
     folder = Path(_folder().name)

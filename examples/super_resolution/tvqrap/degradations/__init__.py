@@ -1,1 +1,1 @@
-"""How low-resolution images come about."""
+"""Makes low-resolution images from high-resolution crops."""

@@ -1,6 +1,6 @@
-"""The blur kernels of the second-order degradation, how one is drawn, and blurring with it.
+"""The blur kernels of the second-order degradation: drawing and applying them.
 
-Kernels and how often each occurs: Wang et al., "Real-ESRGAN: Training Real-World Blind
+Kernels and their probabilities: Wang et al., "Real-ESRGAN: Training Real-World Blind
 Super-Resolution with Pure Synthetic Data", ICCVW 2021, arXiv 2107.10833
 (https://arxiv.org/abs/2107.10833), section 3.
 """
@@ -28,7 +28,7 @@ KINDS = (
 
 @dataclass(frozen=True)
 class BellKernel:
-    """A kernel that falls off on ellipses about its center.
+    """A Gaussian, generalized Gaussian or plateau kernel, round or elliptic.
 
     With d = x^T S^-1 x for a position x and the covariance S, it is exp(-d / 2) for a Gaussian,
     exp(-d^beta / 2) for a generalized Gaussian and 1 / (1 + d^beta) for a plateau.
@@ -59,13 +59,13 @@ class BellKernel:
 
 @dataclass(frozen=True)
 class SincKernel:
-    """The circular low-pass filter, cut to a square: it rings and overshoots at edges.
+    """The circular low-pass filter, cut to a square; it causes ringing and overshoot at edges.
 
     Its value at radius r is c J1(c r) / (2 pi r), with the Bessel function J1 and the cut-off c.
 
     Attributes:
         size: Pixels along a side, odd.
-        cutoff: The highest frequency that passes, in radians a pixel; pi passes everything.
+        cutoff: Highest frequency that passes, in radians per pixel; pi passes everything.
     """
 
     size: int
@@ -75,7 +75,7 @@ class SincKernel:
         """Returns ``(size, size)``, summing to 1; some are negative."""
         radius = torch.hypot(*_positions(self.size))
         center = self.size // 2
-        radius[center, center] = 1.0  # anything but 0: the limit is filled in below
+        radius[center, center] = 1.0  # avoids 0 / 0; the limit is filled in below
         weights = torch.special.bessel_j1(self.cutoff * radius) / (2 * math.pi * radius)
         weights[center, center] = self.cutoff / (4 * math.pi)
         return _normalized(weights)
@@ -86,14 +86,14 @@ Kernel = BellKernel | SincKernel
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """How a kernel is drawn.
+    """A distribution of kernels.
 
     Attributes:
         sigma: Range of the standard deviations, in pixels.
-        beta_generalized: Range of the exponent of generalized Gaussians; 1 lies within.
-        beta_plateau: Range of the exponent of plateaus; 1 lies within.
-        sinc_prob: How likely a sinc kernel is.
-        probs: How likely each of ``KINDS`` is where the kernel is no sinc.
+        beta_generalized: Range of the exponent of generalized Gaussians; includes 1.
+        beta_plateau: Range of the exponent of plateaus; includes 1.
+        sinc_prob: Probability of a sinc kernel.
+        probs: Probabilities of ``KINDS`` if the kernel is not a sinc.
     """
 
     sigma: Range
@@ -103,10 +103,10 @@ class KernelChoice:
     probs: tuple[float, ...] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
 
     def draw(self, rng: np.random.Generator) -> Kernel:
-        """Returns a kernel of a size that is drawn, too."""
+        """Draws a kernel of random size."""
         size = int(rng.choice(SIZES))
         if rng.random() < self.sinc_prob:
-            # A small kernel cannot hold the long waves of a low cut-off.
+            # Small kernels are too short for the long waves of a low cut-off.
             lowest = math.pi / 3 if size < 13 else math.pi / 5
             return SincKernel(size, float(rng.uniform(lowest, math.pi)))
         kind = KINDS[rng.choice(len(KINDS), p=self.probs)]
@@ -117,9 +117,9 @@ class KernelChoice:
         return BellKernel(kind, size, (first, second), rotation, self._beta(kind, rng))
 
     def _beta(self, kind: str, rng: np.random.Generator) -> float:
-        """Half of the time below 1 and half above, though 1 is not in the middle of the range.
+        """Draws the exponent: below and above 1 with equal probability.
 
-        So half of the plateaus, whose range begins at 1, have exactly 1: as in BasicSR.
+        Half of the plateaus, whose range begins at 1, therefore have exactly 1, as in BasicSR.
         """
         name = kind.split("-")[0]
         if name not in ("generalized", "plateau"):
@@ -129,19 +129,18 @@ class KernelChoice:
 
 
 def draw_final_sinc(rng: np.random.Generator) -> SincKernel:
-    """The filter at the very end: of any size, and never of the lowest cut-offs."""
+    """Draws the sinc filter of the final step; its cut-off is at least pi / 3 at all sizes."""
     return SincKernel(int(rng.choice(SIZES)), float(rng.uniform(math.pi / 3, math.pi)))
 
 
 def blur(image: Tensor, weights: Tensor) -> Tensor:
-    """Filters all channels of an image with one kernel, mirroring it at its borders.
+    """Filters all channels of an image with one kernel, with reflected borders.
 
-    Where the kernel reaches further than a mirror image does (its radius is the image's short
-    side or more), the border pixels are repeated instead.
+    If the radius of the kernel is the image's short side or more, borders are replicated instead.
 
     The kernel is applied by Fourier transforms. On one CPU thread that takes 2 ms where the direct
-    convolution takes 8 (21 x 21) to 47 (51 x 51, both on 3 x 256 x 256); and on a GPU it stays in
-    full float32, where convolutions by default are rounded to TF32.
+    convolution takes 8 (21 x 21) to 47 (51 x 51, both on 3 x 256 x 256); on a GPU it stays in full
+    float32, where convolutions are rounded to TF32 by default.
 
     Args:
         image: ``(b, c, h, w)``, float32.
@@ -149,14 +148,13 @@ def blur(image: Tensor, weights: Tensor) -> Tensor:
             image's device.
 
     Returns:
-        ``(b, c, h, w)``, what ``conv2d`` with the kernel would give for symmetric kernels, which
-        all kernels here are.
+        ``(b, c, h, w)``; equals ``conv2d`` for symmetric kernels, which all kernels here are.
     """
     margin = weights.shape[-1] // 2
     mode = "reflect" if margin < min(image.shape[-2:]) else "replicate"
     padded = F.pad(image, (margin,) * 4, mode=mode)
     height, width = padded.shape[-2:]
-    # Multiples of 16 transform fast. What wraps around stays within the margins.
+    # Multiples of 16 transform fast. The wrap-around stays within the margins.
     size = (height + -height % 16, width + -width % 16)
     spectrum = torch.fft.rfft2(padded, s=size) * torch.fft.rfft2(weights.to(image.device), s=size)
     return torch.fft.irfft2(spectrum, s=size)[..., 2 * margin : height, 2 * margin : width]
@@ -164,7 +162,7 @@ def blur(image: Tensor, weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Blur:
-    """A step of a degradation. Official code pads kernels to 21 x 21, which changes no result."""
+    """A blur step. The official code pads kernels to 21 x 21, which does not change the result."""
 
     kernel: Kernel
 
@@ -173,20 +171,21 @@ class Blur:
         return blur(image, self.kernel.weights())
 
 
-# A window of 51 pixels; its sigma is what OpenCV gives one: 0.3 (radius - 1) + 0.8.
+# A window of 51 pixels with OpenCV's sigma for it, 0.3 (radius - 1) + 0.8.
 UNSHARP = BellKernel("iso", 51, (8.0, 8.0))
 UNSHARP_THRESHOLD = 10 / 255
 
 
 def sharpen(image: Tensor, weight: float = 0.5, weights: Tensor | None = None) -> Tensor:
-    """Unsharp masking, that of Real-ESRGAN: adds what a wide blur takes away.
+    """Applies the unsharp masking of Real-ESRGAN: adds the difference from a wide blur.
 
-    Only where that is more than 10 levels, and fading out around there, so that noise is left.
+    It acts only where the difference exceeds 10 levels, with a soft edge, so that noise is not
+    amplified.
 
     Args:
         image: ``(b, c, h, w)`` in [0, 1], float32.
-        weight: of what is added.
-        weights: of the wide blur, for who has them on the device already.
+        weight: Factor of the difference.
+        weights: Kernel of the wide blur, if it is on the device already.
 
     Returns:
         ``(b, c, h, w)`` in [0, 1].
@@ -199,7 +198,7 @@ def sharpen(image: Tensor, weight: float = 0.5, weights: Tensor | None = None) -
 
 
 def _positions(size: int) -> tuple[Tensor, Tensor]:
-    """Rows and columns, 0 in the center, in double precision."""
+    """Returns rows and columns, 0 in the center, in double precision."""
     line = torch.arange(size, dtype=torch.float64) - size // 2
     y, x = torch.meshgrid(line, line, indexing="ij")
     return y, x

@@ -1,7 +1,7 @@
-"""Choices for many samples at once, as tensors on their device.
+"""Random choices for many samples at once, as tensors on the device.
 
-Everything is drawn from a torch generator of the device and nothing is read back from it, so that a
-GPU never waits for the program.
+Everything is drawn from a torch generator on the device and nothing is read back, so there is no
+host synchronization.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from torch import Tensor
 from tvqrap.degradations.blur_kernels import SIZES, KernelChoice
 
 AREA, BILINEAR, BICUBIC = range(3)  # modes of a resize, as in pipeline.MODES
-BESSEL_END, BESSEL_POINTS = 48, 256  # how far the table of J1 goes, and how dense it is
+BESSEL_END, BESSEL_POINTS = 48, 256  # end of the table of J1, and points per unit
 CUBIC = -0.75  # the parameter of torch's bicubic kernel without antialiasing
 
 
@@ -23,8 +23,8 @@ class Chances:
     """Draws one number for each of ``count`` samples.
 
     Attributes:
-        count: How many samples there are.
-        generator: Where all that is random comes from; its device is that of the results.
+        count: Number of samples.
+        generator: Source of randomness; results are on its device.
     """
 
     count: int
@@ -32,24 +32,24 @@ class Chances:
 
     @property
     def device(self) -> torch.device:
-        """Where the numbers are."""
+        """Device of the results."""
         return self.generator.device
 
     def uniform(self, low: float | Tensor = 0.0, high: float | Tensor = 1.0) -> Tensor:
-        """Returns numbers in ``[low, high)``."""
+        """Draws numbers in ``[low, high)``."""
         numbers = torch.rand(self.count, generator=self.generator, device=self.device)
         return low + (high - low) * numbers
 
     def whether(self, probability: float) -> Tensor:
-        """Returns True with a probability."""
+        """Draws True with this probability."""
         return self.uniform() < probability
 
     def below(self, end: int) -> Tensor:
-        """Returns whole numbers from 0 to ``end - 1``."""
+        """Draws whole numbers from 0 to ``end - 1``."""
         return self.uniform(0, end).long().clamp_max(end - 1)
 
     def among(self, probabilities: tuple[float, ...]) -> Tensor:
-        """Returns numbers of choices that are so likely."""
+        """Draws positions in ``probabilities``, which sum to 1."""
         ends, total = [], 0.0
         for probability in probabilities[:-1]:
             total += probability
@@ -80,13 +80,13 @@ def draw_kernels(choice: KernelChoice, chances: Chances) -> Tensor:
 
 
 def draw_final_sincs(chances: Chances) -> Tensor:
-    """Draws the filters of the end as ``draw_final_sinc`` does: ``(n, 1, 21, 21)``."""
+    """Draws final sinc filters as ``draw_final_sinc`` does: ``(n, 1, 21, 21)``."""
     size = 2 * chances.below(len(SIZES)) + SIZES[0]
     return _cut(_sincs(chances.uniform(math.pi / 3, math.pi)), size)
 
 
 def gaussians(sigma: Tensor, size: int) -> Tensor:
-    """Returns round Gaussian kernels ``(n, 1, size, size)``; sigma 0 changes nothing."""
+    """Returns round Gaussian kernels ``(n, 1, size, size)``; the identity for sigma 0."""
     y, x = _grid(sigma.device, size)
     spread = sigma.clamp_min(1e-2)[:, None, None]
     weights = torch.exp(-(x**2 + y**2) / (2 * spread**2))
@@ -96,8 +96,8 @@ def gaussians(sigma: Tensor, size: int) -> Tensor:
 def resampling(source: Tensor, target: Tensor, mode: Tensor, shape: tuple[int, int]) -> Tensor:
     """Returns matrices that resize one axis, as ``F.interpolate`` does without antialiasing.
 
-    Samples of all sizes lie at the top left of canvases of one size. What is beyond a sample's own
-    size repeats its border.
+    Samples of different sizes are at the top left of canvases of one size; beyond a sample's own
+    size its border is repeated.
 
     Args:
         source: Sizes ``(n,)`` before, whole numbers.
@@ -120,7 +120,7 @@ def resampling(source: Tensor, target: Tensor, mode: Tensor, shape: tuple[int, i
     for tap in range(-1, 3):
         where = (left + tap).clamp_min(0).minimum(last)
         cubic = cubic + _cubic(center - left - tap) * (where == column)
-    # Adaptive pooling: all pixels that an area touches count alike.
+    # As adaptive pooling: all pixels that an area touches have equal weight.
     begin = torch.div(row * source, target, rounding_mode="floor")[..., None]
     end = -torch.div(-(row + 1) * source, target, rounding_mode="floor")[..., None]
     area = ((column >= begin) & (column < end)).float() / (end - begin)
@@ -138,20 +138,20 @@ def _cubic(distance: Tensor) -> Tensor:
 def _bells(
     first: Tensor, second: Tensor, rotation: Tensor, beta: Tensor, plateau: Tensor
 ) -> Tensor:
-    """See ``BellKernel``, at the largest size."""
+    """Returns kernels as ``BellKernel``, at the largest size."""
     y, x = _grid(first.device, SIZES[-1])
     first, second, rotation, beta, plateau = (
         part[:, None, None] for part in (first, second, rotation, beta, plateau)
     )
     along = (rotation.cos() * x + rotation.sin() * y) / first
     across = (rotation.cos() * y - rotation.sin() * x) / second
-    # Not quite 0 in the center, since 0 to a power is not what every device computes alike.
+    # Not 0 in the center: devices differ in powers of 0.
     distance = (along**2 + across**2).clamp_min(1e-12) ** beta
     return torch.where(plateau, 1 / (1 + distance), torch.exp(-distance / 2))
 
 
 def _sincs(cutoff: Tensor) -> Tensor:
-    """See ``SincKernel``, at the largest size."""
+    """Returns kernels as ``SincKernel``, at the largest size."""
     y, x = _grid(cutoff.device, SIZES[-1])
     center, cutoff = (x == 0) & (y == 0), cutoff[:, None, None]
     radius = torch.where(center, 1.0, torch.hypot(x, y))
@@ -160,9 +160,9 @@ def _sincs(cutoff: Tensor) -> Tensor:
 
 
 def _bessel_j1(x: Tensor) -> Tensor:
-    """The Bessel function J1 up to what the largest kernel needs, by a table.
+    """Looks up the Bessel function J1, in a table that covers the largest kernel.
 
-    On a GPU torch would compile its own when it is first called.
+    On a GPU, torch's own function is compiled at its first call.
     """
     place = x * BESSEL_POINTS
     left = place.long().clamp_max(BESSEL_END * BESSEL_POINTS - 1)
@@ -177,7 +177,7 @@ def _bessel_table(device: torch.device) -> Tensor:
 
 
 def _cut(kernels: Tensor, size: Tensor) -> Tensor:
-    """Leaves the middle of kernels and makes it sum to 1."""
+    """Cuts kernels to their size and normalizes them to sum 1."""
     y, x = _grid(kernels.device, SIZES[-1])
     inside = torch.maximum(x.abs(), y.abs()) <= (size // 2)[:, None, None]
     kernels = kernels * inside
@@ -185,7 +185,7 @@ def _cut(kernels: Tensor, size: Tensor) -> Tensor:
 
 
 def _grid(device: torch.device, size: int) -> tuple[Tensor, Tensor]:
-    """Rows and columns, 0 in the center."""
+    """Returns rows and columns, 0 in the center."""
     line = torch.arange(size, device=device, dtype=torch.float32) - size // 2
     y, x = torch.meshgrid(line, line, indexing="ij")
     return y, x

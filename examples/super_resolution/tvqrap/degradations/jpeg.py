@@ -1,7 +1,7 @@
-"""What JPEG compression loses, computed in torch on the device where the image is.
+"""The loss of JPEG compression, computed in torch on the device of the image.
 
-The standard is ITU-T T.81; the scaling of its tables by a quality, the coarser color channels and
-their smooth enlargement are those of libjpeg, the encoder and decoder of most photos.
+Standard: ITU-T T.81. The scaling of its tables by quality, the chroma subsampling and the smooth
+upsampling are those of libjpeg.
 """
 
 import functools
@@ -32,34 +32,33 @@ CHROMA_STEPS = (
     *((99,) * 8,) * 4,
 )
 BLOCK = 8
-UNIT = 2 * BLOCK  # pixels along a side that one block of each color channel covers
+UNIT = 2 * BLOCK  # pixels along a side that one block of a chroma channel covers
 
 
 def jpeg(image: Tensor, quality: float | Tensor) -> Tensor:
     """Compresses and decompresses images: 4:2:0, quantized coefficients, no entropy coding.
 
-    What the matrix products are computed in follows ``torch.backends.cuda.matmul.allow_tf32``,
-    which is off unless somebody turns it on.
+    On a GPU, matrix products follow ``torch.backends.cuda.matmul.allow_tf32``, off by default.
 
     Args:
         image: ``(b, 3, h, w)`` RGB in [0, 1], float32, of any size.
-        quality: 1 to 100 as in libjpeg, fractions allowed; or one for each image, ``(b,)`` on its
-            device, which are not checked: on a GPU that would wait for it.
+        quality: 1 to 100 as in libjpeg, fractions allowed; or one per image, ``(b,)`` on its
+            device, which is not checked: on a GPU the check would force a synchronization.
 
     Returns:
         ``(b, 3, h, w)`` in [0, 1], not rounded to 8 bits.
 
     Raises:
-        ValueError: The quality, if it is a number, is out of its range.
+        ValueError: If the quality is a number out of range.
     """
     if not isinstance(quality, Tensor) and not 1 <= quality <= 100:
-        raise ValueError(f"quality must be in [1, 100], got {quality}")
+        raise ValueError(f"`quality` must be in [1, 100], got {quality}.")
     height, width = image.shape[-2:]
     padded = F.pad(image, (0, -width % UNIT, 0, -height % UNIT), mode="replicate")
     luma, chroma = _to_luma_and_chroma(padded * 255)
     luma = _requantize(luma, scaled_steps(LUMA_STEPS, quality))
     chroma = _requantize(F.avg_pool2d(chroma, 2), scaled_steps(CHROMA_STEPS, quality))
-    # Bilinear is what decoders do by default; repeating pixels would leave squares of color.
+    # Bilinear, as decoders do by default; nearest would leave squares of color.
     chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False)
     rgb = _to_rgb(luma, chroma) / 255
     return rgb[..., :height, :width].clamp(0, 1)
@@ -67,17 +66,21 @@ def jpeg(image: Tensor, quality: float | Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Jpeg:
-    """A step of a degradation."""
+    """A compression step."""
 
     quality: float
 
     def __call__(self, image: Tensor, scene: object = None) -> Tensor:
-        """Maps ``(b, 3, h, w)``, which a resize may have taken out of [0, 1], to the same shape."""
+        """Maps ``(b, 3, h, w)`` to the same shape; clamps it to [0, 1] first, as resizing may
+        leave the range.
+        """
         return jpeg(image.clamp(0, 1), self.quality)
 
 
 def _to_luma_and_chroma(rgb: Tensor) -> tuple[Tensor, Tensor]:
-    """``(b, 1, h, w)`` and ``(b, 2, h, w)``, both about 0, from levels of 0 to 255."""
+    """Maps levels of 0 to 255 to luma ``(b, 1, h, w)`` and chroma ``(b, 2, h, w)``, both centered
+    at 0.
+    """
     red, green, blue = rgb.unbind(1)
     luma = 0.299 * red + 0.587 * green + 0.114 * blue
     chroma = torch.stack([(blue - luma) / 1.772, (red - luma) / 1.402], dim=1)
@@ -93,9 +96,9 @@ def _to_rgb(luma: Tensor, chroma: Tensor) -> Tensor:
 
 
 def scaled_steps(table: tuple[tuple[int, ...], ...], quality: float | Tensor) -> Tensor:
-    """The steps for a quality: ``(8, 8)`` whole numbers of 1 to 255, what a file can store.
+    """Returns the quantization steps for a quality: ``(8, 8)`` whole numbers of 1 to 255.
 
-    For qualities ``(b,)`` they are ``(b, 1, 1, 1, 8, 8)``, beside the blocks of their images.
+    For qualities ``(b,)`` they are ``(b, 1, 1, 1, 8, 8)``, to broadcast with the blocks.
     """
     if isinstance(quality, Tensor):
         percent = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).floor()
@@ -107,7 +110,7 @@ def scaled_steps(table: tuple[tuple[int, ...], ...], quality: float | Tensor) ->
 
 @functools.cache
 def _table(table: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    """A table on a device, brought there once: every way there waits for the device."""
+    """Returns a table on a device; cached, because each copy would force a synchronization."""
     return torch.tensor(table, device=device)
 
 
@@ -122,7 +125,7 @@ def _requantize(channels: Tensor, steps: Tensor) -> Tensor:
 
 @functools.cache
 def _cosines(device: torch.device) -> Tensor:
-    """The orthonormal discrete cosine transform: ``(frequency, position)``."""
+    """Returns the orthonormal discrete cosine transform, ``(frequency, position)``."""
     line = torch.arange(BLOCK, dtype=torch.float64)
     matrix = torch.cos(torch.outer(line, 2 * line + 1) * math.pi / (2 * BLOCK))
     matrix[0] /= math.sqrt(2)

@@ -1,8 +1,8 @@
-"""Low-resolution images of all kinds for one model: clean, a little spoilt, badly spoilt.
+"""A mixture of clean, mildly and severely degraded low-resolution images.
 
 ``pipeline.py`` degrades samples one by one, each from its own seed. Here a whole batch is degraded
-at once on its device, from one generator: a few hundred launches for any number of samples. What is
-drawn has the same distribution; samples of different sizes share canvases of one size.
+at once on its device, from one generator: a few hundred launches for any number of samples. The
+distribution is the same; samples of different sizes share canvases of one size.
 """
 
 import math
@@ -27,12 +27,16 @@ from tvqrap.models.assembly import SCALE
 
 @dataclass(frozen=True)
 class Mild:
-    """What ordinary photos have: a little blur, noise and compression of the small image.
+    """The mild degradation: a little blur, noise and JPEG compression of the small image.
 
     Attributes:
-        sigma: Range of the blur, in low-resolution pixels, and how likely there is one.
-        noise: Range of the noise, in 8-bit levels, and how likely there is some.
-        quality: Range of the JPEG quality, and how likely it is compressed.
+        sigma: Range of the blur's standard deviation, in low-resolution pixels.
+        noise: Range of the noise's standard deviation, in 8-bit levels.
+        quality: Range of the JPEG quality.
+        sigma_prob: Probability of blur.
+        noise_prob: Probability of noise.
+        quality_prob: Probability of compression.
+        gray_prob: Probability that noise is the same in all channels.
     """
 
     sigma: Range = (0.1, 1.0)
@@ -56,14 +60,14 @@ class Mild:
 
 
 class Share:
-    """A share of small whole numbers that is right in the long run."""
+    """Splits off a share of whole numbers that is exact in the long run."""
 
     def __init__(self, share: float) -> None:
         self.share = share
         self.rest = 0.0
 
     def of(self, count: int) -> int:
-        """Returns the share of a number, rounded down; what is lost is kept for the next."""
+        """Returns the share of ``count``, rounded down; the remainder is kept for the next call."""
         self.rest += self.share * count
         whole = int(self.rest + 1e-6)
         self.rest -= whole
@@ -88,7 +92,7 @@ class SecondOrderBatch:
         image = sharpen(hr, weights=self.unsharp)
         size = torch.full((len(hr),), side, device=hr.device)
         image, size = _order(self.first, image, size, side, generator)
-        # Which samples are degraded twice is left to the order in which they come.
+        # The first samples of the batch are degraded twice.
         twice = self.twice.of(len(hr))
         parts = []
         if twice:
@@ -111,11 +115,11 @@ class SecondOrderBatch:
 
 
 class Mixture:
-    """Degrades shares of a batch in three ways; which samples, is drawn.
+    """Leaves a share of a batch clean and degrades the rest mildly or severely, at random.
 
     Args:
-        mild: Share of the samples that are a little spoilt.
-        severe: Share of those degraded in two orders; the rest stays clean.
+        mild: Share of the samples degraded by ``Mild``.
+        severe: Share degraded by ``SecondOrderBatch``; the rest stays clean.
     """
 
     def __init__(self, mild: float = 0.49, severe: float = 0.18) -> None:
@@ -147,7 +151,7 @@ class Mixture:
 
 
 def reduce(hr: Tensor) -> Tensor:
-    """The clean reduction, bicubic with antialiasing as Pillow's, rounded to 8-bit levels."""
+    """Reduces by 4 with Pillow's bicubic filter, rounded to 8-bit levels."""
     size = [side // SCALE for side in hr.shape[-2:]]
     return _to_levels(F.interpolate(hr, size, mode="bicubic", antialias=True))
 
@@ -155,7 +159,7 @@ def reduce(hr: Tensor) -> Tensor:
 def _order(
     order: Order, image: Tensor, size: Tensor, side: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Blur, resize, noise and JPEG of one order; returns images on canvases and their sizes."""
+    """Applies blur, resize, noise and JPEG; returns images on canvases, and their sizes."""
     chances = Chances(len(image), generator)
     blurred = blur(image, draw_kernels(order.kernels, chances))
     image = _choose(chances.whether(order.blur_prob), blurred, image)
@@ -193,13 +197,13 @@ def _add_noise(choice: NoiseChoice, image: Tensor, chances: Chances) -> Tensor:
 
 
 def _normal(image: Tensor, gray: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal noise, one for all channels where it is gray."""
+    """Draws standard normal noise, the same for all channels where it is gray."""
     noise = torch.randn(image.shape, generator=generator, device=image.device)
     return _choose(gray, noise[:, :1].expand_as(noise), noise)
 
 
 def _poisson(seen: Tensor, generator: torch.Generator) -> Tensor:
-    """The noise of counting; see ``PoissonNoise``."""
+    """Draws Poisson noise; see ``PoissonNoise``."""
     levels = (seen.clamp(0, 1) * WHITE).round()
     found = torch.zeros(len(seen), WHITE + 1, device=seen.device)
     found.scatter_(1, levels.flatten(1).long(), 1.0)

@@ -1,15 +1,15 @@
-"""How a low-resolution image is made from a high-resolution crop: clean, or as photos are spoilt.
+"""Makes low-resolution images from high-resolution crops: bicubic, or second-order degradation.
 
-Both ways are called alike, with a batch of crops and one seed for each. Everything that is random
-about a sample depends on its own seed: not on the rest of the batch, not on its place in it, and
-not on the global random state, which is never touched. Parameters come from NumPy's generator,
-noise from a torch generator on the CPU, so a GPU sees the same noise.
+Both take a batch of crops and one seed per crop. Everything random about a sample depends on its
+own seed only: not on the rest of the batch, its position, or the global random state, which is
+never touched. Parameters come from NumPy's generator, noise from a torch generator on the CPU, so
+noise is the same on a GPU.
 
 The second-order degradation is that of Wang et al., "Real-ESRGAN: Training Real-World Blind
 Super-Resolution with Pure Synthetic Data", ICCVW 2021, arXiv 2107.10833
 (https://arxiv.org/abs/2107.10833), with the parameters of TVQ&RAP (arXiv 2509.23774). The official
-code of both resizes and adds noise alike to a whole batch, and so needs a pool of older pairs to
-mix batches from. Here every sample has its own choices, and no pool is needed.
+code of both draws one resize and one kind of noise for a whole batch, and mixes batches from a pool
+of older pairs. Here every sample has its own choices, so no pool is needed.
 """
 
 import math
@@ -31,30 +31,30 @@ WHITE = 255  # the highest of the 8-bit levels
 
 
 class Degradation(Protocol):
-    """Makes low-resolution images."""
+    """A way to make low-resolution images."""
 
     def __call__(self, hr: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Maps crops to the low-resolution images of their seeds.
+        """Maps crops and seeds to low-resolution images.
 
-        Computes in float32 whatever autocast says, and without gradients.
+        Computes in float32 under autocast, too, and without gradients.
 
         Args:
             hr: ``(b, 3, H, W)`` RGB in [0, 1], floats; H and W are multiples of 4.
-            seeds: one for each sample, 0 or more.
+            seeds: One per sample, at least 0.
 
         Returns:
             ``(b, 3, H / 4, W / 4)`` in [0, 1], float32, rounded to 8-bit levels, on the device of
             ``hr``.
 
         Raises:
-            ValueError: ``hr`` or the number of seeds is not as described.
+            ValueError: If ``hr`` or the number of seeds is not as described.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Bicubic:
-    """Clean: bicubic reduction with antialiasing, as Pillow does it. Seeds change nothing."""
+    """Bicubic reduction with antialiasing, as in Pillow; ignores the seeds."""
 
     @torch.no_grad()
     def __call__(self, hr: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -66,36 +66,36 @@ class Bicubic:
 
 
 class Scene(NamedTuple):
-    """What a step may need besides the image."""
+    """The inputs of a step besides the image."""
 
     size: tuple[int, int]  # of the crop
-    generator: torch.Generator  # where noise comes from, on the CPU
+    generator: torch.Generator  # source of noise, on the CPU
 
 
-# Something that happens to an image (1, 3, h, w), all its parameters drawn.
+# A step of a degradation of an image (1, 3, h, w), with fixed parameters.
 Step = Callable[[Tensor, Scene], Tensor]
 
 
 @dataclass(frozen=True)
 class Resize:
-    """A new size, without antialiasing."""
+    """A resize without antialiasing."""
 
     fraction: float  # of the sides of the crop
     mode: str  # one of ``MODES``
 
     def __call__(self, image: Tensor, scene: Scene) -> Tensor:
-        """Returns at least one pixel."""
+        """Returns the resized image, of at least one pixel."""
         size = _fraction(scene.size, self.fraction)
         if size == image.shape[-2:]:
             return image
-        # Real-ESRGAN passes a factor in the first order: where it gives a broken number of pixels,
-        # that shifts what is not at the top left. A size maps the whole to the whole.
+        # Real-ESRGAN passes a factor in the first order, which shifts the image where the size is
+        # not a whole number of pixels. Passing a size maps the whole image to the whole image.
         return F.interpolate(image, size, mode=self.mode)
 
 
 @dataclass(frozen=True)
 class GaussianNoise:
-    """Noise of the same strength everywhere."""
+    """Gaussian noise."""
 
     sigma: float  # in 8-bit levels
     gray: bool  # all channels get the same
@@ -109,13 +109,13 @@ class GaussianNoise:
 
 @dataclass(frozen=True)
 class PoissonNoise:
-    """Noise of counting: brighter is noisier.
+    """Poisson noise: brighter pixels are noisier.
 
-    White counts as many events as the image has 8-bit levels, rounded up to a power of two.
+    White has as many events as the image has distinct 8-bit levels, rounded up to a power of two.
     """
 
-    scale: float  # what the noise is multiplied by
-    gray: bool  # all channels get that of the gray image
+    scale: float  # factor of the noise
+    gray: bool  # all channels get the noise of the gray image
 
     def __call__(self, image: Tensor, scene: Scene) -> Tensor:
         """Returns the noisy image in [0, 1]."""
@@ -125,8 +125,8 @@ class PoissonNoise:
             seen = 0.299 * red + 0.587 * green + 0.114 * blue
         levels = (seen.clamp(0, 1) * WHITE).round().long()
         events = 2 ** math.ceil(math.log2(len(levels.unique())))
-        # Not torch.poisson: it takes more or fewer random numbers as the image has it, so one
-        # level that a GPU rounds differently would change the noise of all pixels after it.
+        # Not torch.poisson: how many random numbers it takes depends on the image, so one level
+        # that a GPU rounds differently would change the noise of all pixels after it.
         uniform = torch.rand(levels.shape, generator=scene.generator).to(image.device)
         noise = _poisson(levels, uniform, events) / events - levels / WHITE
         return (image + noise * self.scale).clamp(0, 1)
@@ -134,14 +134,14 @@ class PoissonNoise:
 
 @dataclass(frozen=True)
 class ResizeChoice:
-    """How a resize is drawn."""
+    """A distribution of resizes."""
 
-    probs: tuple[float, float, float]  # to enlarge, to reduce, to do neither
-    scale: Range  # reduced to no less than its lower end, enlarged to no more than its upper
-    base: float = 1.0  # sides at scale 1, as a fraction of those of the crop
+    probs: tuple[float, float, float]  # of enlarging, reducing, keeping the size
+    scale: Range  # smallest reduction and largest enlargement
+    base: float = 1.0  # sides at scale 1, as a fraction of the crop's
 
     def draw(self, rng: np.random.Generator) -> Resize:
-        """Returns a resize; every mode is equally likely."""
+        """Draws a resize; all modes are equally likely."""
         ranges = ((1, self.scale[1]), (self.scale[0], 1), (1, 1))
         scale = float(rng.uniform(*ranges[rng.choice(3, p=self.probs)]))
         return Resize(self.base * scale, str(rng.choice(MODES)))
@@ -149,15 +149,15 @@ class ResizeChoice:
 
 @dataclass(frozen=True)
 class NoiseChoice:
-    """How noise is drawn."""
+    """A distribution of noise."""
 
     sigma: Range  # of Gaussian noise, in 8-bit levels
     poisson_scale: Range
-    gaussian_prob: float = 0.5  # that it is not Poisson noise
+    gaussian_prob: float = 0.5  # otherwise it is Poisson noise
     gray_prob: float = 0.4
 
     def draw(self, rng: np.random.Generator) -> GaussianNoise | PoissonNoise:
-        """Returns noise of either kind."""
+        """Draws Gaussian or Poisson noise."""
         gray = bool(rng.random() < self.gray_prob)
         if rng.random() < self.gaussian_prob:
             return GaussianNoise(float(rng.uniform(*self.sigma)), gray)
@@ -166,17 +166,17 @@ class NoiseChoice:
 
 @dataclass(frozen=True)
 class Order:
-    """How one order is drawn: blur, resize, noise, JPEG."""
+    """A distribution of one order: blur, resize, noise, JPEG."""
 
     kernels: KernelChoice
     resize: ResizeChoice
     noise: NoiseChoice
-    jpeg: Range | None = None  # of the quality; None: no compression at its end
-    prob: float = 1.0  # that the order takes place at all
+    jpeg: Range | None = None  # of the quality; None for no compression
+    prob: float = 1.0  # of the whole order
     blur_prob: float = 1.0
 
     def draw(self, rng: np.random.Generator) -> tuple[Step, ...]:
-        """Returns the steps, none if the order does not take place."""
+        """Draws the steps; none if the order is skipped."""
         if rng.random() >= self.prob:
             return ()
         blurs = [Blur(self.kernels.draw(rng))] if rng.random() < self.blur_prob else []
@@ -186,9 +186,9 @@ class Order:
 
 @dataclass(frozen=True)
 class Final:
-    """How the end is drawn: resize to the final size and sinc filter, before or after JPEG.
+    """A distribution of the final steps: resize and sinc filter, before or after JPEG.
 
-    Never JPEG between the two: Real-ESRGAN found that it leaves twisted lines.
+    JPEG is never between the two: Real-ESRGAN found that this leaves twisted lines.
     """
 
     jpeg: Range = (30.0, 95.0)  # of the quality
@@ -196,7 +196,7 @@ class Final:
     jpeg_last_prob: float = 0.5
 
     def draw(self, rng: np.random.Generator) -> tuple[Step, ...]:
-        """Returns the steps."""
+        """Draws the steps."""
         fit: list[Step] = [Resize(1 / SCALE, str(rng.choice(MODES)))]
         if rng.random() < self.sinc_prob:
             fit.append(Blur(draw_final_sinc(rng)))
@@ -205,7 +205,7 @@ class Final:
 
 
 class Plan(NamedTuple):
-    """Everything that was drawn for one sample; noise itself is drawn from ``noise_seed``."""
+    """The steps drawn for one sample; its noise is drawn from ``noise_seed``."""
 
     first: tuple[Step, ...]
     second: tuple[Step, ...]
@@ -230,18 +230,18 @@ SECOND = Order(
 
 @dataclass(frozen=True)
 class SecondOrder:
-    """As photos are spoilt: sharpened, then twice blurred, resized, made noisy and compressed.
+    """The degradation of Real-ESRGAN: sharpening, then blur, resize, noise and JPEG, twice.
 
-    Samples are degraded one by one, since their sizes differ on the way.
+    Samples are degraded one by one, because their intermediate sizes differ.
     """
 
     first: Order = FIRST
     second: Order = SECOND
     final: Final = Final()
-    sharpening: float = 0.5  # weight of what unsharp masking adds to the crop at first
+    sharpening: float = 0.5  # weight of the unsharp masking of the crop
 
     def draw(self, seed: int) -> Plan:
-        """Returns what happens to the sample of a seed."""
+        """Draws the steps for the sample of a seed."""
         rng = np.random.default_rng(seed)
         first, second, final = (part.draw(rng) for part in (self.first, self.second, self.final))
         return Plan(first, second, final, noise_seed=int(rng.integers(2**63)))
@@ -268,11 +268,15 @@ DEGRADATIONS = {"bicubic": Bicubic, "second-order": SecondOrder}
 
 def _check(hr: Tensor, seeds: Sequence[int]) -> None:
     if hr.ndim != 4 or hr.shape[1] != 3 or 0 in hr.shape or not hr.is_floating_point():
-        raise ValueError(f"hr must be floats (b, 3, H, W), got {hr.dtype} {tuple(hr.shape)}")
+        raise ValueError(f"`hr` must be floats (b, 3, H, W), got {hr.dtype} {tuple(hr.shape)}.")
     if any(side % SCALE for side in hr.shape[-2:]):
-        raise ValueError(f"height and width must be multiples of {SCALE}, got {tuple(hr.shape)}")
+        raise ValueError(
+            f"`hr` must have sides that are multiples of {SCALE}, got {tuple(hr.shape)}."
+        )
     if len(seeds) != len(hr):
-        raise ValueError(f"every sample needs one seed, got {len(seeds)} for {len(hr)} samples")
+        raise ValueError(
+            f"`seeds` must have one seed per sample, got {len(seeds)} for {len(hr)} samples."
+        )
 
 
 def _fraction(size: Sequence[int], fraction: float) -> tuple[int, int]:
@@ -285,8 +289,8 @@ def _to_levels(image: Tensor) -> Tensor:
 
 
 def _poisson(levels: Tensor, uniform: Tensor, events: int) -> Tensor:
-    """Poisson numbers of mean ``levels / 255 * events``: the smallest whose cumulative distribution
-    exceeds ``uniform``, which is one number in [0, 1) for each level.
+    """Returns Poisson numbers of mean ``levels / 255 * events``: the smallest whose cumulative
+    distribution exceeds ``uniform``, which has one number in [0, 1) per level.
     """
     exact = {"dtype": torch.float64, "device": levels.device}
     rows = torch.arange(WHITE + 1, **exact)[:, None]
@@ -294,7 +298,7 @@ def _poisson(levels: Tensor, uniform: Tensor, events: int) -> Tensor:
     means = rows / WHITE * events
     logarithms = torch.xlogy(counts, means) - means - torch.lgamma(counts + 1)
     cumulative = logarithms.exp().cumsum(1)
-    # Row r shifted to [r, r + 1]: all rows are one sorted table, and one search finds all counts.
+    # Row r is shifted to [r, r + 1]: all rows form one sorted table, searched once.
     table = (cumulative.clamp(max=1) + rows).flatten()
     found = torch.searchsorted(table, (levels + uniform.double()).contiguous(), right=True)
     return (found - levels * len(counts)).float()

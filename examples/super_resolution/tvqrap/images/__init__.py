@@ -1,1 +1,1 @@
-"""Images in and out, in pairs, in tiles, and side by side."""
+"""Reading, writing, pairing, tiling and comparing images."""

@@ -1,4 +1,4 @@
-"""How much an image holds that an image of a quarter the size cannot."""
+"""The energy of an image at frequencies that an image of a quarter the size cannot hold."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from tvqrap.models.assembly import SCALE
 
 
 def detail_energy(luma: Tensor) -> Tensor:
-    """The energy of ``(..., h, w)`` at frequencies that an image of a quarter the size lacks."""
+    """Returns the energy of ``(..., h, w)`` above the Nyquist frequency of a quarter the size."""
     height, width = luma.shape[-2:]
     device = luma.device
     down, across = (torch.hann_window(side, device=device) for side in (height, width))

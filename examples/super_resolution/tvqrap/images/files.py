@@ -1,7 +1,7 @@
-"""Images in and out: any file that Pillow reads becomes a ``Photo``, and is written in kind.
+"""Reads image files as ``Photo`` and writes them.
 
-A ``Photo`` holds what the network needs (three color channels) beside what the file had and the
-network ignores (alpha, gray, 16 bits, color profile, EXIF), so that a result can have it again.
+A ``Photo`` holds the three color channels for the network, and the other properties of the file
+(alpha, gray, 16 bits, color profile, EXIF), so that a result can have them, too.
 """
 
 import glob
@@ -28,7 +28,7 @@ from tvqrap.cli import UsageError, UserError, atomic_write, describe, is_out_of_
 from tvqrap.images.levels import from_pillow, in_strips, quantize, to_float, to_pillow
 
 Image.init()
-# Not everything Pillow knows: EPS, for one, would start another program on a stranger's file.
+# Not all formats of Pillow: EPS, for example, would start another program on an untrusted file.
 FORMATS = tuple(
     {"PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF"} & set(Image.OPEN)
 )
@@ -40,26 +40,25 @@ SAVE_OPTIONS = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"quality": 95, "method": 4},
 }
-# Tags that describe the stored pixels, and are wrong for an image of another size.
+# Tags that describe the stored pixels and are wrong for an image of another size.
 PIXEL_TAGS = (0x0100, 0x0101, 0x0112)  # width, height, orientation
 PIXEL_TAGS_OF_CAMERA = (0xA002, 0xA003)  # width, height again
-LONGEST_EXIF = 65000  # what one JPEG segment holds
+LONGEST_EXIF = 65000  # bytes in one JPEG segment
 
 
 @dataclass(frozen=True)
 class Photo:
-    """An image, and what is needed to write another one of its kind.
+    """An image, and the properties of its file.
 
     Attributes:
-        rgb: ``(3, h, w)``, floats in [0, 1] or ``uint8`` or ``uint16`` levels; for gray images
-            all channels mean the same.
-        alpha: ``(1, h, w)``, floats in [0, 1] or levels, or ``None``; the colors are not
-            multiplied by it.
-        grayscale: whether the file had one color channel.
-        bit_depth: 8 or 16, bits a channel that the values deserve.
-        icc_profile: the color profile that the values are meant in.
-        exif: metadata of the camera, without orientation and sizes.
-        notes: what could not be kept, each a clause for the user.
+        rgb: ``(3, h, w)``, floats in [0, 1] or ``uint8`` or ``uint16`` levels; the channels of gray
+            images are equal.
+        alpha: ``(1, h, w)``, floats in [0, 1] or levels, or ``None``; colors are not premultiplied.
+        grayscale: Whether the file had one color channel.
+        bit_depth: Bits per channel, 8 or 16.
+        icc_profile: Color profile of the values.
+        exif: Metadata of the camera, without orientation and sizes.
+        notes: What could not be kept, as clauses for the user.
     """
 
     rgb: Tensor
@@ -77,48 +76,48 @@ class Photo:
 
 
 def read_image(path: Path, *, check_size: Callable[[int, int], None] | None = None) -> Photo:
-    """Reads any image: upright, as floats in [0, 1], the first frame if there are more.
+    """Reads an image: upright, as floats in [0, 1], the first frame if there are several.
 
     Args:
-        path: the file.
-        check_size: called with the stored width and height before any pixel is decoded; may
+        path: The file.
+        check_size: Called with the stored width and height before any pixel is decoded; may
             raise ``UserError``, to which the file's name is added.
 
     Raises:
-        UserError: the file is missing, empty, no image, damaged, or too large to be one; the
-            message is one line and names the file.
+        UserError: If the file is missing, empty, damaged, too large, or not an image; the message
+            is one line and names the file.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about details that do not keep a file from use
+            warnings.simplefilter("ignore")  # about details that do not make a file unusable
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
                 if check_size is not None:
                     check_size(*image.size)
-                notes = _notes(image)  # before loading, which forgets how the file is coded
+                notes = _notes(image)  # before loading, which discards how the file is coded
                 image.load()
                 return replace(_to_photo(image), notes=notes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except Exception as error:  # the decoders raise all sorts of things on damaged data
+    except Exception as error:  # decoders raise many kinds of errors on damaged data
         raise UserError(f"{path}: {_why_unreadable(path, error)}") from error
 
 
 def write_image(path: Path, photo: Photo) -> None:
-    """Writes ``photo`` as PNG, JPEG or WebP, by the suffix of ``path``, whole or not at all.
+    """Writes ``photo`` atomically as PNG, JPEG or WebP, by the suffix of ``path``.
 
-    Alpha goes onto white in JPEG; 16 bits are kept in PNG and rounded to 8 elsewhere.
+    JPEG blends alpha onto white. 16-bit gray is kept in PNG and rounded to 8 bits elsewhere.
 
     Raises:
-        UserError: the suffix is another one, the format cannot hold an image of this size, or
+        UserError: If the suffix is another one, the format cannot hold an image of this size, or
             the file cannot be written.
     """
     kind = check_output_size(path, *photo.size)
-    data = io.BytesIO()  # the encoders write to disk themselves, and miss a disk that fills up
+    data = io.BytesIO()  # encoders that write to disk themselves miss a full disk
     image = _pillow_to_save(photo, kind)
     icc = photo.icc_profile
     if icc is not None and icc[16:20] != (b"GRAY" if photo.grayscale else b"RGB "):
-        icc = None  # a profile of another color space than the pixels makes the file invalid
+        icc = None  # the profile of another color space would make the file invalid
     metadata = {"icc_profile": icc, "exif": photo.exif}
     metadata = {name: value for name, value in metadata.items() if value is not None}
     image.save(data, kind, **SAVE_OPTIONS[kind], **metadata)
@@ -127,10 +126,10 @@ def write_image(path: Path, photo: Photo) -> None:
 
 
 def check_output_size(path: Path, width: int, height: int) -> str:
-    """Returns the format that ``path`` asks for, if an image of this size fits into it.
+    """Returns the format of ``path``'s suffix, if it can hold an image of this size.
 
     Raises:
-        UserError: the suffix is none that we write, or the format's sides are too short.
+        UserError: If the suffix is not supported, or the format cannot hold the size.
     """
     kind = WRITE_FORMATS.get(path.suffix.lower())
     if kind is None:
@@ -145,17 +144,17 @@ def check_output_size(path: Path, width: int, height: int) -> str:
 
 
 def collect_inputs(arguments: Iterable[str]) -> list[Path]:
-    """Finds the images that files, folders and glob patterns stand for.
+    """Finds the images of files, folders and glob patterns.
 
-    A file stands for itself, whatever its name, even if it is missing (reading it will say so); a
-    folder for the images directly in it; a pattern that the shell has left alone for the
-    images it matches (``**`` for folders at all levels). Hidden files are passed over.
+    A file is taken whatever its name, even if it is missing (reading it will report that); a folder
+    gives the images directly in it, and a pattern the images that it matches (``**`` for folders at
+    all levels). Hidden files are skipped.
 
     Returns:
         Paths in the order of the arguments, sorted within each, every file once.
 
     Raises:
-        UserError: a folder or a pattern has no images.
+        UserError: If a folder or a pattern has no images.
     """
     found: dict[Path, Path] = {}
     for argument in arguments:
@@ -165,7 +164,7 @@ def collect_inputs(arguments: Iterable[str]) -> list[Path]:
 
 
 def preview(photo: Photo) -> Image.Image:
-    """The image as it looks on white paper: 8-bit RGB, without alpha."""
+    """Returns the image on white as 8-bit RGB, without alpha."""
     return _pillow_to_save(photo, "JPEG").convert("RGB")
 
 
@@ -194,7 +193,7 @@ def _nothing(message: str) -> NoReturn:
 def _why_unreadable(path: Path, error: Exception) -> str:
     if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
         limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-        return f"claims to have more than {limit:.0f} megapixels and was not opened"
+        return f"has more than {limit:.0f} megapixels according to its header; it was not opened"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if is_out_of_memory(error):
@@ -208,7 +207,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
 
 def _notes(image: Image.Image) -> tuple[str, ...]:
-    """What is lost by reading ``image``, which is open but not loaded."""
+    """Returns what reading ``image``, which is open but not loaded, loses."""
     notes = []
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # whose other frames belong to the same photo
@@ -219,7 +218,7 @@ def _notes(image: Image.Image) -> tuple[str, ...]:
 
 
 def _to_photo(image: Image.Image) -> Photo:
-    with suppress(Exception):  # damaged EXIF does not say how to turn the image
+    with suppress(Exception):  # damaged EXIF has no usable orientation
         image = ImageOps.exif_transpose(image)
     icc, exif = image.info.get("icc_profile"), _exif(image)
     if image.mode == "CMYK":
@@ -232,7 +231,7 @@ def _from_deep_gray(image: Image.Image) -> Photo:
     values = np.array(image, dtype=np.float32)
     top = 1.0 if image.mode == "F" else 65535.0
     if not (values.min() >= 0 and values.max() <= top):
-        raise UserError(f"its gray values leave 0..{top:g}, so there is no telling what is white")
+        raise UserError(f"its gray values leave 0..{top:g}; rescale them to that range first")
     gray = torch.from_numpy(values / top)[None]
     see_through = image.info.get("transparency")
     alpha = None if see_through is None else torch.from_numpy(values != see_through)[None].float()
@@ -251,7 +250,7 @@ def _from_eight_bit(image: Image.Image) -> Photo:
 
 
 def _cmyk_to_rgb(image: Image.Image, icc: bytes | None) -> Image.Image:
-    """By the inks that the profile describes, or by arithmetic where there is no usable one."""
+    """Converts by the color profile, or by arithmetic without a usable one."""
     if icc:
         with suppress(ImageCms.PyCMSError, OSError):
             srgb = ImageCms.createProfile("sRGB")
@@ -260,10 +259,10 @@ def _cmyk_to_rgb(image: Image.Image, icc: bytes | None) -> Image.Image:
 
 
 def _exif(image: Image.Image) -> bytes | None:
-    """The EXIF block, without what will not be true of the result."""
+    """Returns the EXIF block without the tags that are wrong for the result."""
     if "exif" not in image.info:
         return None
-    with suppress(Exception):  # damaged metadata is no reason to refuse an image
+    with suppress(Exception):  # damaged metadata does not make an image unusable
         exif = image.getexif()
         for tag in PIXEL_TAGS:
             exif.pop(tag, None)
@@ -275,7 +274,7 @@ def _exif(image: Image.Image) -> bytes | None:
 
 
 def _pillow_to_save(photo: Photo, kind: str) -> Image.Image:
-    """The mode and depth that ``kind`` can hold and ``photo`` deserves."""
+    """Converts to the mode and depth that ``kind`` can hold."""
     if photo.grayscale and photo.bit_depth == 16 and photo.alpha is None and kind == "PNG":
         return Image.fromarray(in_strips(_to_sixteen_bit_gray, photo.rgb)[0].numpy())
     image = to_pillow(photo.rgb)
@@ -291,5 +290,5 @@ def _pillow_to_save(photo: Photo, kind: str) -> Image.Image:
 
 
 def _to_sixteen_bit_gray(rgb: Tensor) -> Tensor:
-    weights = torch.tensor([0.299, 0.587, 0.114])  # those of Pillow for 8 bits
+    weights = torch.tensor([0.299, 0.587, 0.114])  # as Pillow for 8 bits
     return quantize(torch.einsum("chw,c->hw", to_float(rgb), weights)[None], torch.uint16)

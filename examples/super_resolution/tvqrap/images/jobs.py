@@ -1,4 +1,4 @@
-"""Which images become which files: every source its own, and nothing lost."""
+"""Output names: each source gets its own files, and nothing is overwritten."""
 
 import os
 from collections import Counter
@@ -14,7 +14,7 @@ Identity = tuple[int, int]
 
 @dataclass(frozen=True)
 class Job:
-    """One image to upscale, and where the results go."""
+    """One image to upscale, and the files to write."""
 
     source: Path
     result: Path
@@ -29,9 +29,9 @@ class Job:
 def plan_jobs(sources: Sequence[Path], output: Path, suffix: str, *, compare: bool) -> list[Job]:
     """Gives every source its own output files.
 
-    A result is named as its source. Where several sources would meet in one file (``a.png`` and
-    ``a.jpg``, or ``x/a.png`` and ``y/a.png``), their names take in the old suffix, then the
-    folder, then a number. Case is ignored, as some file systems do.
+    A result has the name of its source. If several sources would get the same name (``a.png`` and
+    ``a.jpg``, or ``x/a.png`` and ``y/a.png``), the old suffix, then the folder, then a number are
+    added. Case is ignored, because some file systems ignore it.
     """
     names = [path.stem for path in sources]
     longer = (
@@ -57,26 +57,26 @@ def plan_jobs(sources: Sequence[Path], output: Path, suffix: str, *, compare: bo
 
 
 def check_job(job: Job, inputs: set[Identity | None], *, overwrite: bool) -> None:
-    """Refuses to replace what must stay, before any work is done.
+    """Checks before any work that a job overwrites no input and, by default, no file.
 
     Args:
-        job: what is about to be done.
-        inputs: the identities of all images that are read.
-        overwrite: whether files that are no inputs may be replaced.
+        job: The job to check.
+        inputs: Identities of all images that are read.
+        overwrite: Whether files that are not inputs may be replaced.
 
     Raises:
-        UserError: an output exists and ``overwrite`` is False, or it is an input.
+        UserError: If an output exists and ``overwrite`` is False, or is an input.
     """
     existing = [path for path in job.outputs if os.path.lexists(path)]
     for path in existing:
         if path.exists() and identity_of(path) in inputs:
             raise UserError(f"{path} would be overwritten, but is an input; use another --output")
     if existing and not overwrite:
-        raise UserError(f"{existing[0]} exists already; --overwrite would replace it")
+        raise UserError(f"{existing[0]} exists already; pass --overwrite to replace it")
 
 
 def identity_of(path: Path) -> Identity | None:
-    """What two names of one file have in common; ``None`` for what cannot be found."""
+    """Returns what all names of one file have in common; ``None`` if there is no such file."""
     with suppress(OSError):
         status = path.stat()
         return status.st_dev, status.st_ino

@@ -1,8 +1,8 @@
-"""Where the tiles of an image lie, and how much each counts where several give a pixel.
+"""Layouts: positions and weights of the tiles of an image.
 
-Rows and columns are laid out alike and independently: along each axis a layout makes a list of
-``Placement``, and the tiles are all pairs of one from each list. A pixel of the result is the mean
-of what the tiles that use it give, weighted by the products of their weights along the two axes.
+Rows and columns are laid out independently: a layout makes a list of ``Placement`` for each axis,
+and the tiles are all pairs of them. A pixel of the result is the weighted mean over the tiles that
+cover it, with the products of their weights along the two axes.
 """
 
 from collections.abc import Sequence
@@ -15,26 +15,26 @@ import torch
 from torch import Tensor
 
 SMALLEST_TILE = 32
-STRIDE_STEP = 8  # input pixels; what the authors' stride, too, is a multiple of
+STRIDE_STEP = 8  # input pixels; the authors' stride is a multiple of it
 
 Span = tuple[int, int]  # start and end, in input pixels
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """What must be known of a model to cut images into tiles for it.
+    """The properties of a model that determine how to cut images into tiles.
 
     Lengths are in input pixels along a side.
 
     Attributes:
-        multiple: The model pads its input up to a multiple of this.
-        overlap: What is seen at the border of a tile but not used. A model of which nothing beyond
-            ``overlap`` influences a pixel says at least ``multiple``; its tiles begin at multiples
-            of ``multiple``, as cells of the whole image do, and give what the whole image gives.
-            One that says less can never be exact, and its tiles begin anywhere.
-        blend: On either side of a border, over how much two tiles are mixed.
-        default_tile: The side of a tile, where the user does not say.
-        scale: Result pixels for each input pixel.
+        multiple: The model pads its input to a multiple of this.
+        overlap: Pixels at the border of a tile that are computed but not used. If it is at least
+            ``multiple``, nothing beyond ``overlap`` may influence a pixel; tiles then start at
+            multiples of ``multiple`` and give the result of the whole image. If it is less, tiles
+            are not exact and start anywhere.
+        blend: Half the width over which two neighboring tiles are blended.
+        default_tile: Default side of a tile.
+        scale: Result pixels per input pixel along a side.
     """
 
     multiple: int
@@ -45,9 +45,9 @@ class Tiling:
 
 
 def reflect(image: Tensor, multiple: int) -> Tensor:
-    """Mirrors ``(..., h, w)`` at the bottom and on the right, up to multiples of ``multiple``.
+    """Pads ``(..., h, w)`` by reflection at the bottom and right, to multiples of ``multiple``.
 
-    The last row is not repeated; an image smaller than what it lacks is mirrored several times.
+    The last row is not repeated; images smaller than the padding are reflected several times.
     """
     for dim in (-2, -1):
         side = image.shape[dim]
@@ -62,10 +62,10 @@ class Placement:
     """One tile along one axis.
 
     Attributes:
-        seen: What the network gets. All tiles along an axis see equally much.
-        used: What of the tile's result is used, within ``seen``.
-        weights: ``(scale * used pixels,)``, of each pixel of the used result; where tiles overlap
-            their weights sum to 1.
+        seen: Pixels that the network gets; all tiles along an axis have the same length.
+        used: Pixels whose result is used, within ``seen``.
+        weights: ``(scale * used pixels,)``, the weight of each pixel of the used result; the
+            weights of overlapping tiles sum to 1.
     """
 
     seen: Span
@@ -74,29 +74,28 @@ class Placement:
 
 
 class Layout(Protocol):
-    """A way to cut images into tiles."""
+    """A way to cut images into tiles: ``Blended`` or ``Averaged``."""
 
     def placements(self, side: int, tiling: Tiling) -> list[Placement]:
-        """Lays out tiles along a side of ``side`` input pixels, from its start to its end."""
+        """Returns the tiles that cover a side of ``side`` input pixels."""
         ...
 
 
 @dataclass(frozen=True)
 class Blended:
-    """Tiles that see more than is used of them, and give way to each other linearly.
+    """Overlapping tiles, blended linearly.
 
-    What is used of a tile ends ``tiling.overlap`` input pixels before what it sees, if that is not
-    the border of the image, and over ``tiling.blend`` pixels on either side of the border between
-    two tiles the weight of one falls from 1 to 0 as the other's rises. So whatever little
-    difference the overlap has left can nowhere make an edge.
+    Except at the border of the image, the outer ``tiling.overlap`` input pixels of a tile are not
+    used. Over ``tiling.blend`` pixels on either side of the border between two tiles, the weight of
+    one falls linearly from 1 to 0 as the other's rises, so that small differences make no edge.
 
-    The tiles are as few as possible, and all see equally much (one shape for batches, and for
-    compilers): at the border of the image they see the farther to the other side.
+    The layout has as few tiles as possible, all of the same size (one shape for batches and for
+    compilers): tiles at the border of the image extend farther to the inside.
 
     Attributes:
-        tile: Input pixels along a side that a tile adds to those before it; what it sees besides
-            is no more than twice ``overlap + blend``, up to the model's ``multiple``. ``None`` for
-            the model's ``default_tile``.
+        tile: Input pixels along a side that a tile adds to those before it; it sees at most
+            ``2 * (overlap + blend)`` pixels more, rounded up to the model's ``multiple``. ``None``
+            for the model's ``default_tile``.
     """
 
     tile: int | None = None
@@ -117,24 +116,24 @@ class Blended:
         return _normalized(tiles, side * tiling.scale)
 
     def _cut(self, side: int, tiling: Tiling) -> tuple[list[int], int]:
-        """Returns where tiles start to see, and how much they see."""
-        common = 2 * (tiling.overlap + tiling.blend)  # what two neighbors both see
+        """Returns the starts of the tiles, and their length."""
+        common = 2 * (tiling.overlap + tiling.blend)  # seen by two neighbors
         most = _up((self.tile or tiling.default_tile) + common, tiling.multiple)
         fewest = max(1, -(-(side - common) // (most - common)))
-        # With large multiples, more and smaller tiles may come to less in all.
+        # With large multiples, more and smaller tiles may need less work in total.
         options = [_equal(side, count, common, tiling) for count in range(fewest, 2 * fewest + 1)]
         return min(options, key=lambda cut: len(cut[0]) * _up(cut[1], tiling.multiple))
 
 
 @dataclass(frozen=True)
 class Averaged:
-    """The layout of the paper's authors: whole tiles at a fixed stride, with equal weights.
+    """The authors' layout: tiles at a fixed stride, averaged where they overlap.
 
-    A tile that would pass the end of the image is moved back to end there; so the last two may
-    have much in common. Where tiles overlap, the mean is taken.
+    A tile that would pass the end of the image is moved back to end there, so the last two may
+    overlap more.
 
     Attributes:
-        tile: Input pixels along the side of a tile; a shorter image is one tile.
+        tile: Side of a tile in input pixels; a shorter image is one tile.
         stride: Input pixels from one tile to the next.
     """
 
@@ -144,13 +143,13 @@ class Averaged:
     def __post_init__(self) -> None:
         if not 0 < self.stride <= self.tile:
             raise ValueError(
-                f"`stride` must be from 1 to `tile` = {self.tile}, or pixels would be left out; "
-                f"got {self.stride}"
+                f"`stride` must be from 1 to `tile` = {self.tile}, got {self.stride}. A larger one "
+                "would leave pixels out."
             )
 
     @classmethod
     def of_size(cls, tile: int) -> "Averaged":
-        """Tiles of any size of at least 32, which overlap in the authors' proportion."""
+        """Returns a layout of tiles of another size, with the authors' ratio of stride to tile."""
         return cls(tile, tile * cls.stride // cls.tile // STRIDE_STEP * STRIDE_STEP)
 
     def placements(self, side: int, tiling: Tiling) -> list[Placement]:
@@ -163,7 +162,7 @@ class Averaged:
 
 
 def seen_share(layout: Layout, tiling: Tiling, height: int, width: int) -> float:
-    """Input pixels that the network computes on, with its padding, for each of the image's."""
+    """Returns the input pixels that the network computes, padding included, per image pixel."""
     seen = 1
     for side in (height, width):
         tiles = layout.placements(side, tiling)
@@ -172,11 +171,11 @@ def seen_share(layout: Layout, tiling: Tiling, height: int, width: int) -> float
 
 
 def _equal(side: int, count: int, common: int, tiling: Tiling) -> tuple[list[int], int]:
-    """At most ``count`` tiles of one length, of which neighbors have ``common`` pixels or more."""
-    if tiling.overlap < tiling.multiple:  # starts anywhere; more to see is free up to a multiple
+    """Lays out at most ``count`` tiles of one length; neighbors share ``common`` pixels or more."""
+    if tiling.overlap < tiling.multiple:  # starts anywhere; pixels up to a multiple are free
         grid, length = 1, _up(-(-(side + (count - 1) * common) // count), tiling.multiple)
     else:
-        # Starts are multiples of the grid, and so are lengths but for what the side has left over.
+        # Starts are multiples of the grid, and lengths are, except for the remainder of the side.
         grid = tiling.multiple
         cells, rest = divmod(side, grid)
         least = -(-(common - rest) // grid)
@@ -184,7 +183,7 @@ def _equal(side: int, count: int, common: int, tiling: Tiling) -> tuple[list[int
     if count == 1 or length >= side:
         return [0], side
     steps = (side - length) // grid
-    # Where there are fewer steps than tiles, some would be the same.
+    # With fewer steps than tiles, some tiles would be identical.
     starts = {grid * (i * steps // (count - 1)) for i in range(count)}
     return sorted(starts), length
 
@@ -194,7 +193,7 @@ def _up(length: int, multiple: int) -> int:
 
 
 def _ramps(used: Span, width: int, side: int, scale: int) -> Tensor:
-    """Ones that rise from 0 and fall to 0 over ``width``, except at the ends of the side."""
+    """Returns ones that ramp from 0 and to 0 over ``width``, except at the ends of the side."""
     weights = torch.ones((used[1] - used[0]) * scale)
     rise = (torch.arange(width * scale) + 0.5) / (width * scale)
     if used[0] > 0:
@@ -206,7 +205,7 @@ def _ramps(used: Span, width: int, side: int, scale: int) -> Tensor:
 
 
 def _normalized(tiles: Sequence[Placement], length: int) -> list[Placement]:
-    """Divides the weights by their sum at each of the ``length`` pixels of a result's side."""
+    """Divides the weights by their sum at each of the ``length`` result pixels."""
     total = torch.zeros(length)
     places = []
     for tile in tiles:

@@ -1,4 +1,4 @@
-"""Colors as floats in [0, 1], as integer levels, and as Pillow has them."""
+"""Converts colors between floats in [0, 1], integer levels and Pillow images."""
 
 from collections.abc import Callable
 
@@ -9,33 +9,33 @@ from torch import Tensor
 
 
 def to_pillow(values: Tensor) -> Image.Image:
-    """``(3, h, w)`` or ``(1, h, w)``, floats in [0, 1] or levels, as 8-bit RGB or gray."""
+    """Converts ``(3, h, w)`` or ``(1, h, w)``, floats in [0, 1] or levels, to 8-bit RGB or gray."""
     levels = values if values.dtype == torch.uint8 else in_strips(_to_eight_bit, values)
     return Image.fromarray(levels.permute(1, 2, 0).squeeze(2).contiguous().numpy())
 
 
 def from_pillow(image: Image.Image) -> Tensor:
-    """An 8-bit image as ``uint8`` levels ``(channels, h, w)``."""
+    """Converts an 8-bit image to ``uint8`` levels ``(channels, h, w)``."""
     array = np.array(image)
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
 
 
 def quantize(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Floats, clamped to [0, 1], as the nearest levels of ``uint8`` or ``uint16``."""
+    """Rounds floats, clamped to [0, 1], to the nearest levels of ``uint8`` or ``uint16``."""
     top = torch.iinfo(dtype).max
-    # By way of int32, because few kernels exist for uint16.
+    # Via int32, because few kernels exist for uint16.
     return values.float().clamp(0, 1).mul(top).round_().to(torch.int32).to(dtype)
 
 
 def to_float(values: Tensor) -> Tensor:
-    """Levels of ``uint8`` or ``uint16`` as floats in [0, 1]; floats as they are."""
+    """Converts levels of ``uint8`` or ``uint16`` to floats in [0, 1]; keeps floats."""
     if values.is_floating_point():
         return values
     return values.float() / torch.iinfo(values.dtype).max
 
 
 def in_strips(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """Applies it to a thousand rows at a time: all values of a result as floats are gigabytes."""
+    """Applies ``function`` to 1024 rows at a time, to bound the memory of intermediate floats."""
     return torch.cat([function(strip) for strip in values.split(1024, dim=1)], dim=1)
 
 

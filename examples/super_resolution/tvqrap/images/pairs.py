@@ -1,4 +1,4 @@
-"""Scenes in two sizes: read as pairs of files, or made from large images."""
+"""Pairs of a large and a small image: read from two files, or made from the large one."""
 
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +29,7 @@ def pair_loaders(folder: Path) -> list[Callable[[], Pair]]:
     """Finds the pairs ``HR/NAME`` and ``LR/NAME``; each is read when its loader is called.
 
     Raises:
-        UserError: a subfolder is missing or empty, or an image has no partner.
+        UserError: If a subfolder is missing or empty, or an image has no partner.
     """
     large, small = (
         {path.name: path for path in _images_in(folder / side)} for side in ("HR", "LR")
@@ -42,19 +42,19 @@ def pair_loaders(folder: Path) -> list[Callable[[], Pair]]:
 
 
 def photo_loaders(folder: Path) -> list[Callable[[], Pair]]:
-    """Finds large images, whose small version is made when their loader is called.
+    """Finds large images; the small version of each is made when its loader is called.
 
     Raises:
-        UserError: the folder is missing or has no images.
+        UserError: If the folder is missing or has no images.
     """
     return [partial(make_pair, path) for path in _images_in(folder)]
 
 
 def read_pair(hr_path: Path, lr_path: Path) -> Pair:
-    """Reads a scene from two files.
+    """Reads a pair from two files.
 
     Raises:
-        UserError: a file cannot be read, or the large image is not 4 times the small one.
+        UserError: If a file cannot be read, or the large image is not 4 times the small one.
     """
     hr, lr = (preview(read_image(path)) for path in (hr_path, lr_path))
     if hr.size != (lr.width * SCALE, lr.height * SCALE):
@@ -69,7 +69,7 @@ def make_pair(path: Path) -> Pair:
     """Reads a large image, cuts it to multiples of 4, and makes the small one from it.
 
     Raises:
-        UserError: the file cannot be read or is too small to measure anything.
+        UserError: If the file cannot be read or is too small to be measured.
     """
     hr = preview(read_image(path))
     width, height = (side // SCALE for side in hr.size)
@@ -86,7 +86,7 @@ def _images_in(folder: Path) -> list[Path]:
 def _checked(path: Path, hr: Image.Image, lr: Image.Image) -> Pair:
     if min(hr.size) < SMALLEST_SIDE:
         raise UserError(
-            f"{path}: is {hr.width}x{hr.height}; {SMALLEST_SIDE}x{SMALLEST_SIDE} is the smallest "
-            "that can be measured"
+            f"{path}: is {hr.width}x{hr.height}; the smallest size that can be measured is "
+            f"{SMALLEST_SIDE}x{SMALLEST_SIDE}"
         )
     return Pair(path.name, from_pillow(hr), from_pillow(lr))

@@ -1,4 +1,4 @@
-"""Images beside each other, for people to compare."""
+"""Shows images side by side."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,20 +10,20 @@ from tvqrap.images.files import Photo, preview
 from tvqrap.images.levels import from_pillow
 
 PANEL = 640  # longest side of an image in a comparison
-ZOOM = 3  # upscaling of the detail in a comparison
+ZOOM = 3  # enlargement of the detail in a comparison
 BICUBIC = Image.Resampling.BICUBIC
-NEAREST = Image.Resampling.NEAREST  # shows every pixel as a square, and adds nothing
+NEAREST = Image.Resampling.NEAREST  # shows every pixel as a square
 
 
 def contact_sheet(
     rows: Sequence[Sequence[tuple[str, Image.Image]]], *, gap: int = 10, font_size: int = 18
 ) -> Image.Image:
-    """Lays images out in rows, on white, each under its caption.
+    """Lays out images in rows on white, each under its caption.
 
     Args:
-        rows: pairs of caption and image; captions too long for their image are cut.
-        gap: white pixels around every image.
-        font_size: height of the captions in pixels.
+        rows: Pairs of caption and image; captions wider than their image are cut.
+        gap: White pixels around every image.
+        font_size: Height of the captions in pixels.
     """
     font = ImageFont.load_default(font_size)
     band = font_size + gap
@@ -52,14 +52,14 @@ def _cut(text: str, width: int, length: Callable[[str], float]) -> str:
 
 
 def comparison(photo: Photo, result: Photo) -> Image.Image:
-    """A sheet with bicubic on the left and ``result`` on the right: all of it, and a detail."""
+    """Shows bicubic on the left and ``result`` on the right: the whole image and a detail."""
     small, large = preview(photo), preview(result)
     scale = large.width // small.width
     images = {"bicubic": upscale_by(small, scale), "model": large}
     sides = find_detail(small, PANEL // ZOOM // scale)
     left, top, right, bottom = (side * scale for side in sides)
     box = (left, top, right, bottom)
-    if max(large.size) <= PANEL // 2:  # a detail of so little would show the same again
+    if max(large.size) <= PANEL // 2:  # a detail would show nothing new
         whole = [(name, _upscaled(image)) for name, image in images.items()]
         return contact_sheet([whole])
     whole = [(name, _shrunk(image, box)) for name, image in images.items()]
@@ -70,7 +70,7 @@ def comparison(photo: Photo, result: Photo) -> Image.Image:
 
 
 def find_detail(image: Image.Image, side: int) -> tuple[int, int, int, int]:
-    """The square (or what fits) with the most contrast: left, top, right, bottom."""
+    """Returns the square with the most contrast, cut to the image: left, top, right, bottom."""
     width, height = min(side, image.width), min(side, image.height)
     gray = from_pillow(image.convert("L")).float()
     contrast = torch.zeros_like(gray)
@@ -82,7 +82,7 @@ def find_detail(image: Image.Image, side: int) -> tuple[int, int, int, int]:
 
 
 def upscale_by(image: Image.Image, factor: int, filter_: Image.Resampling = BICUBIC) -> Image.Image:
-    """An image ``factor`` times as large, without a model."""
+    """Resizes an image to ``factor`` times its size with a classical filter."""
     return image.resize((image.width * factor, image.height * factor), filter_)
 
 
@@ -91,7 +91,7 @@ def _upscaled(image: Image.Image) -> Image.Image:
 
 
 def _shrunk(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """Made to fit its panel, with the place of the detail marked."""
+    """Shrinks an image to its panel and marks the place of the detail."""
     small = image.copy()
     small.thumbnail((PANEL, PANEL), Image.Resampling.LANCZOS)
     factor = small.width / image.width

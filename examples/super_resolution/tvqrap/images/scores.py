@@ -1,4 +1,4 @@
-"""What evaluate.py measures, as a table for people and one for programs."""
+"""The results of evaluate.py, as text and as CSV."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ DIGITS = (2, 4, 4, 3)  # of each score in the table
 
 
 class Scores(NamedTuple):
-    """What is measured of one upscaling; the module's docstring says what each is."""
+    """The scores of one image; evaluate.py defines them."""
 
     psnr: float
     ssim: float
@@ -23,7 +23,7 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """The numbers of one scene."""
+    """The scores of one scene."""
 
     name: str
     bicubic: Scores
@@ -33,13 +33,13 @@ class Row:
 
 @dataclass
 class Evaluation:
-    """The numbers of all scenes.
+    """The scores of all scenes.
 
     Attributes:
-        rows: one for each scene.
-        perplexity: codes in effective use, over all scenes; 0 if the model chose none.
-        usage: share of the codebook that was chosen at all.
-        codebook_size: number of codes.
+        rows: One per scene.
+        perplexity: Effective number of codes in use over all scenes; 0 without predicted codes.
+        usage: Share of the codes that were chosen at least once.
+        codebook_size: Number of codes.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Evaluation:
 
 
 def format_table(evaluation: Evaluation) -> str:
-    """The table that a person reads."""
+    """Returns the table as aligned text."""
     rows = [*evaluation.rows, evaluation.mean]
     width = max(len(row.name) for row in rows)
     head = "PSNR-Y (dB)       SSIM-Y           GMSD (low)       detail"
@@ -77,10 +77,10 @@ def format_table(evaluation: Evaluation) -> str:
 
 
 def write_csv(path: Path, evaluation: Evaluation) -> None:
-    """Writes the table for programs, with the mean as its last row.
+    """Writes the table as CSV, with the mean as its last row.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: If the file cannot be written.
     """
     text = io.StringIO(newline="")
     table = csv.writer(text)

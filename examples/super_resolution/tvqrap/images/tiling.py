@@ -1,8 +1,8 @@
-"""Upscaling an image tile by tile, in bounded memory.
+"""Upscales an image tile by tile, in bounded memory.
 
-Where the tiles lie and how they are weighted is up to a layout, see layouts.py. Here the network
-is run on them, a few at a time, and what it gives is summed up row of tiles by row of tiles;
-whatever no later row adds to becomes integers at once. So floats exist for about one row of tiles.
+A layout (layouts.py) gives the positions and weights of the tiles. The network runs on a few tiles
+at a time; weighted results are summed up for one row of tiles, and pixels that no later row adds to
+are rounded to integers at once. So floats exist for about one row of tiles.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,11 +17,11 @@ from tvqrap.images.layouts import Blended, Layout, Placement, Span, Tiling
 from tvqrap.images.levels import quantize
 
 DEFAULT_LAYOUT = Blended()
-PIECE = 2**20  # pixels that are made integers at a time; a few copies of so many do not matter
+PIECE = 2**20  # pixels that are rounded at a time, to bound the memory of copies
 
 
 class Upscaler(Protocol):
-    """What a model must have to be used here."""
+    """A model that can be run on tiles."""
 
     @property
     def tiling(self) -> Tiling:
@@ -46,24 +46,24 @@ def upscale_tiled(
     """Upscales one image of any size; the whole result exists only as integers.
 
     Args:
-        model: in evaluation mode; tiles are moved to its device.
+        model: A model in evaluation mode; tiles are moved to its device.
         lr: ``(3, h, w)``, floats in [0, 1], on the CPU.
-        layout: where the tiles lie.
-        batch: the most tiles that are given to the model at once.
+        layout: Positions and weights of the tiles.
+        batch: Largest number of tiles given to the model at once.
         dtype: ``torch.uint8`` or ``torch.uint16``, the levels of the result.
-        progress: called with the number of finished tiles and of all tiles, after each batch.
+        progress: Called after each batch with the number of finished tiles and of all tiles.
 
     Returns:
         ``(3, scale * h, scale * w)`` levels, on the CPU.
 
     Raises:
-        UserError: the tiles of a batch do not fit into memory.
+        UserError: If the tiles of a batch do not fit into memory.
     """
     _, height, width = lr.shape
     scale = model.tiling.scale
     rows, columns = (layout.placements(side, model.tiling) for side in (height, width))
     tick = _counter(len(rows) * len(columns), progress)
-    # Channels last in memory, as image files want it, and as the network likes to give it.
+    # Channels last in memory, as in image files and in the network's output.
     levels = torch.empty(height * scale, width * scale, 3, dtype=dtype)
     strip = torch.zeros(max(len(row.weights) for row in rows), width * scale, 3)
     for row, following in zip_longest(rows, rows[1:]):
@@ -82,14 +82,14 @@ def upscale_tiled(
 
 
 def _batches(tiles: Sequence[Placement], most: int) -> list[Sequence[Placement]]:
-    """As few batches as possible, and as equal ones: every other size may be compiled anew."""
+    """Cuts into few batches of similar size: each new size may be compiled again."""
     count = -(-len(tiles) // most)
     size = -(-len(tiles) // count)
     return [tiles[i : i + size] for i in range(0, len(tiles), size)]
 
 
 def _upscale(model: Upscaler, lr: Tensor, rows: Span, columns: Sequence[Span]) -> Tensor:
-    """The model's results for tiles of one row: floats ``(b, 3, rows, columns)`` on the CPU."""
+    """Returns the results of tiles of one row: floats ``(b, 3, rows, columns)`` on the CPU."""
     seen = [lr[:, rows[0] : rows[1], left:right] for left, right in columns]
     try:
         return model(torch.stack(seen).to(device_of(model))).float().cpu()
@@ -108,7 +108,7 @@ def _upscale(model: Upscaler, lr: Tensor, rows: Span, columns: Sequence[Span]) -
 
 
 def _add(strip: Tensor, row: Placement, column: Placement, result: Tensor, scale: int) -> None:
-    """Adds what is used of a tile's ``(3, rows, columns)``, weighted, to where it belongs."""
+    """Adds the used part of a tile's result ``(3, rows, columns)``, weighted, to the strip."""
     top, left = ((at.used[0] - at.seen[0]) * scale for at in (row, column))
     height, width = len(row.weights), len(column.weights)
     used = result[:, top : top + height, left : left + width].permute(1, 2, 0)
@@ -125,7 +125,7 @@ def _quantize(values: Tensor, levels: Tensor) -> None:
 
 
 def device_of(model: object) -> torch.device:
-    """Where the model's tensors are; the CPU if it has none."""
+    """Returns the device of the model's tensors; the CPU if it has none."""
     tensors = chain(model.parameters(), model.buffers()) if isinstance(model, nn.Module) else ()
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
 

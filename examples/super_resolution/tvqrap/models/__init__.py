@@ -1,1 +1,1 @@
-"""Networks, their assembly, and weights."""
+"""Networks, their assembly, and model files."""

@@ -1,14 +1,14 @@
-"""TVQ&RAP from top to bottom: the tokenizer, the super-resolver over it, and their three losses.
+"""TVQ&RAP: the tokenizer, the super-resolver, and the losses of the three training stages.
 
-1. ``TextureTokenizer`` describes an image by a continuous *structure* and by codes for the
-   *texture* that the structure does not explain. ``tokenizer_loss`` trains it.
-2. ``SuperResolver`` has only the low-resolution image: it gets the structure from it and predicts
-   the codes. ``predictor_losses`` compares them with the true ones.
-3. ``rap_loss``, reconstruction-aware prediction, compares the decoded images instead.
+1. ``TextureTokenizer`` encodes an image as a continuous *structure* and quantizes the residual
+   *texture* given that structure. ``tokenizer_loss`` trains it.
+2. ``SuperResolver`` gets the structure from the low-resolution image and predicts the indices.
+   ``predictor_losses`` compares them with those of the tokenizer.
+3. ``rap_loss``, reconstruction-aware prediction, compares decoded images instead.
 
 An ``Architecture`` makes the networks: see convolutional.py for small ones, paper.py for the
-authors'. Images are RGB in [0, 1]. Sizes in comments: H x W is the high-resolution image, the
-low-resolution one is H/4 x W/4, codes live on the grid H/g x W/g with g = 8 or 4.
+authors'. Images are RGB in [0, 1]. In shapes, H x W is the high-resolution image, H/4 x W/4 the
+low-resolution one, and H/g x W/g the grid of codes, with g = 8 or 4.
 
 Li et al., "Texture Vector-Quantization and Reconstruction Aware Prediction for Generative
 Super-Resolution", ICLR 2026, arXiv 2509.23774.
@@ -29,53 +29,56 @@ from vqprior.losses import alignment_loss
 
 SCALE = 4  # high-resolution pixels for each low-resolution pixel, along a side
 
-# From an image and its target to the loss and its terms: a vqprior.losses.ReconstructionAwareLoss.
+# Maps an image and its target to the loss and its terms, as vqprior.losses.ReconstructionAwareLoss.
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
 class Architecture(Protocol):
-    """A configuration that makes the networks of a model; saved with its weights."""
+    """A configuration that makes the networks of a model; it is saved with the weights."""
 
     codebook_size: int
     grid: int  # high-resolution pixels for each code, along a side
     tiling: Tiling
 
     def make_structure(self) -> nn.Module:
-        """Has ``features(hr, lr, texture)``, ``expand(features)``, ``losses(features, hr)``, and
-        ``regressed``: whether features have to be predicted, or are the low-resolution image.
+        """Returns a module with ``features(hr, lr, texture)``, ``expand(features)``,
+        ``losses(features, hr)``, and ``regressed``: True if the features must be predicted, False
+        if they are the low-resolution image.
         """
 
     def make_texture(self) -> nn.Module:
-        """``hr`` to texture ``(b, t, H/g, W/g)``."""
+        """Returns the encoder from ``hr`` to texture ``(b, t, H/g, W/g)``."""
 
     def make_fusion(self) -> nn.Module:
-        """``(structure, texture)`` to what is quantized, ``(b, d, H/g, W/g)``."""
+        """Returns the map from ``(structure, texture)`` to the quantizer's input
+        ``(b, d, H/g, W/g)``.
+        """
 
     def make_quantizer(self) -> Quantizer:
-        """Of vectors of ``d`` features."""
+        """Returns the quantizer of vectors of ``d`` features."""
 
     def make_decoder(self) -> nn.Module:
-        """``(structure + codes, lr)`` to an image; has a ``last_layer``."""
+        """Returns the map from ``(structure + codes, lr)`` to an image; it has ``last_layer``."""
 
     def make_predictor(self) -> nn.Module:
-        """Has ``trunk(lr)`` and, for regressed structure, ``regressor(trunk)`` to its features;
-        called with ``(trunk, structure)`` it gives logits ``(b, H/g, W/g, k)``.
+        """Returns a module with ``trunk(lr)`` and, for regressed structure, ``regressor(trunk)``;
+        called with ``(trunk, structure)`` it returns logits ``(b, H/g, W/g, k)``.
         """
 
 
 @dataclasses.dataclass
 class Step:
-    """What a loss gives for one batch."""
+    """The loss of one batch, and what the trainer needs beside it."""
 
     loss: Tensor
     terms: dict[str, Tensor]
-    indices: Tensor  # for the meter of codebook usage
+    indices: Tensor  # for codebook usage
     image: Tensor | None = None  # for a discriminator
     quantizer_output: QuantizerOutput | None = None  # for rules
 
 
 class Tokenized(NamedTuple):
-    """What the tokenizer returns in training."""
+    """The result of a tokenizer's forward pass."""
 
     image: Tensor
     quantizer_output: QuantizerOutput
@@ -83,14 +86,14 @@ class Tokenized(NamedTuple):
 
 
 class Description(NamedTuple):
-    """What a predictor has to get from the low-resolution image."""
+    """The targets of a predictor."""
 
     features: Tensor  # of the structure
     indices: Tensor  # (b, H/g, W/g)
 
 
 class TextureTokenizer(nn.Module):
-    """Stage 1: an image as structure and texture codes, and back."""
+    """Encodes an image as structure and texture codes, and decodes it; trained in stage 1."""
 
     def __init__(self, config: Architecture) -> None:
         super().__init__()
@@ -103,7 +106,7 @@ class TextureTokenizer(nn.Module):
         self.decoder = config.make_decoder()
 
     def forward(self, hr: Tensor, lr: Tensor, mask: Tensor | None = None) -> Tokenized:
-        """Reconstructs ``hr`` from structure and codes; where ``mask`` is False, without codes."""
+        """Reconstructs ``hr`` from structure and codes; no codes where ``mask`` is False."""
         texture = self.texture(hr)
         features = self.structure.features(hr, lr, texture)
         out = self.quantizer(texture, self.structure.expand(features), mask)
@@ -128,7 +131,7 @@ def tokenizer_loss(
     tokenizer: TextureTokenizer, hr: Tensor, lr: Tensor, objective: Objective, *,
     mask: Tensor | None = None, code_weight: Tensor | float = 1.0,
 ) -> Step:  # fmt: skip
-    """Stage 1: the loss on the reconstruction, plus those of the codebook and of the structure.
+    """Returns the loss of stage 1: reconstruction, codebook and structure.
 
     Places where ``mask`` ``(b, H/g, W/g)`` is False are decoded without codes.
     """
@@ -140,21 +143,21 @@ def tokenizer_loss(
 
 
 class Prediction(NamedTuple):
-    """What the super-resolver knows before it decides on codes."""
+    """The structure and the logits of the codes, predicted from the low-resolution image."""
 
-    features: Tensor  # of the structure: the low-resolution image itself, or what was regressed
+    features: Tensor  # of the structure: the low-resolution image, or the regressed features
     structure: Tensor  # (b, d, H/g, W/g)
     logits: Tensor  # (b, H/g, W/g, k)
 
 
 class SuperResolver(nn.Module):
-    """A frozen tokenizer and a predictor of its codes: 4 times larger images.
+    """Upscales images 4 times with a frozen tokenizer and a predictor of its codes.
 
-    Without a predictor (``predictor=None``, as after stage 1) the structure is decoded alone, which
+    Without a predictor (``predictor=None``, as after stage 1) only the structure is decoded, which
     must then come from the low-resolution image.
 
     Attributes:
-        texture_strength: The share of the predicted texture that is added to the structure, from 0
+        texture_strength: Share of the predicted texture that is added to the structure, from 0
             (most faithful) to 1 (most detail). CodeFormer (Zhou et al., 2022) has such a weight.
     """
 
@@ -162,8 +165,8 @@ class SuperResolver(nn.Module):
         super().__init__()
         if predictor is None and tokenizer.structure.regressed:
             raise ValueError(
-                "`predictor` must be given for a tokenizer with regressed structure: what it "
-                "regresses the structure from is the predictor. Train `--stage predictor` first."
+                "`predictor` must be given for a tokenizer with regressed structure, which the "
+                "predictor regresses; got None. Train `--stage predictor` first."
             )
         self.config = tokenizer.config
         self.tiling, self.codebook_size = self.config.tiling, self.config.codebook_size
@@ -174,14 +177,14 @@ class SuperResolver(nn.Module):
     def predict(self, lr: Tensor) -> Prediction:
         """Returns structure and logits for sides that are multiples of ``tiling.multiple``."""
         if self.predictor is None:
-            raise ValueError("`predict` needs a predictor, got none. Train `--stage predictor`.")
+            raise ValueError("`predict` needs a predictor, got None. Train `--stage predictor`.")
         trunk = self.predictor.trunk(lr)
         features = self.predictor.regressor(trunk) if self.tokenizer.structure.regressed else lr
         structure = self.tokenizer.structure.expand(features)
         return Prediction(features, structure, self.predictor(trunk, structure))
 
     def choose(self, prediction: Prediction, **options: object) -> Tensor:
-        """Returns codes ``(b, H/g, W/g, d)``: the likeliest, with options of ``select_codes``."""
+        """Returns codes ``(b, H/g, W/g, d)``: the most likely, with options of ``select_codes``."""
         return select_codes(prediction.logits, self.tokenizer.codes.detach(), **options)[0]
 
     def decode(self, prediction: Prediction, codes: Tensor, lr: Tensor) -> Tensor:
@@ -190,7 +193,7 @@ class SuperResolver(nn.Module):
         return self.tokenizer.decoder(features, lr)
 
     def reconstruct(self, prediction: Prediction, lr: Tensor, **options: object) -> Tensor:
-        """Decodes predicted codes so that a loss on the image trains the predictor."""
+        """Decodes predicted codes; a loss on the image trains the predictor."""
         return self.decode(prediction, self.choose(prediction, **options), lr)
 
     def forward(self, lr: Tensor) -> Tensor:
@@ -205,7 +208,9 @@ class SuperResolver(nn.Module):
 
     @torch.no_grad()
     def indices(self, lr: Tensor) -> Tensor:
-        """Returns the predicted indices ``(b, H/g, W/g)``, rounded up; -1 without a predictor."""
+        """Returns the predicted indices, ``(b, H/g, W/g)`` with sizes rounded up; -1 without a
+        predictor.
+        """
         rows, columns = (-(-SCALE * side // self.config.grid) for side in lr.shape[-2:])
         if self.predictor is None:
             return torch.full((len(lr), rows, columns), -1, device=lr.device)
@@ -216,11 +221,11 @@ class SuperResolver(nn.Module):
 def predictor_losses(
     model: SuperResolver, prediction: Prediction, hr: Tensor, lr: Tensor
 ) -> dict[str, Tensor]:
-    """Stage 2: compares a prediction with what the tokenizer sees in the image ``hr``."""
+    """Returns the losses of stage 2: a prediction against the tokenizer's encoding of ``hr``."""
     truth = model.tokenizer.describe(hr, lr)
     terms = {"code": index_cross_entropy(prediction.logits, truth.indices)}
     if model.tokenizer.structure.regressed:
-        # The paper weighs 1 : 0.5; only the ratio matters to Adam.
+        # The paper's weights are 1 : 0.5; only their ratio matters to Adam.
         terms["structure"] = 2 * alignment_loss(prediction.features, truth.features)
     return terms
 
@@ -229,10 +234,10 @@ def rap_loss(
     model: SuperResolver, hr: Tensor, lr: Tensor, objective: Objective, *,
     code_weight: float = 0.0, **options: object,
 ) -> Step:  # fmt: skip
-    """Stage 3: predicts codes, decodes them, and compares images.
+    """Returns the loss of stage 3: predicts codes, decodes them, and compares images.
 
-    ``code_weight`` is that of the loss of stage 2, which is kept beside; the paper has 0. Options
-    of ``select_codes`` say how the gradient passes the choice of codes.
+    ``code_weight`` is the weight of the loss of stage 2, which is added; the paper has 0. Options
+    of ``select_codes`` set the gradient estimator of the choice of codes.
     """
     prediction = model.predict(lr)
     image = model.reconstruct(prediction, lr, **options)
@@ -245,5 +250,5 @@ def rap_loss(
 
 
 def upscale_bicubic(lr: Tensor) -> Tensor:
-    """Bicubic upscaling by 4, with the kernel that Pillow uses."""
+    """Upscales by 4 with Pillow's bicubic kernel."""
     return F.interpolate(lr, scale_factor=SCALE, mode="bicubic", antialias=True)

@@ -1,7 +1,7 @@
-"""The networks of the presets ``tiny`` and ``small``: residual blocks, nothing else.
+"""The networks of the presets ``tiny`` and ``small``, made of residual blocks.
 
-They have no normalization over space: what a pixel becomes depends on its surroundings alone, not
-on the size of the image, so tiles join without seams.
+They do not normalize over space, so a pixel of the result depends on a bounded neighborhood only,
+and tiles join without seams.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ class ConvolutionalConfig:
     """Sizes of a model of residual blocks; makes its networks.
 
     Attributes:
-        structure: Where the structure comes from: ``"lowres"``, computed from the low-resolution
-            image, or ``"regressed"``, the paper's: encoded from the high-resolution
-            image and regressed when that is not there.
-        grid: High-resolution pixels for each code, along a side: 8 (the paper's) or 4.
+        structure: Source of the structure: ``"lowres"`` computes it from the low-resolution image;
+            ``"regressed"``, as in the paper, encodes it from the high-resolution image and
+            regresses it at inference.
+        grid: High-resolution pixels per code along a side: 8 (the paper's) or 4.
         width: Channels at H/4.
         codebook_size: Number of codes.
         structure_blocks: Residual blocks of the structure network.
@@ -34,8 +34,8 @@ class ConvolutionalConfig:
         predictor_width: Channels of the predictor at H/4.
         predictor_blocks: Residual blocks of the predictor at H/4.
         head_blocks: Residual blocks of the predictor at H/g.
-        stride: High-resolution pixels for each vector of a regressed structure, along a side: 32
-            (the paper's), 16 or 8.
+        stride: High-resolution pixels per vector of a regressed structure along a side: 32 (the
+            paper's), 16 or 8.
     """
 
     structure: str = "lowres"
@@ -52,19 +52,19 @@ class ConvolutionalConfig:
 
     @property
     def fold(self) -> int:
-        """Positions at H/4 for each code, along a side."""
+        """Positions at H/4 per code along a side."""
         return self.grid // SCALE
 
     @property
     def code_dim(self) -> int:
-        """Features of one code: those of all its positions at H/4."""
+        """Features of a code: those of all its positions at H/4."""
         return self.fold**2 * self.width
 
     @property
     def tiling(self) -> Tiling:
-        """How tiles must be cut: nothing beyond ``overlap`` influences a pixel of the result."""
+        """How to cut tiles: nothing beyond ``overlap`` influences a pixel of the result."""
         if self.structure == "regressed":
-            # Two levels deeper: practically nothing, not exactly.
+            # The receptive field is larger than this; the influence beyond it is negligible.
             return Tiling(multiple=self.stride // SCALE, overlap=8 * 16)
         head = 2 * self.fold * self.head_blocks
         path = max(1 + 2 * self.structure_blocks, 1 + 2 * self.predictor_blocks + head)
@@ -73,11 +73,11 @@ class ConvolutionalConfig:
         return Tiling(multiple=self.fold, overlap=overlap)
 
     def make_structure(self) -> nn.Module:
-        """The network of the structure."""
+        """Returns the structure network."""
         return STRUCTURES[self.structure](self)
 
     def make_texture(self) -> nn.Module:
-        """The encoder of the texture: H -> H/g."""
+        """Returns the texture encoder: H -> H/g."""
         return nn.Sequential(
             nn.PixelUnshuffle(self.grid),
             nn.Conv2d(3 * self.grid**2, 2 * self.width, 3, padding=1),
@@ -86,34 +86,34 @@ class ConvolutionalConfig:
         )
 
     def make_fusion(self) -> nn.Module:
-        """What decides, from structure and texture, what is quantized."""
+        """Returns the map from structure and texture to the quantizer's input."""
         return Fusion(self)
 
     def make_quantizer(self) -> VectorQuantizer:
-        """The quantizer of vectors of ``code_dim`` features."""
+        """Returns the quantizer of vectors of ``code_dim`` features."""
         return VectorQuantizer(self.code_dim, self.codebook_size)
 
     def make_decoder(self) -> nn.Module:
-        """The decoder of structure plus texture."""
+        """Returns the decoder of structure plus texture."""
         return Decoder(self)
 
     def make_predictor(self) -> nn.Module:
-        """The predictor of codes."""
+        """Returns the predictor of codes."""
         return ConvolutionalPredictor(self)
 
 
 def block(in_channels: int, out_channels: int | None = None) -> ResidualBlock:
-    """A residual block without normalization."""
+    """Returns a residual block without normalization."""
     return ResidualBlock(in_channels, out_channels, norm=nn.Identity)
 
 
 def blocks(channels: int, count: int) -> nn.Sequential:
-    """A stack of residual blocks."""
+    """Returns a stack of residual blocks."""
     return nn.Sequential(*[block(channels) for _ in range(count)])
 
 
 def reducing(channels: int, halvings: int, out_channels: int) -> list[nn.Module]:
-    """Layers that halve height and width so often, each with a residual block behind."""
+    """Returns layers that halve height and width ``halvings`` times, each with a residual block."""
     if not halvings:
         return [block(channels, out_channels)]
     widths = [channels] * (halvings - 1) + [out_channels]
@@ -121,9 +121,7 @@ def reducing(channels: int, halvings: int, out_channels: int) -> list[nn.Module]
 
 
 class LowResolutionStructure(nn.Module):
-    """Structure that the receiver computes itself: nothing of the low-resolution image is lost,
-    and training and inference see the same thing.
-    """
+    """Structure computed from the low-resolution image, the same in training and at inference."""
 
     regressed = False
 
@@ -136,7 +134,7 @@ class LowResolutionStructure(nn.Module):
         )
 
     def features(self, hr: Tensor, lr: Tensor, texture: Tensor) -> Tensor:
-        """The low-resolution image itself; the rest is not used."""
+        """Returns the low-resolution image; the rest is not used."""
         return lr
 
     def expand(self, features: Tensor) -> Tensor:
@@ -144,12 +142,12 @@ class LowResolutionStructure(nn.Module):
         return self.network(features)
 
     def losses(self, features: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        """None: nothing has to keep texture out of it."""
+        """Returns no losses: the low-resolution image has no texture to keep out."""
         return {}
 
 
 class RegressedStructure(nn.Module):
-    """The paper's structure: coarse (H/s, s = 32 there), and kept free of texture by alignment to
+    """The paper's structure: at H/s (s = 32 in the paper), kept free of texture by alignment with
     the latent of a small image.
     """
 
@@ -185,15 +183,15 @@ class RegressedStructure(nn.Module):
         )
 
     def features(self, hr: Tensor, lr: Tensor, texture: Tensor) -> Tensor:
-        """Returns what a predictor regresses: ``(b, 64, H/s, W/s)``, from ``hr`` alone."""
+        """Returns the features to regress, ``(b, 64, H/s, W/s)``, from ``hr`` alone."""
         return self.encoder(hr)
 
     def expand(self, features: Tensor) -> Tensor:
-        """Brings features to the grid of codes."""
+        """Returns the structure on the grid of codes."""
         return self.expander(features)
 
     def losses(self, features: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        """Returns the losses that make features of ``hr`` its structure."""
+        """Returns the losses that align the features with a small version of ``hr``."""
         small = F.interpolate(hr, scale_factor=1 / 8, mode="area")
         latent = self.small_encoder(small)
         return {
@@ -206,7 +204,7 @@ STRUCTURES = {"lowres": LowResolutionStructure, "regressed": RegressedStructure}
 
 
 class Fusion(nn.Module):
-    """Decides, from structure and texture, what is quantized."""
+    """Maps structure and texture to the quantizer's input."""
 
     def __init__(self, config: ConvolutionalConfig) -> None:
         super().__init__()
@@ -218,12 +216,12 @@ class Fusion(nn.Module):
         )
 
     def forward(self, structure: Tensor, texture: Tensor) -> Tensor:
-        """Returns what is left to code: ``(b, d, H/g, W/g)``."""
+        """Returns ``(b, d, H/g, W/g)``."""
         return self.network(torch.cat([structure, texture], dim=1))
 
 
 class Decoder(nn.Module):
-    """Structure plus texture to an image."""
+    """Decodes structure plus texture to an image."""
 
     def __init__(self, config: ConvolutionalConfig) -> None:
         super().__init__()
@@ -237,21 +235,21 @@ class Decoder(nn.Module):
 
     @property
     def last_layer(self) -> nn.Conv2d:
-        """The convolution that everything in an image passes."""
+        """The last convolution, at whose weight adversarial gradients are balanced."""
         return self.network[-2]
 
     def forward(self, features: Tensor, lr: Tensor) -> Tensor:
         """Returns the image ``(b, 3, H, W)``.
 
-        With structure from the low-resolution image the network predicts what bicubic
-        upscaling misses; the paper's structure has to carry everything.
+        With structure from the low-resolution image, the network predicts the difference from
+        bicubic upscaling; with the paper's structure, the image itself.
         """
         image = self.network(features)
         return image + upscale_bicubic(lr) if self.adds_to_lr else image
 
 
 class ConvolutionalPredictor(nn.Module):
-    """What belongs at each place, given the low-resolution image."""
+    """Predicts the code of each place from the low-resolution image and the structure."""
 
     def __init__(self, config: ConvolutionalConfig) -> None:
         super().__init__()

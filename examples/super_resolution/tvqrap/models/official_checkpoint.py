@@ -1,6 +1,6 @@
-"""The checkpoints that the authors of TVQ&RAP published, as models of ours, and back.
+"""Converts the checkpoints that the authors of TVQ&RAP published to models, and back.
 
-Every parameter must be there, have the right shape, and be known.
+A missing, unknown or wrongly shaped parameter is an error.
 """
 
 import pickle
@@ -16,7 +16,7 @@ from tvqrap.models.assembly import SuperResolver, TextureTokenizer
 from tvqrap.models.paper import WINDOW, PaperConfig, Skip
 from vqprior.nn import ResidualBlock, SwinLayer, Upsample
 
-# Our list of layers, theirs, and the number that their first one has.
+# Our list of layers, the official one, and the number of its first layer there.
 TOKENIZER_LAYERS = (
     ("texture.network", "encoder.blocks", 0),
     ("structure.encoder", "encoder.blocks", 13),
@@ -32,17 +32,17 @@ PREDICTOR_LAYERS = (
     ("regressor.1", "exactor.blocks", 0),
     ("gather.0", "blocks_fuse", 0),
 )
-DEFAULT_CONFIG = PaperConfig()  # of what is published
+DEFAULT_CONFIG = PaperConfig()  # of the published checkpoints
 CODEBOOK = "quantize.embedding.weight"
-# Swin layers of the release store masks for one size of the map: 32 x 32, but 16 x 16 here.
+# Swin layers of the release store masks for maps of 32 x 32, except these: 16 x 16.
 SMALLER_MAPS = ("encoder.blocks.15", "generator.blocks_1.8", "generator.blocks_1.10")
 
 
 class Entry(NamedTuple):
-    """A tensor of the release, and ours for it."""
+    """A tensor of the release, and ours in its place."""
 
     name: str
-    tensor: Tensor  # a view of ours in the shape of theirs
+    tensor: Tensor  # a view of ours in the official shape
     is_constant: bool  # follows from the architecture: checked, not loaded
 
 
@@ -52,14 +52,14 @@ def tokenizer_from_official(
     """Builds the tokenizer of an official stage-1 checkpoint.
 
     Args:
-        state_dict: The tensors by their official names; 699 for the published checkpoint.
-        config: The sizes; by default those of the paper.
+        state_dict: Tensors by official name; 699 for the published checkpoint.
+        config: Sizes; by default those of the paper.
 
     Returns:
         The tokenizer in evaluation mode, on the CPU; its tensors are copies.
 
     Raises:
-        ValueError: If a tensor is missing, unknown, or has another shape, or a constant another
+        ValueError: If a tensor is missing, unknown or wrongly shaped, or a constant has another
             value; the message names it.
     """
     tokenizer = TextureTokenizer(config or DEFAULT_CONFIG)
@@ -73,8 +73,8 @@ def super_resolver_from_official(
     """Builds the super-resolver of an official stage-2 or stage-3 checkpoint.
 
     Args:
-        state_dict: The tensors by their official names; 1296 for the published checkpoints.
-        config: The sizes; by default those of the paper.
+        state_dict: Tensors by official name; 1296 for the published checkpoints.
+        config: Sizes; by default those of the paper.
 
     Returns:
         The super-resolver in evaluation mode, on the CPU; its tensors are copies.
@@ -111,10 +111,10 @@ def load_official(path: Path) -> SuperResolver | TextureTokenizer:
 def model_from_official(
     path: Path, state_dict: Mapping[str, Tensor]
 ) -> SuperResolver | TextureTokenizer:
-    """Builds what the tensors of a file are those of.
+    """Builds the model of the tensors of a file: a super-resolver or a tokenizer.
 
     Raises:
-        UserError: If they are those of another architecture.
+        UserError: If the tensors are those of another architecture.
     """
     is_super_resolver = any(name.startswith("lqencoder.") for name in state_dict)
     build = super_resolver_from_official if is_super_resolver else tokenizer_from_official
@@ -125,7 +125,7 @@ def model_from_official(
 
 
 def read_official(path: Path) -> dict[str, Tensor]:
-    """Reads the tensors of a checkpoint, averaged ones if it has them; executes nothing.
+    """Reads the tensors of a checkpoint, the averaged ones if present; executes nothing.
 
     Raises:
         UserError: If the file is missing, damaged, or holds anything but tensors by name.
@@ -135,7 +135,7 @@ def read_official(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except pickle.UnpicklingError as error:
-        # The first line says what was found; the rest advises to trust the file.
+        # The first line names what was found; the rest advises to trust the file.
         reason = str(error).partition("Please file")[0].splitlines()[-1].strip()
         raise UserError(
             f"{path}: expected tensors alone, found something else, which was not executed "
@@ -177,11 +177,11 @@ def _listed_entries(
 
 
 def layer_entries(layer: nn.Module, name: str, *, grid: int) -> Iterator[tuple[str, Entry]]:
-    """The tensors of one layer of the release, which has that name there.
+    """Yields the tensors of one layer by official name.
 
     Args:
-        layer: One that paper.py builds with.
-        name: What official names start with.
+        layer: A layer of paper.py.
+        name: Prefix of the official names.
         grid: Side of the maps for which the release stores masks.
     """
     if isinstance(layer, ResidualBlock):
@@ -234,10 +234,10 @@ def _constant(name: str, value: Tensor) -> tuple[str, Entry]:
 
 
 def shift_mask(grid: int, window: int = WINDOW, shift: int = WINDOW // 2) -> Tensor:
-    """The mask that the release stores for maps of ``grid`` x ``grid``: 0, or -100 to hide.
+    """Returns the mask that the release stores for maps of ``grid`` x ``grid``: 0, or -100 to hide.
 
-    After a roll by ``shift``, positions that were not neighbors share windows; this keeps them
-    apart. ``SwinLayer`` needs no mask; others may want to load what we write.
+    After a roll by ``shift``, positions that were not neighbors share windows; the mask separates
+    them. ``SwinLayer`` needs no mask, but the authors' code loads it.
 
     Returns:
         ``(windows, window**2, window**2)``, float32.
@@ -251,19 +251,19 @@ def shift_mask(grid: int, window: int = WINDOW, shift: int = WINDOW // 2) -> Ten
 
 @torch.no_grad()
 def _fill(entries: dict[str, Entry], state_dict: Mapping[str, Tensor]) -> None:
-    """Checks everything first, so that nothing is half-loaded."""
+    """Checks all tensors before it loads the first."""
     _check_names(entries.keys(), state_dict.keys())
     for name, entry in entries.items():
         found = state_dict[name]
         if found.shape != entry.tensor.shape:
             raise ValueError(
                 f"`{name}` must have shape {tuple(entry.tensor.shape)}, got {tuple(found.shape)}. "
-                "It belongs to another architecture or size."
+                "The checkpoint is of another architecture or size."
             )
         if entry.is_constant and not torch.equal(found.to(entry.tensor.dtype), entry.tensor):
             raise ValueError(
                 f"`{name}` must have the values that follow from the architecture, got others. "
-                "It belongs to another architecture."
+                "The checkpoint is of another architecture."
             )
         if not entry.is_constant and not found.is_floating_point():
             raise ValueError(f"`{name}` must be floating point, got {found.dtype}.")

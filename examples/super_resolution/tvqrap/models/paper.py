@@ -1,14 +1,14 @@
 """The networks of the preset ``paper``: the architecture that the authors of TVQ&RAP released.
 
-Structure lives at H/32, texture and codes at H/8. The networks see images in [-1, 1]; what is
-outside of them sees [0, 1], as everywhere here. Modules are numbered as in the release, so that
+Structure is at H/32, texture and codes are at H/8. Inputs and outputs are images in [0, 1], as
+everywhere here; inside, the networks use [-1, 1]. Modules are numbered as in the release, so that
 convert_checkpoint.py has little to translate.
 
 Reference: Li et al., ICLR 2026, arXiv 2509.23774, and the code at
-https://github.com/CVL-UESTC/TVQ-RAP. Two of its habits are kept because checkpoints rely on them:
-a group of Swin layers without a convolution doubles its input, since a second skip connection goes
-around layers that have one already; and in the loss of the codebook it is commitment that has
-weight 1, and the codes that have 0.25.
+https://github.com/CVL-UESTC/TVQ-RAP. Two properties are kept because checkpoints rely on them: a
+group of Swin layers without a convolution doubles its input, because a second skip connection goes
+around layers that have one already; and the weights of the quantizer's loss are 1 for commitment
+and 0.25 for the codebook.
 """
 
 import dataclasses
@@ -34,54 +34,54 @@ class PaperConfig:
     Attributes:
         width: Channels at H; a multiple of 8. All others are multiples of it.
         codebook_size: Number of codes.
-        predictor_depth: Swin layers of each of the predictor's five groups.
+        predictor_depth: Swin layers in each of the predictor's five groups.
     """
 
     width: int = 64
     codebook_size: int = 1024
     predictor_depth: int = 6
 
-    # As annotations would make them settings, these have none.
+    # Not annotated, so that they are constants and not settings.
     grid = 8
     tiling = Tiling(
-        # What the authors pad to. A multiple of 32 would fill all windows as well, but the
-        # statistics of the normalizations would then differ from those of the release.
+        # As the authors pad. A multiple of 32 would fill all windows as well, but the statistics
+        # of the normalizations would then differ from those of the release.
         multiple=64,
-        # Normalization and attention reach all over a tile, so no overlap makes tiles join exactly.
-        # At the border of a tile convolutions see zeros; this much is thrown away.
+        # Normalization and attention reach across a tile, so no overlap makes tiles join exactly.
+        # Convolutions see zeros at the border of a tile; these pixels are discarded.
         overlap=2,
-        default_tile=244,  # with what tiles have in common, 256 are seen
+        default_tile=244,  # with the overlap, a tile sees 256 pixels
     )
 
     @property
     def code_dim(self) -> int:
-        """Features of one code."""
+        """Features of a code."""
         return 4 * self.width
 
     def make_structure(self) -> nn.Module:
-        """The networks of the structure."""
+        """Returns the structure networks."""
         return PaperStructure(self.width)
 
     def make_texture(self) -> nn.Module:
-        """The encoder of the texture."""
+        """Returns the texture encoder."""
         return texture_encoder(self.width)
 
     def make_fusion(self) -> nn.Module:
-        """What decides, from structure and texture, what is quantized."""
+        """Returns the map from structure and texture to the quantizer's input."""
         return PaperFusion(self.width)
 
     def make_quantizer(self) -> VectorQuantizer:
-        """The quantizer of vectors of ``code_dim`` features."""
+        """Returns the quantizer of vectors of ``code_dim`` features."""
         return VectorQuantizer(
             self.code_dim, self.codebook_size, commitment_weight=1.0, codebook_weight=0.25
         )
 
     def make_decoder(self) -> nn.Module:
-        """The decoder of structure plus texture."""
+        """Returns the decoder of structure plus texture."""
         return PaperDecoder(self.width)
 
     def make_predictor(self) -> nn.Module:
-        """The predictor of structure and codes."""
+        """Returns the predictor of structure and codes."""
         return PaperPredictor(self)
 
 
@@ -93,22 +93,22 @@ class Skip(nn.Module):
         self.body = nn.Sequential(*body)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns ``x`` plus what the body makes of it."""
+        """Returns ``x + body(x)``."""
         return x + self.body(x)
 
 
 def conv(in_channels: int, out_channels: int, *, bias: bool = True) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the size."""
+    """Returns a 3x3 convolution that keeps the size."""
     return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
 
 
 def down(channels: int, *, bias: bool = False) -> nn.Sequential:
-    """Half as high and wide, with twice the channels: nothing is averaged away."""
+    """Returns layers that halve height and width and double the channels."""
     return nn.Sequential(conv(channels, channels // 2, bias=bias), nn.PixelUnshuffle(2))
 
 
 def swin(channels: int, depth: int) -> list[nn.Module]:
-    """Swin layers whose windows are shifted in every other one."""
+    """Returns Swin layers; the windows of every other layer are shifted."""
     return [
         SwinLayer(channels, num_heads=HEADS, window_size=WINDOW, shift=i % 2 * (WINDOW // 2))
         for i in range(depth)
@@ -116,41 +116,41 @@ def swin(channels: int, depth: int) -> list[nn.Module]:
 
 
 def attention(channels: int, depth: int, groups: int = 1) -> nn.Sequential:
-    """Groups of Swin layers, each with a second skip connection around it."""
+    """Returns groups of Swin layers, each inside a second skip connection."""
     return nn.Sequential(*[Skip(*swin(channels, depth)) for _ in range(groups)])
 
 
 def convolved_attention(channels: int, depth: int, groups: int = 1) -> nn.Sequential:
-    """The same with a convolution at the end of each group: the RSTB of SwinIR."""
+    """Returns such groups with a convolution at the end of each: the RSTB of SwinIR."""
     return nn.Sequential(
         *[Skip(*swin(channels, depth), conv(channels, channels)) for _ in range(groups)]
     )
 
 
 def to_signed(image: Tensor) -> Tensor:
-    """From [0, 1] to the [-1, 1] of the networks."""
+    """Maps [0, 1] to [-1, 1]."""
     return 2 * image - 1
 
 
 def from_signed(image: Tensor) -> Tensor:
-    """From the [-1, 1] of the networks to [0, 1]."""
+    """Maps [-1, 1] to [0, 1]."""
     return (image + 1) / 2
 
 
 class OnSigned(nn.Module):
-    """A network that takes an image."""
+    """Layers on an image in [0, 1], which they see in [-1, 1]."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
         self.network = nn.Sequential(*layers)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Returns features of an image in [0, 1]."""
+        """Returns the features of an image in [0, 1]."""
         return self.network(to_signed(image))
 
 
 def texture_encoder(w: int) -> OnSigned:
-    """The texture of an image: H -> H/8. The structure is computed from it, too."""
+    """Returns the texture encoder, H -> H/8. The structure is encoded from its output."""
     return OnSigned(
         conv(3, w), Res(w), Res(w),
         down(w), Res(2 * w), Res(2 * w),
@@ -160,7 +160,7 @@ def texture_encoder(w: int) -> OnSigned:
 
 
 class PaperStructure(nn.Module):
-    """Structure at H/32, kept free of texture by alignment to the latent of a small image."""
+    """Structure at H/32, kept free of texture by alignment with the latent of a small image."""
 
     regressed = True
 
@@ -189,20 +189,20 @@ class PaperStructure(nn.Module):
         )  # fmt: skip
 
     def features(self, hr: Tensor, lr: Tensor, texture: Tensor) -> Tensor:
-        """Returns what a predictor regresses, ``(b, w, H/32, W/32)``, from ``texture`` alone."""
+        """Returns the features to regress, ``(b, w, H/32, W/32)``, from ``texture`` alone."""
         return self.encoder(texture)
 
     def expand(self, features: Tensor) -> Tensor:
-        """Brings features to the grid of codes, ``(b, 4w, H/8, W/8)``."""
+        """Returns the structure on the grid of codes, ``(b, 4w, H/8, W/8)``."""
         return self.expander(features)
 
     def losses(self, features: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        """Returns the losses that make features of ``hr`` its structure."""
+        """Returns the losses that align the features with a small version of ``hr``."""
         small = F.interpolate(hr, scale_factor=1 / 8, mode="area")
         return self.align(features, to_signed((small * 255).round() / 255))
 
     def align(self, features: Tensor, small: Tensor) -> dict[str, Tensor]:
-        """The same for a small image ``(b, 3, H/8, W/8)`` in [-1, 1]."""
+        """Returns the losses for a small image ``(b, 3, H/8, W/8)`` in [-1, 1]."""
         latent = self.small_encoder(small)
         return {
             "alignment": alignment_loss(features, latent),
@@ -211,7 +211,7 @@ class PaperStructure(nn.Module):
 
 
 class PaperFusion(nn.Module):
-    """Decides, from structure and texture, what is quantized."""
+    """Maps structure and texture to the quantizer's input."""
 
     def __init__(self, w: int) -> None:
         super().__init__()
@@ -220,12 +220,12 @@ class PaperFusion(nn.Module):
         )
 
     def forward(self, structure: Tensor, texture: Tensor) -> Tensor:
-        """Returns what is left to code: ``(b, 4w, H/8, W/8)``."""
+        """Returns ``(b, 4w, H/8, W/8)``."""
         return self.network(torch.cat([structure, texture], dim=1))
 
 
 class PaperDecoder(nn.Module):
-    """Structure plus texture to an image."""
+    """Decodes structure plus texture to an image."""
 
     def __init__(self, w: int) -> None:
         super().__init__()
@@ -239,7 +239,7 @@ class PaperDecoder(nn.Module):
 
     @property
     def last_layer(self) -> nn.Conv2d:
-        """The convolution that everything in an image passes."""
+        """The last convolution, at whose weight adversarial gradients are balanced."""
         return self.network[-1]
 
     def forward(self, features: Tensor, lr: Tensor) -> Tensor:
@@ -248,7 +248,7 @@ class PaperDecoder(nn.Module):
 
 
 class PaperPredictor(nn.Module):
-    """Structure and codes of an image, from its low-resolution version."""
+    """Predicts structure and codes from the low-resolution image."""
 
     def __init__(self, config: PaperConfig) -> None:
         super().__init__()
@@ -274,7 +274,7 @@ class PaperPredictor(nn.Module):
     def forward(self, trunk: Tensor, structure: Tensor) -> Tensor:
         """Returns the logits of each code, ``(b, H/8, W/8, k)``.
 
-        No gradient passes to the structure: it is trained to be right, not to be useful here.
+        No gradient passes to the structure, which only its own loss trains.
         """
         seen = torch.cat([structure.detach(), trunk], dim=1)
         return self.head(self.gather(seen).movedim(1, -1))

@@ -1,4 +1,4 @@
-"""A model made ready to upscale: precision, memory format, compilation."""
+"""Prepares a model for inference: precision, memory format, compilation."""
 
 import sys
 
@@ -11,20 +11,19 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Prepared(nn.Module):
-    """A model as this program runs it, which can be used just as the model itself.
+    """Wraps a model for inference; it is used like the model itself.
 
-    What the network gets is in channels-last memory, which convolutions are faster with. What it
-    gives is the model's up to the rounding of ``precision``; whatever is done with that afterwards
-    does not concern the network, and so is not rounded.
+    The network runs in channels-last memory, in which convolutions are faster. Its results equal
+    the model's up to the rounding of ``precision``.
 
     Args:
-        model: an ``Upscaler`` in evaluation mode, on the device where it will run; its memory
-            format changes, and in bfloat16 the precision of its weights.
-        precision: of the network's convolutions and products: ``"float32"`` or ``"bfloat16"``.
-        compiled: whether to compile the network, when it is first called and for each new shape.
+        model: An ``Upscaler`` in evaluation mode, on its device. It is changed: its memory format
+            and, for bfloat16, the precision of its weights.
+        precision: Of the network's convolutions and products: ``"float32"`` or ``"bfloat16"``.
+        compiled: Whether to compile the network, at the first call and for each new shape.
 
     Raises:
-        UsageError: on the first call, if the network is to be compiled and cannot be here.
+        UsageError: On the first call, if the network cannot be compiled on this machine.
     """
 
     def __init__(
@@ -35,7 +34,7 @@ class Prepared(nn.Module):
         self.dtype = PRECISIONS[precision]
         model = model.to(memory_format=torch.channels_last)
         for layer in model.modules():
-            # Autocast would round these at every call.
+            # Otherwise autocast would round the weights at every call.
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 layer.to(self.dtype)
         self.network = torch.compile(model) if compiled else model
@@ -55,6 +54,6 @@ class Prepared(nn.Module):
 
 
 def _is_compilers(error: RuntimeError) -> bool:
-    """Whether torch says that what it compiles with is missing, or failed."""
-    dynamo = sys.modules.get("torch._dynamo")  # which is not imported where nothing is compiled
+    """Whether the error means that torch's compiler backend is missing or failed."""
+    dynamo = sys.modules.get("torch._dynamo")  # imported only if something is compiled
     return dynamo is not None and isinstance(error, dynamo.exc.BackendCompilerFailed)

@@ -1,4 +1,4 @@
-"""The models by name, and their configurations as text."""
+"""The presets, and their configurations as JSON."""
 
 import dataclasses
 import json
@@ -8,9 +8,9 @@ from tvqrap.models.convolutional import ConvolutionalConfig
 from tvqrap.models.paper import PaperConfig
 
 PRESETS: dict[str, Architecture] = {
-    # Trains on one CPU thread in about an hour.
+    # Trains in about an hour on one CPU thread.
     "tiny": ConvolutionalConfig(),
-    # What the included weights are: two hours on one CPU thread with bfloat16 products.
+    # The included weights: small.safetensors took two hours on one CPU thread in bfloat16.
     "small": ConvolutionalConfig(
         width=72,
         codebook_size=1024,
@@ -21,20 +21,20 @@ PRESETS: dict[str, Architecture] = {
         predictor_blocks=12,
         head_blocks=3,
     ),
-    # The authors' model: days on several GPUs, or their weights (convert_checkpoint.py).
+    # The authors' model, for their weights (convert_checkpoint.py) or days on several GPUs.
     "paper": PaperConfig(),
 }
 ARCHITECTURES = {"convolutional": ConvolutionalConfig, "paper": PaperConfig}
 
 
 def config_to_json(config: Architecture) -> str:
-    """Writes a configuration, with the name of its architecture."""
+    """Returns a configuration as JSON, with the name of its architecture."""
     (name,) = (name for name, kind in ARCHITECTURES.items() if type(config) is kind)
     return json.dumps({"architecture": name, **dataclasses.asdict(config)})
 
 
 def config_from_json(text: str) -> Architecture:
-    """Reads a configuration; one without a name is convolutional, as they all were once.
+    """Reads a configuration; one without a name, from earlier versions, is convolutional.
 
     Raises:
         KeyError: If the architecture is not known.

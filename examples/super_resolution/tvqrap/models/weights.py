@@ -1,4 +1,4 @@
-"""Model files: safetensors with the configuration in the header, so nothing executes on reading."""
+"""Model files: safetensors with the configuration in the header; reading executes nothing."""
 
 import re
 from pathlib import Path
@@ -29,7 +29,7 @@ def save_model(
         path: The file.
         model: What to save.
         notes: Short texts for the header, such as the stage and the number of steps.
-        dtype: Of the weights in the file; models are read back in float32.
+        dtype: Dtype of the weights in the file; models are read back in float32.
     """
     parts: dict[str, nn.Module] = {"tokenizer": model}
     if isinstance(model, SuperResolver):
@@ -76,7 +76,7 @@ def read_notes(path: Path) -> dict[str, str]:
 
 
 def load_model(path: Path) -> SuperResolver | TextureTokenizer:
-    """Reads what a model file holds: a super-resolver, or a tokenizer alone.
+    """Reads the model in a file: a super-resolver, or a tokenizer alone.
 
     A ``.pth`` file is read as a checkpoint of the paper's authors.
 
@@ -108,7 +108,7 @@ def load_tokenizer(path: Path) -> TextureTokenizer:
 
 
 def load_super_resolver(path: Path) -> SuperResolver:
-    """Reads a super-resolver; from a tokenizer alone, one that leaves out the texture.
+    """Reads a super-resolver; a tokenizer alone becomes one without texture.
 
     Raises:
         UserError: As ``load_model``, and if the tokenizer alone cannot upscale.
@@ -120,8 +120,8 @@ def load_super_resolver(path: Path) -> SuperResolver:
         return SuperResolver(model, None).eval()
     except ValueError:
         raise UserError(
-            f"{path}: holds a tokenizer alone, whose structure must be regressed by a predictor; "
-            "train --stage predictor"
+            f"{path}: holds a tokenizer alone, whose structure a predictor must regress; train "
+            "--stage predictor"
         ) from None
 
 
@@ -129,17 +129,15 @@ def _read(path: Path) -> tuple[Architecture, dict[str, Tensor], float]:
     header = read_notes(path)
     try:
         config = config_from_json(header["config"])
-        texture_strength = float(header.get("texture", "1"))  # the first files had none
+        texture_strength = float(header.get("texture", "1"))  # absent in the first files
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: the configuration in the header is not understood ({error})"
-        ) from None
+        raise UserError(f"{path}: the header holds an invalid configuration ({error})") from None
     tensors = {_named(name): value.float() for name, value in load_file(str(path)).items()}
     return config, tensors, texture_strength
 
 
 def _named(name: str) -> str:
-    """Files of vqprior 0.1 call the parameter of a codebook ``codes``."""
+    """Renames the codebook's parameter of vqprior 0.1, ``codes``, to ``weight``."""
     return re.sub(r"\bcodebook\.codes$", "codebook.weight", name)
 
 

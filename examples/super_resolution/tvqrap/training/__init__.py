@@ -1,1 +1,1 @@
-"""Recipes, data, and the loop."""
+"""Recipes, data and the training loop."""

@@ -1,4 +1,4 @@
-"""A training on disk: everything that its next step depends on, in one file."""
+"""Checkpoints: everything that the next step of a training depends on, in one file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,13 +13,13 @@ Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
 
 
 def save_checkpoint(path: Path, parts: Parts, run: dict, progress: dict) -> None:
-    """Writes a checkpoint, whole or not at all.
+    """Writes a checkpoint atomically.
 
     Args:
         path: The file.
-        parts: What has a state, by name.
-        run: The options that say which training this is.
-        progress: How far it has come, in numbers, texts, tensors, lists and dicts of these.
+        parts: Modules and optimizers by name.
+        run: Options that identify the training.
+        progress: Progress of the training: numbers, strings, tensors, and lists and dicts of these.
     """
     state = {name: part.state_dict() for name, part in parts.items()}
     state |= {"format": FORMAT, "run": run, "progress": progress}
@@ -28,17 +28,17 @@ def save_checkpoint(path: Path, parts: Parts, run: dict, progress: dict) -> None
 
 
 def load_checkpoint(path: Path, parts: Parts, run: dict) -> dict:
-    """Puts the states of a checkpoint back and returns its ``progress``.
+    """Restores the states of a checkpoint and returns its ``progress``.
 
     Raises:
-        UserError: If there is none, or it belongs to another training.
+        UserError: If there is no checkpoint, or it belongs to another training.
     """
     try:
-        # By way of the CPU, where an optimizer wants its counts of steps.
+        # Via the CPU, where an optimizer keeps its step counts.
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: nothing to resume; start without --resume") from None
-    except Exception as error:  # torch raises many kinds for a file that is not its own
+    except Exception as error:  # torch raises many kinds of errors for other files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:

@@ -1,7 +1,7 @@
-"""Batches of crops in two sizes, the same whoever reads them and however many processes there are.
+"""Batches of crops in two sizes, the same for any number of processes and workers.
 
-Samples are numbered from the first step to the last. What is random about one (which photo, where,
-how it is turned, how it is degraded) follows from the seed and its number alone.
+Samples are numbered from the first step to the last. Everything random about a sample (photo,
+position, rotation, degradation) follows from the seed and its number alone.
 """
 
 import dataclasses
@@ -23,24 +23,24 @@ from tvqrap.training.photos import PhotoFiles
 from tvqrap.training.stopping import leave_signals_to_the_trainer
 
 BICUBIC = Image.Resampling.BICUBIC
-MARGIN = 4 * SCALE  # more than the bicubic kernel sees beyond a pixel
+MARGIN = 4 * SCALE  # more than the radius of the bicubic kernel
 
-# From a photo (h, w, 3), the side of a crop, and a source of randomness, to both sizes of a crop.
+# Maps a photo (h, w, 3), the side of a crop, and a source of randomness to a crop in both sizes.
 Crop = Callable[[np.ndarray, int, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """How a joint batch is shared out: each process has a slice, in slices one after the other.
+    """How a joint batch is divided among processes, and the share of each into parts.
 
     Attributes:
         batch: Samples in a step of all processes together.
-        rank: The number of this process.
-        processes: How many there are.
-        accumulate: Into how many parts each of them cuts its share.
+        rank: Number of this process.
+        processes: Number of processes.
+        accumulate: Number of parts of each process's share, computed one after the other.
 
     Raises:
-        UserError: If parts would not be equally large: a mean of means would not be the mean.
+        UserError: If the parts would differ in size, so that a mean of means would not be the mean.
     """
 
     batch: int
@@ -51,12 +51,12 @@ class Split:
     def __post_init__(self) -> None:
         if self.batch % (self.processes * self.accumulate):
             raise UserError(
-                f"--batch: {self.batch} samples cannot be shared out evenly to {self.processes} "
+                f"--batch: {self.batch} samples cannot be divided evenly among {self.processes} "
                 f"processes x --accumulate {self.accumulate}"
             )
 
     def parts(self) -> list[range]:
-        """Returns where in the joint batch the parts of this process are."""
+        """Returns the positions of this process's parts in the joint batch."""
         size = self.batch // (self.processes * self.accumulate)
         first = self.rank * self.accumulate
         return [
@@ -65,14 +65,14 @@ class Split:
 
 
 class Batch(NamedTuple):
-    """Crops in both sizes."""
+    """A batch of crops in both sizes."""
 
     hr: Tensor  # (b, 3, crop, crop), bytes or floats in [0, 1]
     lr: Tensor  # (b, 3, crop / 4, crop / 4): the clean reduction
-    seeds: list[int]  # one for each sample, for what else is random about it
+    seeds: list[int]  # one per sample, for its degradation
 
     def to(self, device: torch.device) -> "Batch":
-        """Returns floats in [0, 1] on a device."""
+        """Returns the batch as floats in [0, 1] on a device."""
         hr, lr = (
             part.to(device, memory_format=torch.channels_last, non_blocking=True).float() / 255
             for part in (self.hr, self.lr)
@@ -81,16 +81,16 @@ class Batch(NamedTuple):
 
 
 class Crops(Dataset):
-    """Samples by number.
+    """A dataset of samples by number.
 
-    A photo that cannot be read is returned as the error, not raised: an exception that leaves a
-    worker process of a ``DataLoader`` is no longer the one that was raised.
+    If a photo cannot be read, the error is returned, not raised: an exception that leaves a worker
+    process of a ``DataLoader`` loses its type.
 
     Args:
-        photos: Where crops come from.
+        photos: The photos.
         crop: Side of a crop in high-resolution pixels.
-        augmentation: How a crop is made, a name in ``AUGMENTATIONS``.
-        seed: Starts everything random.
+        augmentation: A name in ``AUGMENTATIONS``.
+        seed: Random seed.
     """
 
     def __init__(self, photos: PhotoFiles, *, crop: int, augmentation: str, seed: int) -> None:
@@ -100,8 +100,8 @@ class Crops(Dataset):
         self.seed = seed
 
     def __getitem__(self, number: int) -> Batch | UserError:
-        """Returns a batch of one."""
-        # Samples that start a codebook have negative numbers, and a seed must not be.
+        """Returns a batch of one sample."""
+        # Samples that initialize a codebook have negative numbers; a seed must not be negative.
         rng = np.random.default_rng((self.seed, number % 2**60))
         try:
             photo = self.photos[int(rng.integers(len(self.photos)))]
@@ -113,7 +113,7 @@ class Crops(Dataset):
         return Batch(hr.permute(2, 0, 1)[None], lr.permute(2, 0, 1)[None], [seed])
 
     def batch(self, numbers: range) -> Batch:
-        """Returns samples in one batch of bytes.
+        """Returns samples as one batch of bytes.
 
         Raises:
             UserError: If a photo cannot be read.
@@ -126,12 +126,12 @@ class Crops(Dataset):
 
 @dataclasses.dataclass
 class Data:
-    """What to train and to report on.
+    """The data to train and to validate on.
 
     Attributes:
-        training: Crops of the photos to train on.
-        validation: Crops of the photos to report on.
-        degrade: Makes low-resolution images; None for the clean ones that crops come with.
+        training: Crops to train on.
+        validation: Crops to validate on.
+        degrade: Makes low-resolution images; None for the clean ones of the crops.
     """
 
     training: Crops
@@ -139,7 +139,7 @@ class Data:
     degrade: Degradation | None = None
 
     def degraded(self, batch: Batch) -> Batch:
-        """Returns the batch with the low-resolution images that the stage should see."""
+        """Returns the batch with degraded low-resolution images."""
         if self.degrade is None:
             return batch
         lr = self.degrade(batch.hr, batch.seeds)
@@ -147,7 +147,7 @@ class Data:
 
 
 class SampleNumbers(Sampler[range]):
-    """The numbers of the samples of each part, for all steps from one on."""
+    """Yields the sample numbers of each part, from the first step on, without end."""
 
     def __init__(self, split: Split, first_step: int) -> None:
         self.split = split
@@ -168,15 +168,16 @@ def reading(
 
     Args:
         crops: The samples.
-        numbers: Which of them.
-        workers: Processes that read ahead; 0 to read here, when a part is asked for.
-        device: Where parts go.
+        numbers: The numbers to read.
+        workers: Number of processes that read ahead; 0 to read in this process.
+        device: Device of the batches.
 
     Yields:
-        An iterator of floats on the device; it raises ``UserError`` if a photo cannot be read.
+        An iterator of batches of floats on the device; it raises ``UserError`` if a photo cannot be
+        read.
 
     Raises:
-        UserError: If a worker has died; torch says so wherever the block stands just then.
+        UserError: If a worker has died; torch may raise this anywhere in the block.
     """
     loader = DataLoader(
         crops,
@@ -185,7 +186,7 @@ def reading(
         collate_fn=collate,
         pin_memory=device.type == "cuda",
         worker_init_fn=leave_signals_to_the_trainer,
-        generator=torch.Generator(),  # or it would draw from the global one
+        generator=torch.Generator(),  # the default would draw from the global one
     )
     try:
         with closing(_on_device(loader, device)) as batches:
@@ -194,7 +195,7 @@ def reading(
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            "a process that reads photos has died, perhaps for want of memory; continue with "
+            "a process that reads photos has died, perhaps out of memory; continue with "
             "--resume and fewer --workers"
         ) from error
 
@@ -207,7 +208,7 @@ def _on_device(loader: DataLoader, device: torch.device) -> Generator[Batch, Non
 
 
 def collate(samples: list[Batch | UserError]) -> Batch | UserError:
-    """Joins batches of one, or returns the first error among them."""
+    """Joins batches of one sample, or returns the first error among them."""
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
@@ -216,7 +217,7 @@ def collate(samples: list[Batch | UserError]) -> Batch | UserError:
 
 
 def crop_flip_rotate(photo: np.ndarray, crop: int, rng: np.random.Generator) -> tuple:
-    """A part of the photo, mirrored and turned in any of the eight ways."""
+    """Cuts a random crop, flipped and rotated in one of eight ways."""
     pair = cut(photo, crop, rng)
     flip, turns = bool(rng.integers(2)), int(rng.integers(4))
     pair = tuple(np.rot90(part, turns) for part in pair)
@@ -224,14 +225,14 @@ def crop_flip_rotate(photo: np.ndarray, crop: int, rng: np.random.Generator) -> 
 
 
 def crop_flip(photo: np.ndarray, crop: int, rng: np.random.Generator) -> tuple:
-    """A part of the photo or of its mirror image; the paper's stage 1."""
+    """Cuts a random crop, flipped or not; the paper's stage 1."""
     pair = cut(extend(photo, crop), crop, rng)
     flip = bool(rng.integers(2))
     return tuple(part[:, ::-1] if flip else part for part in pair)
 
 
 def resize_flip(photo: np.ndarray, crop: int, rng: np.random.Generator) -> tuple:
-    """The largest square of the photo or of its mirror image, made smaller; stages 2 and 3."""
+    """Resizes a square of full side to the crop, flipped or not; the paper's stages 2 and 3."""
     photo = extend(photo, crop)
     side = min(photo.shape[:2])
     top, left = (int(rng.integers(n - side + 1)) for n in photo.shape[:2])
@@ -249,7 +250,7 @@ AUGMENTATIONS: dict[str, Crop] = {
 
 
 def cut(photo: np.ndarray, crop: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts the same place out of a photo and its bicubic reduction."""
+    """Cuts the same random place from a photo and from its bicubic reduction."""
     rows, columns = (side // SCALE for side in photo.shape[:2])
     photo = photo[: rows * SCALE, : columns * SCALE]
     top, left = (SCALE * int(rng.integers(n - crop // SCALE + 1)) for n in (rows, columns))
@@ -257,10 +258,10 @@ def cut(photo: np.ndarray, crop: int, rng: np.random.Generator) -> tuple[np.ndar
 
 
 def reduce_part(photo: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
-    """Returns what Pillow's bicubic reduction of the whole photo has in place of a square.
+    """Returns a square of Pillow's bicubic reduction of the whole photo, bit for bit.
 
-    Bit for bit: it is computed from the square and so much around it as the kernel sees, so crops
-    have no border that the photo has not.
+    It is computed from the square and the surrounding pixels that the kernel reaches, so crops have
+    no border artifacts.
     """
     up, before = min(top, MARGIN), min(left, MARGIN)
     around = photo[top - up : top + side + MARGIN, left - before : left + side + MARGIN]
@@ -270,21 +271,21 @@ def reduce_part(photo: np.ndarray, top: int, left: int, side: int) -> np.ndarray
 
 
 def extend(photo: np.ndarray, side: int) -> np.ndarray:
-    """Mirrors a photo at the bottom and on the right where it is shorter than ``side``.
+    """Pads a photo by reflection at the bottom and right to at least ``side``.
 
-    The last row is not repeated; a photo smaller than what it lacks is mirrored several times.
+    The last row is not repeated; photos smaller than the padding are reflected several times.
     """
     missing = [(0, max(side - n, 0)) for n in photo.shape[:2]]
     return np.pad(photo, [*missing, (0, 0)], mode="reflect")
 
 
 def average_areas(square: np.ndarray, side: int) -> np.ndarray:
-    """Reduces a square: each pixel is the mean of the area that it covers, parts of pixels too."""
+    """Reduces a square by area averaging, with fractions of pixels at the edges of an area."""
     if len(square) == side:
         return square
     edges = np.linspace(0, len(square), side + 1)
     starts = np.arange(len(square))
-    # Of row j of the square, how much lies between the edges i and i + 1.
+    # overlap[i, j]: how much of row j lies between the edges i and i + 1.
     overlap = np.minimum(edges[1:, None], starts + 1) - np.maximum(edges[:-1, None], starts)
     weights = (overlap.clip(0) * (side / len(square))).astype(np.float32)
     values = np.moveaxis(square, 2, 0).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What an update of weights needs on a fast device: nothing here is read back from it."""
+"""An optimizer and a weight average that never read from the device, so they never block."""
 
 import copy
 from itertools import chain
@@ -6,18 +6,18 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-LIMIT = 4.0  # times the usual length, beyond which a gradient is cut
-MEMORY = 0.02  # how fast the usual length follows
+LIMIT = 4.0  # gradients are clipped to this multiple of the running norm
+MEMORY = 0.02  # update rate of the running norm
 
 
 class GuardedAdam:
-    """Adam that leaves out steps whose gradient is not finite, and shortens far too long ones.
+    """Adam that skips steps whose gradient is not finite and clips gradients with a large norm.
 
-    Both are decided on the device, by what fused Adam offers to loss scaling.
+    Both happen on the device, through the inputs that fused Adam has for loss scaling.
 
     Args:
-        parameters: What learns.
-        betas: Of Adam.
+        parameters: The parameters to train.
+        betas: Betas of Adam.
     """
 
     def __init__(self, parameters: list[nn.Parameter], betas: tuple[float, float]) -> None:
@@ -26,7 +26,7 @@ class GuardedAdam:
         self.usual = torch.zeros((), device=parameters[0].device)
 
     def step(self, learning_rate: float) -> tuple[Tensor, Tensor]:
-        """Moves the parameters; returns the gradient's length and 1 where it is not finite."""
+        """Updates the parameters; returns the gradient norm, and 1 if it is not finite, else 0."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.stack(torch._foreach_norm(gradients)).square().sum().sqrt()
         bad = (~norm.isfinite()).float()
@@ -44,11 +44,11 @@ class GuardedAdam:
 
 
 class WeightAverage:
-    """The moving average of a module's weights and buffers, which at first forgets faster.
+    """A moving average of a module's weights and buffers, with a shorter memory at first.
 
     Args:
-        module: What is averaged; its tensors must stay where they are.
-        decay: Share that is kept in a step.
+        module: The module to average; its tensors must not be replaced.
+        decay: Largest decay per step.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -61,7 +61,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Follows the module."""
+        """Updates the average."""
         self.count += 1
         kept = min(self.decay, (1 + self.count) / (10 + self.count))
         torch._foreach_lerp_(self._old, self._new, 1 - kept)

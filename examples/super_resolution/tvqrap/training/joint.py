@@ -1,4 +1,4 @@
-"""After stage 3: what decodes and what predicts learn together."""
+"""The stage after stage 3: trains structure, decoder and predictor together."""
 
 import copy
 
@@ -11,24 +11,22 @@ from vqprior.functional import index_cross_entropy, select_codes
 
 
 class JointStage(Stage):
-    """Trains structure and decoder on codes as they are predicted, beside the predictor.
+    """Trains structure, decoder and predictor together, on predicted codes.
 
-    The paper freezes the decoder, which has then only seen true codes and shows wrong ones as they
-    are. Here it sees three kinds of samples, in this order: without codes, with their true codes,
-    and with predicted ones; so it still decodes structure alone, and what the tokenizer says. What
-    decides on true codes (texture encoder, fusion, codebook) stays frozen, and sees the structure
-    as it is.
+    The paper freezes the decoder, which then has only seen true codes. Here it sees three kinds of
+    samples, in this order: without codes, with true codes, and with predicted codes. The networks
+    that determine the true codes (texture encoder, fusion, codebook) stay frozen.
 
     Args:
-        tokenizer: The prior, which is copied.
-        predictor: Where to start.
+        tokenizer: The tokenizer; it is copied.
+        predictor: The predictor to start from.
         make_objective: Makes the loss on the image.
         code_weight: Weight of the code-level loss.
         without_codes: Share of the samples without codes.
-        true_codes: Share of those with true codes.
+        true_codes: Share of the samples with true codes.
 
     Raises:
-        ValueError: If the structure is regressed: its truth would move with what learns.
+        ValueError: If the structure is regressed: its targets would change during training.
     """
 
     name = "joint"
@@ -39,7 +37,10 @@ class JointStage(Stage):
     ) -> None:  # fmt: skip
         super().__init__()
         if tokenizer.structure.regressed:
-            raise ValueError("`tokenizer` must have its structure from the low-resolution image")
+            raise ValueError(
+                "`tokenizer` must compute its structure from the low-resolution image, got one "
+                "that regresses it."
+            )
         self.config = tokenizer.config
         self.tokenizer = copy.deepcopy(tokenizer).requires_grad_(requires_grad=False).eval()
         learning = {"structure": self.tokenizer.structure, "decoder": self.tokenizer.decoder}
@@ -51,7 +52,7 @@ class JointStage(Stage):
         self.true_codes = true_codes
 
     def forward(self, hr: Tensor, lr: Tensor, randomness: StepRandomness) -> Step:
-        """Decodes all three kinds of codes and compares images."""
+        """Decodes the three kinds of samples and compares images."""
         tokenizer, predictor = self.tokenizer, self.trained["predictor"]
         truth = tokenizer.describe(hr, lr)
         structure = tokenizer.structure.expand(lr)
@@ -70,7 +71,7 @@ class JointStage(Stage):
         return Step(loss + terms["code"], terms, indices, image)
 
     def model(self, trained: nn.Module) -> SuperResolver:
-        """Returns what is saved: the tokenizer with its new parts."""
+        """Returns the model to save: the tokenizer with its trained parts, and the predictor."""
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.structure, tokenizer.decoder = trained["structure"], trained["decoder"]
         return SuperResolver(tokenizer, trained["predictor"])

@@ -1,8 +1,7 @@
-"""Photos decoded once, kept in the memory of the training device, and cut into crops there.
+"""Photos decoded once and kept on the training device, where crops are cut and degraded.
 
-``data.py`` reads photos crop by crop, so that every sample follows from its number. A fast device
-would wait for that: here a few million pixels of crops are gathered by one indexing operation, and
-degraded together.
+``data.py`` reads photos crop by crop, so that every sample follows from its number, which is too
+slow for a fast device. Here one indexing operation gathers all crops of several batches.
 """
 
 import dataclasses
@@ -24,17 +23,18 @@ from tvqrap.models.assembly import SCALE
 from tvqrap.training.photos import find_photos
 
 LANCZOS = Image.Resampling.LANCZOS
-BORDER = 4 * SCALE  # around a crop, so that what makes it small sees beyond it
-READERS = 8  # threads; decoding is done outside of Python's lock
+BORDER = 4 * SCALE  # pixels around a crop, for the filters of the degradation
+READERS = 8  # threads; decoding releases the GIL
 
 
 @dataclasses.dataclass(frozen=True)
 class Copies:
-    """Which reduced copies of photos are kept, too: things are seen at several sizes.
+    """Reduced copies of photos to keep, so that objects appear at several sizes.
 
     Attributes:
-        factors: Of the sides of a copy, the photo's own included, as long as it is large enough.
-        weight: How likely a reduced copy is, compared with a photo of its size.
+        factors: Scales of the copies, 1 for the photo itself; copies that are too small are left
+            out.
+        weight: Probability of a reduced copy relative to a photo of its size.
     """
 
     factors: tuple[float, ...] = (1.0, 0.7, 0.5, 0.35)
@@ -44,14 +44,13 @@ class Copies:
 class PhotoMemory:
     """Photos as 8-bit RGB in one tensor.
 
-    How likely a photo is grows with its side, not with its area: a large one has more to show, but
-    not as much more as it has pixels.
+    The probability of a photo is proportional to the square root of its area.
 
     Args:
         sources: Folders of photos, or lists of them.
-        smallest: Sides that a photo must have.
-        device: Where they are kept.
-        copies: Which reduced copies are made.
+        smallest: Smallest side of a photo in pixels.
+        device: Device of the tensor.
+        copies: Reduced copies to make.
 
     Raises:
         UserError: If there is no photo, none is large enough, or one cannot be read.
@@ -87,11 +86,12 @@ class PhotoMemory:
         self.ends = (shares / shares[-1]).float().to(device)
 
     def crops(self, count: int, side: int, generator: torch.Generator) -> Tensor:
-        """Returns random crops, each turned in one of eight ways: ``(n, 3, side, side)`` bytes.
+        """Returns random crops, flipped and rotated in one of eight ways, as bytes
+        ``(n, 3, side, side)``.
 
         Args:
-            count: How many.
-            side: Their side, at most ``smallest``.
+            count: Number of crops.
+            side: Side of a crop in pixels, at most ``smallest``.
             generator: On the device of the photos.
         """
         chances = Chances(count, generator)
@@ -112,10 +112,10 @@ class PhotoMemory:
         return self.pixels[places].movedim(-1, 1)
 
     def detailed_crops(self, count: int, side: int, generator: torch.Generator) -> Tensor:
-        """Returns crops as ``crops`` does, fewer of them without detail.
+        """Returns crops as ``crops``, with a preference for detail.
 
-        Of two, the one with more contrast is taken three times out of four: sky and blurred
-        backgrounds are a third of some photos, and teach little.
+        Of two candidates, the one with more contrast is taken with probability 3/4, because sky and
+        blurred backgrounds teach little.
         """
         first, second = self.crops(2 * count, side, generator).chunk(2)
         richer = _contrast(first) > _contrast(second)
@@ -124,7 +124,7 @@ class PhotoMemory:
 
 
 class CropPair(NamedTuple):
-    """A batch in both sizes, floats in [0, 1], channels last."""
+    """A batch of crops in both sizes, floats in [0, 1], channels last."""
 
     hr: Tensor
     lr: Tensor
@@ -139,15 +139,15 @@ def crop_pairs(
     generator: torch.Generator,
     ahead: int = 1,
 ) -> Iterator[CropPair]:
-    """Cuts and degrades crops without end.
+    """Yields batches of degraded crops without end.
 
     Args:
-        photos: Where they come from.
-        mixture: How they are degraded.
-        batch: Crops in a batch.
+        photos: The photos.
+        mixture: The degradation.
+        batch: Crops per batch.
         crop: Side of a crop in high-resolution pixels.
         generator: On the device of the photos.
-        ahead: Batches that are made at once: on a GPU the launches, not the pixels, take time.
+        ahead: Batches made at once; on a GPU the launches take most of the time.
     """
     border = BORDER // SCALE
     inner = (..., slice(BORDER, BORDER + crop), slice(BORDER, BORDER + crop))
@@ -163,13 +163,13 @@ def crop_pairs(
 
 
 def _contrast(crops: Tensor) -> Tensor:
-    """The mean difference of neighbors in green, for each crop."""
+    """Returns the mean absolute difference of neighboring pixels in green, for each crop."""
     green = crops[:, 1].float()
     return green.diff(dim=-1).abs().mean((1, 2)) + green.diff(dim=-2).abs().mean((1, 2))
 
 
 def _decode(path: Path, copies: Copies, smallest: int) -> list[np.ndarray]:
-    """Returns a photo and its reduced copies, those that are large enough."""
+    """Returns a photo and its reduced copies that are large enough."""
     image = preview(read_image(path))
     found = []
     for factor in copies.factors:

@@ -1,4 +1,4 @@
-"""The loss on images of train_all.py: pixels, perception, and a discriminator that joins late."""
+"""The loss on images of train_all.py: L1, perceptual, and an adversarial term that joins late."""
 
 import torch
 from torch import Tensor, nn
@@ -7,28 +7,29 @@ from torch.nn import functional as F
 from tvqrap.training.update import Critic
 from vqprior.losses import adaptive_weight
 
-REFRESH = 8  # steps between two measurements of the adaptive weight
+REFRESH = 8  # steps between two updates of the adaptive weight
 
 
 class LateAdversarialObjective(nn.Module):
-    """L1, a perceptual loss, and later an adversarial one.
+    """L1, a perceptual loss, and an adversarial loss that can be switched on later.
 
-    As ``ReconstructionAwareLoss``, but the adaptive weight is measured once in a few steps and
-    smoothed: it changes slowly, and measuring takes two more backward passes through the losses
-    and, where the decoder is frozen, through the decoder.
+    As ``ReconstructionAwareLoss``, but the adaptive weight is updated once every few steps and
+    smoothed, because each update takes two more backward passes through the losses and, if the
+    decoder is frozen, through the decoder.
 
     Args:
         perceptual: ``(reconstruction, target) -> scalar``.
-        weight: Its weight.
+        weight: Weight of the perceptual loss.
         critic: The discriminator.
         reference: The parameter at which gradients are balanced.
-        judged_from: The number of the first sample that the discriminator sees; those before have
-            no codes, and are left as smooth as their structure.
+        judged_from: Index of the first sample that the discriminator sees; earlier samples have no
+            codes and should stay smooth.
 
     Attributes:
-        adversarial: Share of the adversarial gradient in that of the other terms; 0 at first.
-        trust: How far the discriminator is to be believed, 0 to 1, on the device. Whatever it says,
-            the adaptive weight makes its gradient long.
+        adversarial: Norm of the adversarial gradient relative to that of the other terms; 0 at
+            first.
+        trust: Factor of the adversarial term from 0 to 1, on the device; small while the
+            discriminator is uninformative.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class LateAdversarialObjective(nn.Module):
         self._calls = 0
 
     def forward(self, image: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss and its terms, always of the same names."""
+        """Returns the loss and its terms, which always have the same names."""
         image = image.float()
         terms = {
             "pixel": F.l1_loss(image, target),

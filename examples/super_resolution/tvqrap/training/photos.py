@@ -1,4 +1,4 @@
-"""Photos on disk: found at the start, decoded when they are needed."""
+"""Photos on disk: listed at the start, decoded on demand."""
 
 import sys
 import warnings
@@ -12,21 +12,21 @@ from tqdm import tqdm
 from tvqrap.cli import UserError
 from tvqrap.images.files import FORMATS, READ_SUFFIXES, preview, read_image
 
-CACHE_BYTES = 512 * 2**20  # of decoded photos that a process keeps
+CACHE_BYTES = 512 * 2**20  # of decoded photos that a process caches
 
 
 class PhotoFiles:
-    """Photos by number, as 8-bit RGB ``(h, w, 3)``.
+    """A sequence of photos as 8-bit RGB ``(h, w, 3)``.
 
-    At the start only their sizes are read. Decoded photos are kept as long as there is room for
-    them, so those of a small data set are decoded once.
+    At the start only sizes are read. Decoded photos are cached, so those of a small data set are
+    decoded once.
 
     Args:
-        source: A folder, searched with all folders in it, or a text file with one path a line,
-            relative to where the file is. The order is that of the names, or that of the file.
-        smallest: Photos with a side shorter than this are left out.
-        capacity: How many bytes of decoded photos are kept.
-        quiet: Show no progress and no notes.
+        source: A folder, searched recursively, in order of names; or a text file with one path per
+            line, relative to the file, in its order.
+        smallest: Photos with a side shorter than this, in pixels, are left out.
+        capacity: Bytes of decoded photos to cache.
+        quiet: Whether to show no progress and no notes.
 
     Raises:
         UserError: If there is no photo, none is large enough, or one cannot be read.
@@ -44,7 +44,7 @@ class PhotoFiles:
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self._bytes = 0
         found = find_photos(source)
-        # `disable=None` shows nothing where the output is not a terminal.
+        # `disable=None` shows nothing if the output is not a terminal.
         bar = tqdm(found, "reading sizes", leave=False, disable=True if quiet else None)
         sides = [min(read_size(path)) for path in bar]
         self.paths = [path for path, side in zip(found, sides, strict=True) if side >= smallest]
@@ -79,10 +79,10 @@ class PhotoFiles:
 
 
 def find_photos(source: Path) -> list[Path]:
-    """Lists the photos in a folder and the folders in it, or those that a text file names.
+    """Lists the photos in a folder, recursively, or those that a text file names.
 
     Raises:
-        UserError: If there is nothing of the kind.
+        UserError: If there are none.
     """
     if source.is_dir():
         found = sorted(path for path in source.rglob("*") if _is_photo(path, source))
@@ -95,7 +95,7 @@ def find_photos(source: Path) -> list[Path]:
         lines = source.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
         raise UserError(
-            f"{source}: not a list of photos; expected a folder, or a text file with one path a "
+            f"{source}: not a list of photos; expected a folder, or a text file with one path per "
             "line"
         ) from None
     found = [source.parent / line.strip() for line in lines if line.strip()]
@@ -105,10 +105,10 @@ def find_photos(source: Path) -> list[Path]:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Returns the two sides of an image, without decoding it.
+    """Returns the width and height of an image without decoding it.
 
     Raises:
-        UserError: If the file is no image that can be read.
+        UserError: If the file is not a readable image.
     """
     try:
         with warnings.catch_warnings():
@@ -116,7 +116,7 @@ def read_size(path: Path) -> tuple[int, int]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
                 return image.size
-    except Exception:  # decoders raise all sorts of things; `read_image` says what they mean
+    except Exception:  # decoders raise many kinds of errors, which `read_image` explains
         return read_image(path).size
 
 

@@ -1,4 +1,4 @@
-"""What train_all.py measures at the end: the weights of every stage, on three kinds of images."""
+"""The report of train_all.py: scores of the weights of every stage on three degradations."""
 
 import copy
 import time
@@ -20,25 +20,25 @@ from vqprior.metrics import psnr, rgb_to_luma
 
 COUNT = {"cuda": 24}  # photos
 FEW = 4
-SIDE = 256  # of the square from the middle of each
-PART = 8  # images that are computed at once
-BORDER = 4  # pixels that no measure looks at
+SIDE = 256  # side of the center crop of each
+PART = 8  # images computed at once
+BORDER = 4  # pixels at the border that are not measured
 SHOWN = 12  # rows of the sheet
-ZOOM = 128  # side of what the sheet shows of an image
+ZOOM = 128  # side of the part of an image that the sheet shows
 DECISIONS = ("structure", "arg-max", "sampled", "true")
 Model = TextureTokenizer | SuperResolver
 Scores = dict[str, float]
 
 
 class Samples(NamedTuple):
-    """Originals and what is made of them, by the name of a degradation."""
+    """Originals, and their low-resolution versions by the name of the degradation."""
 
     hr: Tensor
     lr: dict[str, Tensor]
 
 
 def read_samples(folder: Path, device: torch.device) -> Samples:
-    """Cuts squares from photos and reduces them in three ways, always the same.
+    """Cuts center crops from photos and degrades them in three ways, deterministically.
 
     Raises:
         UserError: If no photo is large enough.
@@ -64,10 +64,10 @@ def read_samples(folder: Path, device: torch.device) -> Samples:
 
 
 class Reporter:
-    """Keeps models and measures them when there is time.
+    """Collects models, and measures them at the end.
 
     Args:
-        samples: What on; None to measure nothing.
+        samples: Images to measure on; None to measure nothing.
         perceptual: The perceptual distance.
     """
 
@@ -77,7 +77,7 @@ class Reporter:
         self.models: dict[str, Model] = {}
 
     def keep(self, name: str, model: Model) -> None:
-        """Takes a copy of a model, to be measured."""
+        """Stores a copy of a model, to be measured."""
         self.models[name] = copy.deepcopy(model).eval()
 
     @torch.no_grad()
@@ -85,7 +85,7 @@ class Reporter:
         """Returns all scores, and a sheet of the last model's images.
 
         Args:
-            seconds: After so many no other model is begun; the last one is the first.
+            seconds: Time after which no further model is measured; the last model comes first.
         """
         if self.samples is None or not self.models:
             return {}, None
@@ -106,7 +106,7 @@ class Reporter:
         return {"photos": len(hr), "scores": report}, self._sheet(shown)
 
     def lines(self, report: dict) -> list[str]:
-        """Returns the scores as text."""
+        """Returns the scores as lines of text."""
         lines = []
         for kind, rows in report.get("scores", {}).items():
             for name, scores in rows.items():
@@ -133,9 +133,9 @@ class Reporter:
 
 
 def decode(model: Model, hr: Tensor, lr: Tensor, decision: str) -> Tensor | None:
-    """Returns images decoded with codes that are chosen in one way, None if that needs more.
+    """Returns images decoded with codes chosen in one way; None if the model cannot do that.
 
-    ``"structure"`` has no codes, ``"true"`` those of the original; ``"arg-max"`` and ``"sampled"``
+    ``"structure"`` uses no codes, ``"true"`` those of the original; ``"arg-max"`` and ``"sampled"``
     need a predictor.
     """
     tokenizer = model.tokenizer if isinstance(model, SuperResolver) else model
@@ -163,7 +163,7 @@ def decode(model: Model, hr: Tensor, lr: Tensor, decision: str) -> Tensor | None
 
 
 def _pixels(image: Tensor) -> Image.Image:
-    """The middle of an image, for people."""
+    """Returns the center of an image, enlarged."""
     first = (SIDE - ZOOM) // 2
     image = image[:, first : first + ZOOM, first : first + ZOOM]
     levels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()

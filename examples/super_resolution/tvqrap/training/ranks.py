@@ -1,8 +1,7 @@
-"""Training on one process or on several: what one has to know of the others.
+"""Training in one process or in several.
 
-``python train.py`` is one process. ``torchrun --nproc-per-node N train.py`` starts N of them, which
-all run the same program and find each other by what torchrun put into their environment. Code that
-uses ``Ranks`` never asks which of the two it is.
+``python train.py`` is one process; ``torchrun --nproc-per-node N train.py`` starts N processes of
+the same program. Code that uses ``Ranks`` is the same for both.
 """
 
 import dataclasses
@@ -19,9 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tvqrap.cli import INTERRUPTED, UserError
 
-# How long a process waits for another: that may be writing a checkpoint or reading its photos.
+# How long a process waits for another, which may be writing a checkpoint or reading photos.
 PATIENCE = datetime.timedelta(minutes=10)
-# What gloo says, in a plain RuntimeError, when it waits in vain; nccl has a class for its errors.
+# Messages of gloo's RuntimeError when another process is gone; nccl has an error class for this.
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed",
         "Timed out waiting", "timeout caused pair closure")  # fmt: skip
 
@@ -31,9 +30,9 @@ class Ranks:
     """One of the processes that train together.
 
     Attributes:
-        rank: The number of this process, from 0.
-        count: How many there are.
-        device: Where this process computes.
+        rank: Number of this process, from 0.
+        count: Number of processes.
+        device: Device of this process.
     """
 
     rank: int = 0
@@ -48,8 +47,8 @@ class Ranks:
     def parallel(self, module: nn.Module) -> nn.Module:
         """Returns a module whose gradients are averaged over the processes in the backward pass.
 
-        Every parameter that requires gradients must get one in every backward pass. Buffers are
-        left alone: rules compute them jointly, and normalization of a batch is each process's own.
+        Every parameter that requires a gradient must get one in every backward pass. Buffers are
+        not synchronized: rules update them jointly, and batch normalization is per process.
         """
         if self.count == 1:
             return module
@@ -57,7 +56,7 @@ class Ranks:
         return DistributedDataParallel(module, device_ids=devices, forward_sync_buffers=False)
 
     def any(self, *flags: bool) -> list[bool]:
-        """Tells, for each flag, whether it is set on any process; all of them must ask."""
+        """Returns for each flag whether it is set on any process; all processes must call this."""
         if self.count == 1:
             return list(flags)
         raised = torch.tensor(flags, dtype=torch.uint8, device=self.device)
@@ -65,36 +64,36 @@ class Ranks:
         return raised.bool().tolist()
 
     def sum(self, values: Tensor) -> Tensor:
-        """Returns the sum over the processes; all of them must ask."""
+        """Returns the sum over the processes; all processes must call this."""
         values = values.clone()
         if self.count > 1:
             dist.all_reduce(values)
         return values
 
     def wait(self) -> None:
-        """Returns when all processes have come here."""
+        """Waits until all processes have called this."""
         if self.count > 1:
             dist.barrier()
 
 
 def accumulating(module: nn.Module) -> AbstractContextManager[None]:
-    """Where gradients are summed without being averaged over the processes yet."""
+    """Returns a context in which gradients are accumulated without synchronization."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 @contextmanager
 def join_ranks(device: torch.device) -> Iterator[Ranks]:
-    """Joins the processes that torchrun has started; without it, this one is the only one.
+    """Joins the processes that torchrun has started; without torchrun there is only this one.
 
     Args:
-        device: Where to compute; each process of a machine takes the GPU of its own number.
+        device: Device to use; with CUDA, each process of a machine takes the GPU of its local rank.
 
     Yields:
         This process, on its device.
 
     Raises:
-        UserError: If there are fewer GPUs than processes, or another process has gone. What goes
-            wrong on a process that is not the first is said with its number.
+        UserError: If there are fewer GPUs than processes, or another process is gone. Messages of
+            processes other than the first start with their number.
     """
     if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
         yield Ranks(device=device)
@@ -105,7 +104,7 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
     except KeyboardInterrupt:
         if ranks.is_first:
             raise
-        sys.exit(INTERRUPTED)  # the first says it
+        sys.exit(INTERRUPTED)  # the first process prints the message
     except (UserError, RuntimeError) as error:
         reason = str(error) if isinstance(error, UserError) else _why_lost(error)
         if reason is None:
@@ -121,8 +120,8 @@ def _join(device: torch.device) -> Ranks:
     local, available = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if local >= available:
         raise UserError(
-            f"process {local} of this machine has no GPU, there are {available}; start fewer "
-            "with --nproc-per-node, or pass --device cpu"
+            f"process {local} of this machine has no GPU, there are only {available}; pass a "
+            "smaller --nproc-per-node, or --device cpu"
         )
     device = torch.device("cuda", local)
     torch.cuda.set_device(device)
@@ -131,11 +130,11 @@ def _join(device: torch.device) -> Ranks:
 
 
 def _why_lost(error: RuntimeError) -> str | None:
-    """What to say where ``error`` is that of a collective in which another process is missing."""
+    """Returns the message if ``error`` means that another process is gone, else None."""
     reason = (str(error) or type(error).__name__).splitlines()[0]
     if not isinstance(error, dist.DistError) and not any(word in reason for word in LOST):
         return None
     return (
-        "another process has gone, see what it said, or was killed; continue with --resume "
+        "another process has gone; see its message, or it was killed; continue with --resume "
         f"({reason})"
     )

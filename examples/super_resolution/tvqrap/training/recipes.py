@@ -1,8 +1,8 @@
-"""How each preset is trained: one recipe for each stage; options of train.py replace single values.
+"""Hyperparameters: one recipe per preset and stage; options of train.py replace single values.
 
 The recipes of ``paper`` are those of Li et al., ICLR 2026, arXiv 2509.23774, and the authors' code,
-but for the perceptual loss: the weights of LPIPS may not be shipped here, so the filter bank of
-vqprior stands in for it.
+except for the perceptual loss: the weights of LPIPS may not be shipped, so ``FilterBankLoss``
+replaces it.
 """
 
 import dataclasses
@@ -15,32 +15,32 @@ STAGES = ("tokenizer", "predictor", "rap")
 
 
 def signed_mse(image: Tensor, target: Tensor) -> Tensor:
-    """The mean squared error of images in [0, 1], as if they were in [-1, 1]."""
+    """Returns the mean squared error of images in [0, 1], scaled as for [-1, 1]."""
     return 4 * F.mse_loss(image, target)
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How one stage is trained.
+    """Hyperparameters of one stage.
 
     Attributes:
-        learning_rate: Of Adam, for the networks and for the discriminator.
-        betas: Of Adam, for the networks.
-        critic_betas: Of Adam, for the discriminator.
-        averaging: Decay of the moving average of the weights, which is what is saved.
-        batch: Samples in a step, of all processes together.
-        crop: Side of a sample in high-resolution pixels.
-        pixel: The loss on pixels of images in [0, 1].
+        learning_rate: Learning rate of Adam, for the networks and the discriminator.
+        betas: Betas of Adam for the networks.
+        critic_betas: Betas of Adam for the discriminator.
+        averaging: Decay of the moving average of the weights, which is saved.
+        batch: Samples per step, of all processes together.
+        crop: Side of a crop in high-resolution pixels.
+        pixel: Pixel loss on images in [0, 1].
         perceptual: Weight of the filter-bank loss.
         adversarial: Weight of the adversarial loss.
         signed: Whether the discriminator sees images in [-1, 1] instead of [0, 1].
-        degradation: How low-resolution images are made, a name in degradations.py.
-        augmentation: How crops are made, a name in data.py.
-        codebook: How codes learn: by ``"rules"``, from a start by k-means, or by ``"gradient"``,
-            from a uniform start.
-        code_weight: Of the code-level loss, beside the loss on the image.
-        code_dropout: Share of samples that are decoded without codes, where the structure does not
-            have to be regressed.
+        degradation: A name in ``DEGRADATIONS`` of degradations/pipeline.py.
+        augmentation: A name in ``AUGMENTATIONS`` of data.py.
+        codebook: How codes learn: by ``"rules"``, initialized by k-means, or by ``"gradient"``,
+            initialized uniformly.
+        code_weight: Weight of the code-level loss in stage 3.
+        code_dropout: Share of samples that are decoded without codes; not used with regressed
+            structure.
     """
 
     learning_rate: float = 4e-4
@@ -63,7 +63,7 @@ class Recipe:
 OURS = {
     "tokenizer": Recipe(),
     "predictor": Recipe(),
-    # The authors keep no code-level loss. It helps: docs/benchmarks/priors.md.
+    # The authors keep no code-level loss; here it helps, see docs/benchmarks/priors.md.
     "rap": Recipe(learning_rate=1e-4, code_weight=0.01),
 }
 
@@ -93,7 +93,7 @@ PAPER_RAP = dataclasses.replace(
 )
 PAPER = {
     "tokenizer": PAPER_TOKENIZER,
-    # The authors go on for 4000 steps with crops of 512 and batches of 4.
+    # The authors continue for 4000 steps with crops of 512 and batches of 4.
     "predictor": dataclasses.replace(
         PAPER_RAP, learning_rate=1e-4, averaging=0.995, batch=32, crop=256, adversarial=0.0
     ),
@@ -105,20 +105,20 @@ RECIPES: dict[str, dict[str, Recipe]] = {"tiny": OURS, "small": OURS, "paper": P
 
 @dataclasses.dataclass(frozen=True)
 class TimedRecipe(Recipe):
-    """How train_all.py trains one stage within its share of the time.
+    """Hyperparameters of one stage of train_all.py.
 
-    The learning rate rises for a moment and then falls to nothing along half a cosine of the time,
-    so that every stage ends annealed however fast the machine is.
+    The learning rate warms up briefly and then falls along half a cosine over the stage's time, so
+    every stage ends annealed on any machine.
 
     Attributes:
-        share: Of the time.
+        share: Share of the total time.
         learned: Weight of the learned perceptual loss; ``perceptual`` is that of the filter bank
-            that stands in for it.
-        adversarial_from: Share of the stage's time after which the discriminator learns. Images
-            have to be good before it can say anything but that they are not.
-        critic_learning_rate: Of the discriminator.
-        true_codes: Share of samples that are decoded with their true codes, in a stage where the
-            decoder learns beside the predictor.
+            used in its place.
+        adversarial_from: Share of the stage's time after which the discriminator learns; before,
+            images are too poor for it to be informative.
+        critic_learning_rate: Learning rate of the discriminator.
+        true_codes: Share of samples that are decoded with their true codes, in the stage that
+            trains the decoder with the predictor.
     """
 
     batch: int = 64
@@ -133,13 +133,13 @@ class TimedRecipe(Recipe):
     true_codes: float = 0.0
 
 
-# The low-resolution images of all stages are those of mixture.py: structure and decoder are
-# frozen after the first, so whatever they should be able to clean has to be seen there.
+# All stages use the degradations of mixture.py: structure and decoder are frozen after the first
+# stage, so they must see every degradation there.
 TIMED: dict[str, TimedRecipe] = {
     "tokenizer": TimedRecipe(share=0.45, adversarial=0.4, adversarial_from=0.5),
     "predictor": TimedRecipe(share=0.13, adversarial=0.0, code_dropout=0.0),
-    # Less adversarial than the first stage and the paper (0.75), since what is decoded is a guess:
-    # with 0.3 clean images had more texture and were further from the original.
+    # Less adversarial than the first stage and the paper (0.75), because predicted codes are a
+    # guess: with 0.3, clean images had more texture and were further from the original.
     "rap": TimedRecipe(
         share=0.12, learning_rate=2e-4, adversarial=0.15, adversarial_from=0.3,
         code_weight=0.01, code_dropout=0.0,

@@ -1,4 +1,4 @@
-"""What a training leaves to look at: ``log.csv``, ``samples/``, ``plot.png``."""
+"""The reports of a training: ``log.csv``, ``samples/``, ``plot.png``."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ Row = dict[str, float]
 
 
 class RunningLog:
-    """Sums what steps gave, on the device, until a row of the log is made of it."""
+    """Accumulates the terms of steps on the device until the next row of the log."""
 
     def __init__(self, codebook_size: int, ranks: Ranks) -> None:
         self.ranks = ranks
@@ -27,7 +27,7 @@ class RunningLog:
         self._clear()
 
     def add(self, outcome: Outcome) -> None:
-        """Counts a step that was applied."""
+        """Adds a step that was applied."""
         for name, term in outcome.terms.items():
             self.sums[name] = self.sums.get(name, 0) + term
         self.norms += outcome.gradient_norm  # the same on all processes already
@@ -36,11 +36,11 @@ class RunningLog:
         self.steps += 1
 
     def skip(self) -> None:
-        """Counts a step that was not."""
+        """Counts a step that was skipped."""
         self.skipped += 1
 
     def close(self) -> Row:
-        """Returns the means over steps and processes, and starts anew; all processes must ask."""
+        """Returns the means over steps and processes, and resets; all processes must call this."""
         row: Row = {}
         if self.steps:
             sums = self.ranks.sum(torch.stack(list(self.sums.values())))
@@ -54,7 +54,7 @@ class RunningLog:
         return row
 
     def state(self) -> dict:
-        """Returns what was summed on all processes, all of which must ask."""
+        """Returns the sums over all processes, which must all call this."""
         sums = self.ranks.sum(torch.stack(list(self.sums.values()))) if self.steps else []
         return {
             "sums": dict(zip(self.sums, sums, strict=True)),
@@ -65,7 +65,7 @@ class RunningLog:
         }
 
     def continue_from(self, state: dict) -> None:
-        """Goes on from such a state, of which the first process takes the sums upon itself."""
+        """Restores a state; the first process takes the sums, the others start from zero."""
         share = int(self.ranks.is_first)
         device = self.ranks.device
         self.sums = {name: share * value.to(device) for name, value in state["sums"].items()}
@@ -82,12 +82,12 @@ class RunningLog:
 
 
 def mean_psnr(image: Tensor, hr: Tensor) -> float:
-    """Mean PSNR of the luma in dB."""
+    """Returns the mean PSNR of luma in dB."""
     return float(psnr(rgb_to_luma(image.clamp(0, 1)), rgb_to_luma(hr)).mean())
 
 
 def write_csv(path: Path, rows: list[Row]) -> None:
-    """Writes rows whose columns may differ."""
+    """Writes rows, whose columns may differ, as CSV."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns)
@@ -98,7 +98,7 @@ def write_csv(path: Path, rows: list[Row]) -> None:
 
 
 def save_samples(path: Path, lr: Tensor, image: Tensor, hr: Tensor) -> None:
-    """Draws bicubic upscaling, result and truth side by side, one sample a row."""
+    """Saves bicubic upscaling, result and original side by side, one sample per row."""
     path.parent.mkdir(exist_ok=True)
     rows = torch.cat([upscale_bicubic(lr), image, hr], dim=3)[:SHOWN]
     pixels = (torch.cat(list(rows), dim=1).clamp(0, 1) * 255).round().byte()
@@ -107,7 +107,7 @@ def save_samples(path: Path, lr: Tensor, image: Tensor, hr: Tensor) -> None:
 
 
 def plot(path: Path, rows: list[Row], bicubic_psnr: float) -> None:
-    """Draws loss, validation PSNR and codebook perplexity over the steps."""
+    """Plots loss, validation PSNR and codebook perplexity over the steps."""
     from matplotlib.figure import Figure  # only here: slow to import
 
     figure = Figure(figsize=(12, 3.5), layout="constrained")

@@ -1,4 +1,4 @@
-"""All stages of train_all.py, one after the other, each from what the one before left."""
+"""The stages of train_all.py, each starting from the result of the previous one."""
 
 import copy
 import csv
@@ -27,25 +27,25 @@ from tvqrap.training.timed import Reporting, Row, TimedTraining
 from tvqrap.training.update import Critic
 
 AHEAD = 8  # batches that a GPU cuts and degrades at once
-START_CROPS = 64  # that k-means starts a new codebook from
+START_CROPS = 64  # crops from which k-means initializes a new codebook
 
 
 @dataclasses.dataclass
 class Surroundings:
-    """What all stages have in common.
+    """The settings that all stages share.
 
     Attributes:
-        out: Where weights and the log go.
-        checkpoints: Where checkpoints go.
-        photos: What is trained on.
+        out: Folder of weights and log.
+        checkpoints: Folder of checkpoints.
+        photos: Photos to train on.
         perceptual: The perceptual loss.
-        learned: Whether it is the learned one.
-        device: Where everything is computed.
-        precision: Of the networks.
-        seed: Starts everything random.
-        seconds: For all stages.
-        resume: Whether to go on from what is there.
-        say: Takes a line for the user.
+        learned: Whether the perceptual loss is the learned one.
+        device: Device to train on.
+        precision: Precision of the networks.
+        seed: Random seed.
+        seconds: Time for all stages.
+        resume: Whether to continue an earlier run.
+        say: Prints a line for the user.
     """
 
     out: Path
@@ -65,10 +65,10 @@ class Sequence:
     """Trains the stages and saves after each.
 
     Args:
-        surroundings: See there.
-        recipes: One for each stage, in order.
-        tokenizer: Where the first stage starts; None for new weights of the preset ``preset``.
-        predictor: Where the second one starts.
+        surroundings: Settings of all stages.
+        recipes: Recipes by stage, in order.
+        tokenizer: Start of the first stage; None for new weights of ``preset``.
+        predictor: Start of the second stage; None for new weights.
         preset: A name in ``PRESETS``.
     """
 
@@ -93,7 +93,7 @@ class Sequence:
             self.rows = list(csv.DictReader(log.read_text().splitlines()))
 
     def run(self) -> Iterator[tuple[str, TextureTokenizer | SuperResolver]]:
-        """Trains; yields the name of each stage and its model when it is finished."""
+        """Trains the stages; yields the name and model of each when it is finished."""
         for number, (name, recipe) in enumerate(self.recipes.items()):
             model = self._finished(name)
             if model is None:
@@ -101,7 +101,7 @@ class Sequence:
             self.tokenizer = model.tokenizer if isinstance(model, SuperResolver) else model
             if isinstance(model, SuperResolver):
                 self.predictor = model.predictor
-            # A copy: what is yielded is kept, and stage after stage trains on.
+            # A copy, because the caller keeps it and the next stage trains the model further.
             yield name, copy.deepcopy(model).eval()
 
     def _train(
@@ -143,7 +143,7 @@ class Sequence:
                 judged_from=judged_from,
             )
 
-        # What the stage before left is an average, which does not learn.
+        # The result of the previous stage is an average, whose parameters are frozen.
         if name == "tokenizer":
             self.tokenizer.requires_grad_(requires_grad=True)
             return TokenizerStage(self.tokenizer, objective, code_dropout=recipe.code_dropout)
@@ -182,18 +182,16 @@ class Sequence:
         path = self.around.checkpoints / f"{name}.checkpoint"
         try:
             save_checkpoint(path, training.parts(), {"--preset": self.preset}, progress)
-        except (UserError, OSError, RuntimeError) as error:  # a full disk, in many words
-            self.around.say(f"no checkpoint, training goes on: {describe(error)}")
+        except (UserError, OSError, RuntimeError) as error:  # for example a full disk
+            self.around.say(f"no checkpoint was saved, training continues: {describe(error)}")
 
     def _finished(self, name: str) -> TextureTokenizer | SuperResolver | None:
-        """The model of a stage that a run before has finished."""
+        """Returns the model of a stage that an earlier run has finished, else None."""
         path = self.around.out / f"{name}.safetensors"
         if not path.exists():
             return None
         if not self.around.resume:
-            raise UserError(
-                f"{path}: is there already; go on with --resume or choose another --out"
-            )
+            raise UserError(f"{path}: exists already; continue with --resume or pass another --out")
         if read_notes(path).get("finished") != "yes":
             return None
         return load_model(path).to(self.around.device)

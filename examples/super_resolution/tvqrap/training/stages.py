@@ -1,7 +1,7 @@
-"""What each of the three stages trains, on which loss.
+"""The three training stages: which networks learn, with which loss.
 
-A stage holds the networks that learn (``trained``) beside those that do not, and turns a batch into
-a ``Step``, by a loss of tvqrap/models/assembly.py. Everything else (optimizer, averaging,
+A stage holds the networks to train (``trained``) and the frozen ones, and computes a ``Step`` from
+a batch with a loss of tvqrap/models/assembly.py. Everything else (optimizer, averaging,
 checkpoints, logs) is the same for all stages: see update.py and trainer.py.
 """
 
@@ -22,17 +22,17 @@ from tvqrap.models.assembly import (
 from vqprior import CodebookEMA, CodebookRevival, initialize_codebooks_
 from vqprior.losses import ReconstructionAwareLoss
 
-# The loss on images is made for the parameter at which an adversarial gradient is balanced.
+# Makes the loss on images for the parameter at which adversarial gradients are balanced.
 MakeObjective = Callable[[nn.Parameter], ReconstructionAwareLoss]
 
 
 class StepRandomness(NamedTuple):
-    """What is random in a step, beside the samples.
+    """The randomness of a step besides its samples.
 
     Attributes:
-        joint: A number in [0, 1) for each sample of the joint batch, ``(batch,)``.
-        own: Where in the joint batch the samples at hand are.
-        generator: For what may differ with the number of processes.
+        joint: One number in [0, 1) per sample of the joint batch, ``(batch,)``.
+        own: Positions of this part's samples in the joint batch.
+        generator: Source of randomness that may differ with the number of processes.
     """
 
     joint: Tensor
@@ -41,10 +41,10 @@ class StepRandomness(NamedTuple):
 
 
 class Stage(nn.Module):
-    """What the stages have in common.
+    """Base class of the stages.
 
-    Whatever in it requires gradients gets one in every step, as ``DistributedDataParallel`` asks.
-    A discriminator is not in it: it has an optimizer of its own.
+    Every parameter that requires a gradient gets one in every step, as ``DistributedDataParallel``
+    requires. A discriminator is not part of a stage: it has its own optimizer.
     """
 
     name: str
@@ -59,29 +59,29 @@ class Stage(nn.Module):
         raise NotImplementedError
 
     def model(self, trained: nn.Module) -> TextureTokenizer | SuperResolver:
-        """Returns what is saved."""
+        """Returns the model to save."""
         raise NotImplementedError
 
     def validate(self, trained: nn.Module, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns images, the indices they used, and the true ones."""
+        """Returns images, their indices, and the true indices."""
         raise NotImplementedError
 
 
 class TokenizerStage(Stage):
-    """Stage 1: reconstruct images from structure and codes.
+    """Stage 1: reconstructs images from structure and codes.
 
-    With structure from the low-resolution image, some samples are decoded without codes
-    (``code_dropout``): the structure then learns to say all it can by itself, and what is left to
-    the codes is a conditional residual.
+    With structure from the low-resolution image, a share of the samples is decoded without codes
+    (``code_dropout``), so that the structure alone predicts as much as possible and the codes hold
+    the residual.
 
     Args:
-        tokenizer: What to train.
+        tokenizer: The tokenizer to train.
         make_objective: Makes the loss on the image.
         codebook: Whether codes learn by ``"rules"`` or by ``"gradient"``.
         code_dropout: Share of samples without codes.
 
     Attributes:
-        starts_from_data: Whether ``start_codes`` is to be called before the first step.
+        starts_from_data: Whether to call ``start_codes`` before the first step.
     """
 
     name = "tokenizer"
@@ -106,7 +106,7 @@ class TokenizerStage(Stage):
 
     @torch.no_grad()
     def start_codes(self, hr: Tensor, lr: Tensor) -> None:
-        """Starts the codebook from what the untrained networks see on all processes."""
+        """Initializes the codebook by k-means on the batches of all processes."""
         texture = self.trained.texture(hr)
         features = self.trained.structure.features(hr, lr, texture)
         structure = self.trained.structure.expand(features)
@@ -120,28 +120,28 @@ class TokenizerStage(Stage):
         kept = randomness.joint >= self.code_dropout
         own = kept[randomness.own.start : randomness.own.stop]
         mask = own[:, None, None].expand(size)
-        # The quantizer averages over samples with codes, of which other processes may have more:
-        # so weighted, the mean over processes is that of the joint batch.
+        # The quantizer averages over samples with codes, whose number differs between processes;
+        # with this weight, the mean over processes is that of the joint batch.
         share = own.float().mean() / kept.float().mean().clamp_min(1 / len(kept))
         return tokenizer_loss(self.trained, hr, lr, self.objective, mask=mask, code_weight=share)
 
     def model(self, trained: nn.Module) -> TextureTokenizer:
-        """Returns what is saved."""
+        """Returns the tokenizer."""
         return trained
 
     @torch.no_grad()
     def validate(self, trained: nn.Module, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns reconstructions, the indices they used, and the true ones."""
+        """Returns reconstructions, their indices, and the true indices (the same)."""
         indices = trained.describe(hr, lr).indices
         return trained(hr, lr).image, indices, indices
 
 
 class PredictorStage(Stage):
-    """Stage 2: predict the true codes (and, for the paper's structure, regress it).
+    """Stage 2: predicts the true codes and, for the paper's structure, regresses it.
 
     Args:
-        tokenizer: The prior, which is frozen.
-        predictor: Where to start; None for an untrained one.
+        tokenizer: The tokenizer, which is frozen.
+        predictor: The predictor to start from; None for a new one.
     """
 
     name = "predictor"
@@ -161,26 +161,26 @@ class PredictorStage(Stage):
         return Step(sum(terms.values()), terms, indices)
 
     def model(self, trained: nn.Module) -> SuperResolver:
-        """Returns what is saved."""
+        """Returns the super-resolver."""
         return SuperResolver(self.tokenizer, trained)
 
     @torch.no_grad()
     def validate(self, trained: nn.Module, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns predicted images, the predicted indices, and the true ones."""
+        """Returns predicted images, predicted indices, and true indices."""
         model = self.model(trained)
         return model(lr), model.indices(lr), self.tokenizer.describe(hr, lr).indices
 
 
 class RapStage(PredictorStage):
-    """Stage 3: reconstruction-aware prediction, the loss is on the image.
+    """Stage 3: reconstruction-aware prediction, with the loss on the decoded image.
 
     Args:
-        tokenizer: The frozen prior.
+        tokenizer: The tokenizer, which is frozen.
         predictor: The predictor of stage 2.
         make_objective: Makes the loss on the image.
-        estimator: How the gradient passes the choice of codes.
-        temperature: Softens (above 1) the distribution in that gradient.
-        code_weight: Weight of the code-level loss that is kept beside; the paper has 0.
+        estimator: Gradient estimator of the choice of codes; see ``select_codes``.
+        temperature: Temperature of the estimator.
+        code_weight: Weight of the code-level loss; the paper has 0.
     """
 
     name = "rap"
@@ -196,7 +196,7 @@ class RapStage(PredictorStage):
         code_weight: float = 0.0,
     ) -> None:
         super().__init__(tokenizer, predictor)
-        # The decoder is frozen: the head of the predictor stands in for its last layer.
+        # The decoder is frozen, so gradients are balanced at the head of the predictor.
         self.objective = make_objective(predictor.head.head.weight)
         self.estimator = estimator
         self.temperature = temperature

@@ -1,20 +1,20 @@
-"""Ends a training between two steps, when somebody asks for it."""
+"""Stops a training between two steps on Ctrl-C or SIGTERM."""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# SIGTERM is what a system that shuts down sends, or torchrun to the processes it has started.
+# SIGTERM is sent by a system that shuts down, and by torchrun to its processes.
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
 def stop_between_steps() -> Iterator[list[bool]]:
-    """Collects Ctrl-C and SIGTERM in a list, so that a step is never torn.
+    """Collects Ctrl-C and SIGTERM in a list, so that steps are never interrupted.
 
-    A second Ctrl-C acts at once. A second SIGTERM does not: schedulers send it to torchrun and to
-    its processes, to which torchrun sends it again.
+    A second Ctrl-C acts at once. A second SIGTERM does not: schedulers send it to torchrun and its
+    processes, and torchrun forwards it.
     """
     asked: list[bool] = []
 
@@ -32,9 +32,9 @@ def stop_between_steps() -> Iterator[list[bool]]:
 
 
 def leave_signals_to_the_trainer(worker: int = 0) -> None:
-    """For a process that reads photos: it ends with the trainer, which may want another batch.
+    """Ignores signals in a process that reads photos, which ends with the trainer.
 
-    A terminal sends Ctrl-C to every process, and torchrun its SIGTERM as well.
+    A terminal sends Ctrl-C to every process, and torchrun sends SIGTERM.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Trains a stage for a given time, on a device that is never made to wait for the program."""
+"""Trains a stage for a given time, without host synchronization in a step."""
 
 import dataclasses
 import math
@@ -17,9 +17,9 @@ from tvqrap.training.update import Critic, detached
 from vqprior.metrics import CodebookUsage
 
 WARM_UP = 0.02  # share of the time in which the learning rate rises
-ALONE = 0.06  # share in which the discriminator learns before it is heard
-JOINING = 0.08  # share in which it becomes as loud as it should
-# The hinge loss of who knows nothing is 1. Somewhat below it the discriminator is believed.
+ALONE = 0.06  # share in which the discriminator learns before its loss is used
+JOINING = 0.08  # share in which the weight of its loss rises
+# A discriminator that knows nothing has hinge loss 1. Below 0.9 its loss counts fully.
 KNOWS_NOTHING, KNOWS_ENOUGH = 1.0, 0.9
 SHOW_SECONDS = 10.0
 SAVE_SECONDS = 60.0
@@ -30,11 +30,11 @@ Row = dict[str, float | str]
 
 @dataclasses.dataclass
 class Reporting:
-    """Where results go.
+    """Callbacks for results.
 
     Attributes:
         row: Takes a row of the log.
-        save: Called at most every minute, and at the end of the stage.
+        save: Called about every minute, and at the end of the stage.
         show: Takes a line for the user.
     """
 
@@ -44,18 +44,19 @@ class Reporting:
 
 
 class TimedTraining:
-    """One stage within its time.
+    """Trains one stage within a given time.
 
     Args:
-        stage: What is trained, on its device.
-        recipe: How.
-        batches: What on, without end.
+        stage: The stage, on its device.
+        recipe: Its hyperparameters.
+        batches: Batches without end.
         critic: The discriminator; None for a stage without one.
-        seconds: How long.
-        precision: Of the networks, ``"bfloat16"`` or ``"float32"``; weights stay float32.
+        seconds: Time to train.
+        precision: Precision of the networks, ``"bfloat16"`` or ``"float32"``; weights stay
+            float32.
 
     Attributes:
-        average: What is saved.
+        average: The averaged weights, which are saved.
         done: Steps so far.
         spent: Seconds of training so far.
     """
@@ -82,13 +83,13 @@ class TimedTraining:
         self.done, self.spent = 0, 0.0
         self.codes_learn = True
         self.usage = CodebookUsage(stage.config.codebook_size).to(self.device)
-        # Which samples have no codes is a matter of their place: the discriminator leaves them out.
+        # Samples without codes are the first of the batch; the discriminator does not see them.
         places = (torch.arange(recipe.batch, device=self.device) + 0.5) / recipe.batch
         self.randomness = StepRandomness(places, range(recipe.batch))
         self._start_row()
 
     def run(self, reporting: Reporting) -> None:
-        """Trains until the time is over."""
+        """Trains until the time is up."""
         started = time.monotonic() - self.spent
         self.usage.reset()
         shown = saved = time.monotonic()
@@ -111,7 +112,7 @@ class TimedTraining:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the time is over."""
+        """Whether the time is up."""
         return self.spent >= self.seconds
 
     def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
@@ -128,7 +129,7 @@ class TimedTraining:
         return parts
 
     def loudness(self, share: float) -> float:
-        """Returns how much of the adversarial loss counts after a share of the time."""
+        """Returns the weight of the adversarial loss after a share of the time."""
         late = (share - self.recipe.adversarial_from - ALONE) / JOINING
         return self.recipe.adversarial * min(max(late, 0.0), 1.0)
 
@@ -155,7 +156,7 @@ class TimedTraining:
         with self._autocast():
             loss = self.critic.discriminator_loss(step.image[first:].detach(), batch.hr[first:])
         loss.backward()
-        # Falling, too: it would run away from images that hardly change any more.
+        # Annealed as well: otherwise it would overtake images that hardly change any more.
         self.critic_optimizer.step(annealed(self.recipe.critic_learning_rate, share))
         self.critic_loss = self.critic_loss.lerp(loss.detach(), 0.02)
         known = (KNOWS_NOTHING - self.critic_loss) / (KNOWS_NOTHING - KNOWS_ENOUGH)
@@ -163,10 +164,10 @@ class TimedTraining:
         return loss.detach()
 
     def _freeze_codes(self) -> None:
-        """Lets structure and decoder alone learn from the discriminator.
+        """Freezes texture encoder and quantizer before the adversarial loss starts.
 
-        A quarrel about the look of images would move the encoder faster than codes can follow:
-        with its first steps nine codes out of ten went out of use.
+        Adversarial gradients would move the encoder faster than the codes can follow: in the first
+        steps nine codes out of ten went out of use.
         """
         if isinstance(self.stage, TokenizerStage) and self.codes_learn:
             self.codes_learn = False
@@ -192,7 +193,7 @@ class TimedTraining:
         self._row_steps, self._row_started = 0, time.monotonic()
 
     def _close_row(self) -> Row:
-        """Returns the means since the last row; the only time that the device is asked."""
+        """Returns the means since the last row; only this reads from the device."""
         row: Row = {"stage": self.stage.name, "step": self.done, "seconds": round(self.spent, 1)}
         if self._sums is not None:
             means = (self._sums / self._row_steps).tolist()
@@ -224,6 +225,6 @@ class TimedTraining:
 
 
 def annealed(peak: float, share: float) -> float:
-    """Returns the learning rate after a share of the time: up for a moment, then a half cosine."""
+    """Returns the learning rate after a share of the time: a short warm-up, then half a cosine."""
     rising = max(min(share / WARM_UP, 1.0), 0.01)
     return peak * rising * max(0.5 * (1 + math.cos(math.pi * share)), 0.01)

@@ -22,23 +22,23 @@ from tvqrap.training.stopping import stop_between_steps
 from tvqrap.training.update import Critic, Update
 
 VALIDATION_CROPS = 16
-START_BATCHES = 8  # that k-means starts the codebook from
+START_BATCHES = 8  # batches from which k-means initializes the codebook
 MOST_SKIPPED = 10  # steps in a row whose gradient is not finite
 
 
 @dataclasses.dataclass
 class Settings:
-    """Where, how long and with what means to train.
+    """Settings of a training besides its recipe.
 
     Attributes:
         out: Folder of this stage.
-        run: The options that say which training this is; a resumed one must have the same.
-        split: How a joint batch is shared out.
-        steps: Stop after so many steps; None for no limit.
-        minutes: Stop after so many minutes of training, resumed ones included; None for no limit.
-        seed: Starts everything random.
-        workers: Processes that read photos, for each process that trains.
-        precision: Of the networks in training, ``"float32"`` or ``"bfloat16"``.
+        run: Options that identify the training; a resumed one must have the same.
+        split: How a joint batch is divided.
+        steps: Number of steps to stop after; None for no limit.
+        minutes: Minutes of training to stop after, resumed ones included; None for no limit.
+        seed: Random seed.
+        workers: Processes that read photos, per training process.
+        precision: Precision of the networks, ``"float32"`` or ``"bfloat16"``.
         report_every: Steps between two rows of the log.
         sample_every: Steps between two images.
         checkpoint_every: Steps between two checkpoints; a multiple of ``report_every``.
@@ -58,19 +58,19 @@ class Settings:
 
 
 class Trainer:
-    """Trains one stage and leaves ``log.csv``, ``samples/``, ``plot.png`` and the weights.
+    """Trains one stage and writes ``log.csv``, ``samples/``, ``plot.png`` and the weights.
 
     A checkpoint holds everything that the next step depends on: weights, their average, optimizer
-    moments, codebook statistics, and the step, from which all that is random follows. Resumed from
-    it, training continues bit for bit; but for rounding on many processes, which may add up in
-    another order, or on another number of them.
+    moments, codebook statistics, and the step number, which determines all randomness. A resumed
+    training continues bit for bit in one process, and up to rounding in several or in another
+    number of them.
 
     Args:
-        stage: What is trained; moved to the device of ``ranks``.
-        data: What on.
-        recipe: How.
-        settings: Where and how long.
-        ranks: This process, and the others.
+        stage: The stage; it is moved to the device of ``ranks``.
+        data: The data.
+        recipe: The hyperparameters.
+        settings: The other settings.
+        ranks: This process.
         critic: The discriminator, for a recipe with an adversarial loss.
     """
 
@@ -99,7 +99,7 @@ class Trainer:
 
     @property
     def checkpoint(self) -> Path:
-        """The file to resume from."""
+        """The checkpoint file."""
         return self.settings.out / "checkpoint.pt"
 
     def run(self) -> None:
@@ -127,7 +127,7 @@ class Trainer:
             while not (interrupted or late or self._is_out_of_steps()):
                 outcome = self.update.compute(parts, self._step_randomness())
                 self.seconds = time.monotonic() - started
-                # The clock of the first process counts.
+                # The first process keeps the time.
                 late = self.ranks.is_first and self._is_late()
                 interrupted, late, bad = self.ranks.any(bool(asked), late, not outcome.is_finite)
                 self.done += 1
@@ -143,7 +143,7 @@ class Trainer:
             self._save_checkpoint()
         if self.ranks.is_first and not interrupted:
             self._save_results()
-        # A process that ends makes torchrun end the others, which may still be writing.
+        # When a process exits, torchrun stops the others, which may still be writing.
         self.ranks.wait()
         if interrupted:
             raise KeyboardInterrupt
@@ -152,10 +152,10 @@ class Trainer:
         """Continues from the checkpoint.
 
         Raises:
-            UserError: If there is none, or it belongs to another training.
+            UserError: If there is no checkpoint, or it belongs to another training.
         """
         progress = load_checkpoint(self.checkpoint, self.update.state_parts(), self.settings.run)
-        # A lower one may be why the training is resumed.
+        # A lower learning rate may be the reason to resume.
         self.update.set_learning_rate(self.recipe.learning_rate)
         self.done, self.seconds = progress["done"], progress["seconds"]
         self.skipped_in_a_row, self.rows = progress["skipped_in_a_row"], progress["rows"]
@@ -163,7 +163,7 @@ class Trainer:
 
     def _start(self) -> None:
         if isinstance(self.stage, TokenizerStage) and self.stage.starts_from_data:
-            # The share of this process in one large batch, whatever the number of processes.
+            # This process's share of one large batch, the same for any number of processes.
             share = START_BATCHES * self.split.batch // self.ranks.count
             first = share * self.ranks.rank - START_BATCHES * self.split.batch
             batch = self.data.training.batch(range(first, first + share)).to(self.ranks.device)
@@ -171,7 +171,7 @@ class Trainer:
         self.update.average.update_parameters(self.stage.trained)
 
     def _step_randomness(self) -> list[StepRandomness]:
-        """What is random in this step, which follows from the seed and the number of the step."""
+        """Returns the randomness of this step, which follows from the seed and the step number."""
         generator = torch.Generator().manual_seed(mixed(self.settings.seed, self.done))
         joint = torch.rand(self.split.batch, generator=generator).to(self.ranks.device)
         return [
@@ -196,7 +196,7 @@ class Trainer:
         return self.settings.minutes is not None and self.seconds >= 60 * self.settings.minutes
 
     def _progress(self) -> int:
-        """In steps, or in seconds where the time is what ends the training."""
+        """Returns the progress in steps, or in seconds if the time is limited."""
         return self.done if self.settings.steps is not None else int(self.seconds)
 
     def _bar(self) -> tqdm:
@@ -238,8 +238,8 @@ class Trainer:
         return self.stage.validate(trained, self.validation.hr, self.validation.lr)
 
     def _bytes_needed(self) -> int:
-        # A checkpoint holds the weights four times: themselves, their average and two moments.
-        # While it is replaced there are two of them; then come the weights that are the result.
+        # A checkpoint holds the weights four times: the weights, their average and two moments.
+        # While it is replaced there are two checkpoints; the final weights come in addition.
         trained = self.stage.trained
         tensors = [*trained.parameters(), *trained.buffers()]
         return 10 * sum(p.numel() * p.element_size() for p in tensors)
@@ -276,5 +276,5 @@ class Trainer:
 
 
 def mixed(*numbers: int) -> int:
-    """A seed that depends on all the numbers."""
+    """Returns a seed that depends on all numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

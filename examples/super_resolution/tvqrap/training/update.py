@@ -1,7 +1,7 @@
-"""One step of everything that learns: networks, codebook, average, discriminator.
+"""One training step of networks, codebook, weight average and discriminator.
 
-It has two halves, ``compute`` and ``apply``, so that all processes can agree in between that what
-was computed may be applied.
+It is split into ``compute`` and ``apply``, so that the processes can agree in between whether to
+apply the gradient.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ from vqprior.nn import PatchDiscriminator
 
 
 class Critic:
-    """A discriminator and how it learns; it sees images in [0, 1], or ``signed`` in [-1, 1].
+    """A discriminator and its optimizer; it sees images in [0, 1], or ``signed`` in [-1, 1].
 
-    Its normalization averages over what one process sees at once, so with an adversarial loss the
-    number of processes is not quite without influence.
+    It normalizes over the images of one process, so with an adversarial loss the number of
+    processes has a small influence.
     """
 
     def __init__(self, ranks: Ranks, recipe: Recipe) -> None:
@@ -39,14 +39,14 @@ class Critic:
         )
 
     def generator_loss(self, image: Tensor) -> Tensor:
-        """What an image loses for being recognized, with a gradient to it alone.
+        """Returns the generator's loss, with a gradient to the image only.
 
-        A plain function for the objective, which therefore has no discriminator in it.
+        The objective gets this method, not the module, so it holds no discriminator parameters.
         """
         return self.loss(self._seen(image))
 
     def discriminator_loss(self, image: Tensor, hr: Tensor) -> Tensor:
-        """What the discriminator loses for not recognizing an image."""
+        """Returns the discriminator's loss for a generated and a real image."""
         return self.loss.discriminator_loss(self._seen(image.float()), self._seen(hr))
 
     def _seen(self, image: Tensor) -> Tensor:
@@ -55,15 +55,15 @@ class Critic:
 
 @dataclasses.dataclass
 class Outcome:
-    """What a joint batch gave on this process.
+    """The result of a joint batch on this process.
 
     Attributes:
         terms: The loss and its terms, means over the parts; detached.
-        indices: The codes of each part.
-        gradient_norm: Of the joint gradient, the same on all processes.
-        is_finite: Whether the gradient, and the loss of this process, are.
-        quantizer_output: Of all parts together, for rules.
-        images: What the discriminator may see, and what it should look like, for each part.
+        indices: Indices of each part.
+        gradient_norm: Norm of the joint gradient, the same on all processes.
+        is_finite: Whether the gradient and this process's loss are finite.
+        quantizer_output: Result of all parts together, for rules.
+        images: Generated and real images of each part, for the discriminator.
     """
 
     terms: dict[str, Tensor]
@@ -75,13 +75,13 @@ class Outcome:
 
 
 class Update:
-    """Trains a stage on joint batches, whatever number of processes and parts they come in.
+    """Trains a stage on joint batches, split into any number of processes and parts.
 
     Args:
-        stage: What is trained, on the device of ``ranks``.
-        recipe: How.
+        stage: The stage, on the device of ``ranks``.
+        recipe: The hyperparameters.
         ranks: This process.
-        split: How a joint batch is shared out.
+        split: How a joint batch is divided.
         critic: The discriminator, if there is one.
         precision: ``"float32"``, or ``"bfloat16"`` for autocast; weights stay float32.
     """
@@ -114,9 +114,9 @@ class Update:
         """Computes the gradient of a joint batch.
 
         Args:
-            batches: The parts of this process, low-resolution images as the stage should see
-                them; as many as ``randomness`` has are taken.
-            randomness: What is random about each part.
+            batches: The parts of this process, with degraded low-resolution images; one is taken
+                per item of ``randomness``.
+            randomness: The randomness of each part.
         """
         self.stage.trained.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -146,7 +146,7 @@ class Update:
         )
 
     def apply(self, outcome: Outcome) -> bool:
-        """Moves what learns; returns whether the discriminator could learn, too."""
+        """Updates the weights; returns False if the discriminator's gradient was not finite."""
         self.optimizer.step()
         for rule in self.stage.rules:
             rule.step(outcome.quantizer_output)
@@ -154,13 +154,13 @@ class Update:
         return self.critic is None or self._teach(self.critic, outcome)
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """Replaces that of the optimizers, which a checkpoint has set to its own."""
+        """Sets the learning rate of the optimizers, which a checkpoint has replaced."""
         for part in self.state_parts().values():
             for group in part.param_groups if isinstance(part, torch.optim.Optimizer) else ():
                 group["lr"] = learning_rate
 
     def state_parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
-        """Returns what the next step depends on, by name; for any number of processes."""
+        """Returns the modules and optimizers of a checkpoint, by name; for any process count."""
         parts = {
             "trained": self.stage.trained,
             "average": self.average,
@@ -189,7 +189,7 @@ class Update:
         return True
 
     def _synchronized(self, module: nn.Module, part: int) -> AbstractContextManager:
-        """Gradients are averaged over the processes with the last part."""
+        """Returns a context in which only the last part averages gradients over processes."""
         return nullcontext() if part == self.split.accumulate - 1 else accumulating(module)
 
     def _autocast(self) -> AbstractContextManager:
@@ -198,7 +198,7 @@ class Update:
         return torch.autocast(self.ranks.device.type, getattr(torch, self.precision))
 
     def _without_graph(self, step: Step) -> Step:
-        """Lets go of everything that only the backward pass needed."""
+        """Drops everything that only the backward pass needed."""
         terms = {"loss": step.loss, **step.terms}
         out = step.quantizer_output if self.stage.rules else None
         return Step(
@@ -210,7 +210,7 @@ class Update:
 
 
 def detached(out: QuantizerOutput) -> QuantizerOutput:
-    """What rules need of a result, without gradients."""
+    """Returns a quantizer output without gradients, as rules need it."""
     selections = tuple(
         dataclasses.replace(s, inputs=s.inputs.detach(), codes=s.codes.detach())
         for s in out.selections
@@ -222,7 +222,7 @@ def detached(out: QuantizerOutput) -> QuantizerOutput:
 
 
 def joined(outputs: list[QuantizerOutput | None]) -> QuantizerOutput | None:
-    """The result that one call with all parts would have had, as far as rules need it."""
+    """Joins the outputs of several parts into one, as far as rules need it."""
     first = outputs[0]
     if first is None or len(outputs) == 1:
         return first
@@ -242,7 +242,7 @@ def joined(outputs: list[QuantizerOutput | None]) -> QuantizerOutput | None:
 
 
 def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """An exponential moving average that at first forgets faster, so as not to keep the start."""
+    """Returns an exponential moving average with a shorter memory at first."""
 
     def average(old: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
         count = torch.as_tensor(count, device=old.device)
