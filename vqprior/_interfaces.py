@@ -260,9 +260,10 @@ class UpdateRule(KeepsDtypes, abc.ABC):
                     f"codebook of this rule's quantizer, got {len(out.selections)}. Pass the "
                     "result of the quantizer that the rule was built on."
                 )
-            for owner, selection in zip(self._owner_of_selection, out.selections, strict=True):
-                if owner is not None:
-                    groups[owner].append(selection)
+        # Codebook by codebook, as in the result of one call on the joint batch.
+        for position, owner in enumerate(self._owner_of_selection):
+            if owner is not None:
+                groups[owner].extend(out.selections[position] for out in outs)
         return groups
 
 

@@ -27,6 +27,7 @@ from vqprior import (
     TextureQuantizer,
     TransformedCodebook,
     VectorQuantizer,
+    default_rules,
 )
 from vqprior.functional import IndexBackpropagation, rotation_trick
 from vqprior.nn import L2Norm, ScaleRefinement
@@ -218,6 +219,7 @@ REPRESENTATIVE = {
 RULES = {
     "ema": lambda quantizer: CodebookEMA(quantizer, decay=0.9),
     "revival": lambda quantizer: CodebookRevival(quantizer, patience=2.0),
+    "default": default_rules,
 }
 
 

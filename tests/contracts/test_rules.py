@@ -6,10 +6,11 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from tests.contracts.factories import every_learned_quantizer, every_rule, state
 from tests.contracts.layouts import draw, exactly
-from vqprior import CodebookEMA
+from vqprior import CodebookEMA, CodebookRevival
 
 
 @every_learned_quantizer
@@ -130,11 +131,28 @@ def test_a_result_of_another_quantizer(make, rule):
         learner.step(out)
 
 
+@every_learned_quantizer
+@every_rule
+def test_micro_batches_are_one_step(make, rule):
+    """The parts of a batch, stepped together, do what the whole batch does."""
+    whole, parts = make().eval(), make().eval()
+    parts.load_state_dict(whole.state_dict())
+    learners = rule(whole), rule(parts)
+    for seed in range(3):
+        x = draw(whole, seed=seed)
+        learners[0].step(whole(x))
+        learners[1].step(*(parts(part) for part in x.split(1)))
+        learners[1].step()  # nothing changes nothing
+    # Sums are those of the same numbers in another order.
+    assert_close(state(parts), state(whole))
+    assert_close(state(learners[1]), state(learners[0]))
+
+
 class Codeless(nn.Module):
     codebooks = ()
 
 
-@every_rule
+@pytest.mark.parametrize("rule", [CodebookEMA, CodebookRevival])
 def test_a_quantizer_without_codebooks(rule):
     message = (
         r"^`quantizer` must have a codebook that can learn, got Codeless without one\. Train it "
