@@ -20,7 +20,7 @@ def test_a_result_prints_on_a_few_lines():
     assert lines[4].startswith("    terms={'commitment': 0.")
     assert lines[5:] == ["    selections=<2 with inputs of (3, 5, 8), (3, 5, 8)>,", ")"]
     assert repr(out.selections[1]) == (
-        "Selection(inputs=float32 (3, 5, 8), codes=float32 (3, 5, 8), indices=int64 (3, 5), "
+        "Selection(inputs=float32 (3, 5, 8), codes=float16 (3, 5, 8), indices=int64 (3, 5), "
         "mask=bool (3, 5))"
     )
 
