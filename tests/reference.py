@@ -1,6 +1,6 @@
-"""The index of the API reference: every public name, linked, with its summary.
+"""Writes the index of the API reference: every public name with a link and its summary.
 
-``python -m tests.reference`` writes ``docs/api/reference.md``; a test holds it to the docstrings.
+Run ``python -m tests.reference`` to update ``docs/api/reference.md``; a test compares the two.
 """
 
 import inspect
@@ -48,7 +48,7 @@ def summary(name: str) -> str:
 
 
 def index() -> str:
-    """Returns what the index has to say."""
+    """Returns the text of the index."""
     sections = [INTRODUCTION]
     for page in pages():
         title = page.read_text().partition("\n")[0].removeprefix("# ")

@@ -1,8 +1,8 @@
-"""The two speeds: `pytest` leaves out what is marked `full`, `pytest -m full` runs just that."""
+"""Which tests are marked `full`: `pytest` skips them, `pytest -m full` runs only them."""
 
 import pytest
 
-# What lies here is `full`, but for files that take less than a second; so is what compiles.
+# Tests here are `full`, except files that take less than a second; so are tests that compile.
 FULL = (
     "distributed",
     "peers",
@@ -16,11 +16,11 @@ COMPILING = ("compiles", "one_graph", "export")
 
 
 def full(*values):
-    """Values of a parameter that the quick run leaves out."""
+    """Marks values of a parameter as `full`."""
     return [pytest.param(value, marks=pytest.mark.full) for value in values]
 
 
 def is_full(path, name):
-    """Whether a test is `full` for its file, relative to ``tests``, or for its name."""
+    """Whether a test is `full` by its path, relative to ``tests``, or its name."""
     lies = any(path == place or path.startswith(f"{place}/") for place in FULL)
     return (lies and path not in QUICK) or any(word in name for word in COMPILING)

@@ -1,4 +1,4 @@
-"""The rules of the house, executed. Edit LAYERS in the same change as ``docs/design.md``."""
+"""Architecture rules as tests: layers and their imports, file sizes, overriding, side effects."""
 
 import ast
 import importlib
@@ -16,8 +16,8 @@ import pytest
 import vqprior
 
 ROOT = Path(vqprior.__file__).parent
-# From the bottom up. Each may import itself and what its set names, nothing else: what is not
-# here yet is a decision to be made, not an oversight to be allowed.
+# From the bottom up. A layer may import only itself and the names in its set; a new dependency is a
+# decision to make here.
 LAYERS = {
     "_distributed": set(),
     "_checks": set(),
@@ -39,7 +39,7 @@ LAYERS = {
         "metrics",
     },
     "predictors": {"_checks", "_interfaces", "functional", "nn"},
-    # Wrappers and rules know interfaces only; a quantizer may name its default codebook.
+    # Wrappers and rules import only interfaces; a quantizer may import its default codebook.
     "quantizers": {
         "_checks",
         "_precision",
@@ -54,12 +54,12 @@ LAYERS = {
     # Readers of checkpoints return whole quantizers.
     "interop": {"_checks", "_interfaces", "functional", "nn", "codebooks", "quantizers"},
 }
-# Folders whose files may not import each other, but what they share in `_shared`.
+# Folders whose files import nothing from each other except from `_shared`.
 INDEPENDENT = {"codebooks", "predictors", "quantizers"}
-# Folders that are public namespaces; the rest are shelves, public as ``vqprior.<Name>``.
+# Folders that are public namespaces; names in the others are public as ``vqprior.<Name>``.
 NAMESPACES = {"functional", "interop", "losses", "metrics", "nn", "testing"}
 EXTERNAL = {"torch", "einops", "numpy", "typing_extensions"}
-# What need not be installed, and the start of the name of every module that may import it.
+# Optional packages, and the prefix of the modules that may import them.
 OPTIONAL = {"triton": "_triton"}
 MAX_LINES = 300
 
@@ -74,7 +74,7 @@ def imports(path):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
-            if node.module == "vqprior":  # `from vqprior import x` names a module or a noun
+            if node.module == "vqprior":  # `from vqprior import x`: a module or a name
                 yield from (f"vqprior.{alias.name}" for alias in node.names)
             else:
                 yield node.module
@@ -103,7 +103,7 @@ def test_module_imports_only_what_its_layer_allows(path):
     for name in imports(path):
         top, _, rest = name.partition(".")
         if top in OPTIONAL:
-            assert path.name.startswith(OPTIONAL[top]), f"{name} need not be installed"
+            assert path.name.startswith(OPTIONAL[top]), f"{name} is optional"
             continue
         if top != "vqprior":
             assert top in EXTERNAL or top in sys.stdlib_module_names, f"undeclared: {name}"
@@ -133,7 +133,7 @@ def test_only_one_door_to_torch_distributed(path):
 def test_module_is_private_and_short(path):
     assert path.name.startswith("_"), "implementation modules start with _"
     lines = path.read_text().splitlines()
-    assert len(lines) <= MAX_LINES, f"{len(lines)} lines: a file is one idea"
+    assert len(lines) <= MAX_LINES, f"{len(lines)} lines: split the file"
 
 
 @pytest.mark.parametrize(
@@ -147,11 +147,11 @@ def test_a_folder_is_a_namespace_or_a_shelf(folder):
     if folder in NAMESPACES:
         assert kinds == {ast.ImportFrom, ast.Assign}, "imports and __all__, no logic"
     else:
-        assert not kinds, "a shelf exports nothing: its nouns are public as vqprior.<Name>"
+        assert not kinds, "this folder exports nothing: its names are public as vqprior.<Name>"
 
 
 def says_one_thing(function):
-    """Whether the body only raises, or returns a constant: a default, nothing to be overridden."""
+    """Whether the body only raises or returns a constant, as a default does."""
     source = textwrap.dedent(inspect.getsource(getattr(function, "fget", function)))
     _, *body = ast.parse(source).body[0].body  # the docstring comes first
     return all(
@@ -162,7 +162,7 @@ def says_one_thing(function):
 
 
 def test_nothing_overrides_a_method_that_does_something():
-    """Wrappers aside, which pass every call on and define what they change."""
+    """Except in wrappers, which forward every call and override what they change."""
     modules = [
         importlib.import_module(".".join(path.relative_to(ROOT.parent).with_suffix("").parts))
         for path in MODULES
@@ -188,7 +188,7 @@ def test_nothing_overrides_a_method_that_does_something():
 
 @every_module
 def test_the_library_does_not_know_its_applications(path):
-    """References may name a task; the library may not."""
+    """Except for References, the library does not name a task."""
     text = re.sub(r"References:\n.*?(?=\n {4}\w+:|\"{3})", "", path.read_text(), flags=re.DOTALL)
     found = re.findall(r"(?i).*super.?resol.*|.*\btvq.?(?:&|and).?rap\b.*", text)
     assert not found, f"name what it does, not who uses it: {found}"
@@ -198,7 +198,7 @@ def test_the_library_does_not_know_its_applications(path):
 def test_import_has_no_side_effects():
     """Importing changes no environment variable, logger, warning filter, default or RNG.
 
-    It does not import what need not be installed, nor a module that does.
+    It imports no optional package, and no module that needs one.
     """
     code = """
 import logging, os, random, sys, warnings

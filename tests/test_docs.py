@@ -11,7 +11,7 @@ import torch
 
 from tests.test_public_api import DEFINITIONS, REPO
 
-# The package is not published with its documentation's build: only what lies in the repository.
+# The copies of the tests in which faults are planted have no README.
 PAGES = [
     page for page in [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))] if page.exists()
 ]
@@ -38,9 +38,9 @@ def test_docstring_examples(name):
 @pytest.mark.parametrize("page", RUN, ids=lambda p: str(p.relative_to(REPO)))
 def test_page_examples(page: Path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # an example may write files
-    module = ModuleType("__main__")  # where `pickle` looks for what a page defines
+    module = ModuleType("__main__")  # where `pickle` looks up the classes of a page
     monkeypatch.setitem(sys.modules, "__main__", module)
-    text, names = page.read_text(), vars(module)  # a page tells one story
+    text, names = page.read_text(), vars(module)  # all blocks share one namespace
     for block in FENCE.finditer(text):
         line = text.count("\n", 0, block.start(1))
         if block[1].startswith(">>>"):

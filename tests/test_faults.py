@@ -11,8 +11,8 @@ import pytest
 from tests.faults import FAULTS
 
 REPO = Path(__file__).parent.parent
-EXIT = 100  # added to the exit code of pytest, since 1 is that of any process that broke
-# What the library and its tests import of others: most of what a run of pytest waits for.
+EXIT = 100  # added to the exit code of pytest, since any broken process exits with 1
+# Third-party imports of the library and its tests, which take most of the time of a run.
 PRELOADED = [
     "torch.testing",
     "torch.export",
@@ -37,7 +37,7 @@ OPTIONS = [
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """The library and its tests, to be broken: each worker has its own."""
+    """A copy of the library and its tests, one per worker, in which faults are planted."""
     folder = tmp_path_factory.mktemp("copy")
     ignore = shutil.ignore_patterns("__pycache__", "examples", "benchmarks", "fixtures")
     for part in ("vqprior", "tests"):
@@ -48,23 +48,23 @@ def copy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def processes():
-    """Forks of a process that has imported what never changes."""
+    """Forks of a process that has already imported the third-party modules."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
 
 
 def run_pytest(folder, arguments):
-    """Runs in a process of its own, which must see the package and tests of ``folder`` alone."""
+    """Runs pytest in a new process, which must import the package and tests of ``folder``."""
     for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "vqprior")]:
         del sys.modules[name]
     sys.path[:] = [
         str(folder),
         *(p for p in sys.path if Path(p).resolve() not in (REPO, Path.cwd())),
     ]
-    sys.dont_write_bytecode = True  # it would outlive the fault
+    sys.dont_write_bytecode = True  # bytecode would outlive the fault
     for name in [name for name in os.environ if name.startswith("PYTEST_")]:
-        del os.environ[name]  # those of a worker of xdist
+        del os.environ[name]  # set for a worker of xdist
     os.chdir(folder)
     log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
@@ -95,7 +95,7 @@ def test_the_suite_notices(copy, processes, name):
         code = exit_code(processes, copy, arguments)
     finally:
         path.write_text(original)
-    # Any other code, for an error at import or for no test at all, proves nothing.
+    # Other exit codes, such as for an import error or no tests, prove nothing.
     assert code == EXIT + pytest.ExitCode.TESTS_FAILED, log(copy)
 
 

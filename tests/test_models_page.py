@@ -1,7 +1,6 @@
-"""The page of published models keeps its promise: a few lines each, from public names alone.
+"""Each published model takes a few lines of public names.
 
-That the code runs, that losses fall and that codes are in use is checked by ``test_docs.py``,
-which executes the page.
+``test_docs.py`` executes the page, which asserts that losses fall and codes are in use.
 """
 
 import ast
@@ -39,7 +38,7 @@ every_model = pytest.mark.parametrize("model", MODELS)
 
 
 def blocks(model):
-    """The assembly, and what trains and checks it."""
+    """Returns the blocks that build the model and those that train and check it."""
     found = [block[1] for block in FENCE.finditer(SECTIONS[model])]
     trains = [re.search(r"(?<!\.)\btrain\(", code) is not None for code in found]
     checks = list(itertools.compress(found, trains))
@@ -47,7 +46,7 @@ def blocks(model):
 
 
 def code_lines(block):
-    """The lines of an assembly, without comments and imports."""
+    """The lines of a block without comments and imports."""
     block = re.sub(r"^(from|import) [^(\n]*(\([^)]*\))?\n", "", block, flags=re.MULTILINE)
     lines = (line.strip() for line in block.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
@@ -63,7 +62,7 @@ def dotted(node):
 
 
 def violations(block):
-    """What in ``block`` is neither a public name of the library nor plain torch."""
+    """Names in ``block`` that are neither public names of the library nor plain torch."""
     known = PUBLIC.keys() | SPACES.keys()
     for node in ast.walk(ast.parse(block)):
         if isinstance(node, ast.Import):

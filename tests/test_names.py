@@ -1,4 +1,4 @@
-"""The table of names of 0.1: where it sends people exists, and what it sends them from is gone."""
+"""The table of names of 0.1: new names exist, old names are gone."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ ROWS = [[re.findall(r"`([\w.]+)`", cell) for cell in row.split(" | ")[:2]]
 
 
 def found(name):
-    """What stands at a dotted name; attributes of instances are looked for on one."""
+    """Looks up a dotted name; instance attributes are looked up on an instance."""
     thing = vqprior
     for part in name.split("."):
         thing = getattr(thing, part, None)

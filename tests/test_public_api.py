@@ -1,4 +1,4 @@
-"""What users may rely on: each name has one public path, is documented and is recorded."""
+"""The public API: each name has one path, is documented, and is listed in ``tests/api.txt``."""
 
 import ast
 import dataclasses
@@ -72,7 +72,7 @@ def test_every_namespace_is_an_attribute_of_the_package():
 
 def test_lists_are_sorted_and_complete():
     for path, space in SPACES.items():
-        # Capitals first, as `ruff` sorts them; nothing public is left out of the list.
+        # Sorted as by `ruff`, capitals first, and complete.
         assert len(space.__all__) == len(set(space.__all__)), path
         for name, value in vars(space).items():
             defined = inspect.isclass(value) or inspect.isfunction(value)
@@ -117,19 +117,19 @@ def test_methods_that_raise_say_so(name):
 
 @every_concrete
 def test_signatures_stay_small(name):
-    """Seven is the contract's ``VectorQuantizer``; nothing may need more."""
+    """Seven arguments are the limit, reached by ``VectorQuantizer``."""
     parameters = inspect.signature(DEFINITIONS[name]).parameters.values()
     assert len(parameters) <= 7
     assert not [p.name for p in parameters if p.kind is p.VAR_KEYWORD]
     switches = [p.name for p in parameters if isinstance(p.default, bool)]
-    assert len(switches) <= 1, f"{switches}: two switches are an object that wants to exist"
+    assert len(switches) <= 1, f"{switches}: replace two switches by an object"
     positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert not [p.name for p in positional if isinstance(p.default, bool)], "name your switches"
 
 
 @every_concrete
 def test_concrete_modules_are_final(name):
-    """To change how one behaves, wrap it."""
+    """Users wrap them instead of deriving from them."""
     thing = DEFINITIONS[name]
     if inspect.isclass(thing) and issubclass(thing, INTERFACES) and name not in MADE_TO_DERIVE_FROM:
         assert getattr(thing, "__final__", False)

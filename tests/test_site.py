@@ -60,7 +60,7 @@ def test_pictures_stand_alone_and_read_in_the_dark(picture: Path):
     assert "prefers-color-scheme: dark" in text
     width = float(root.get("viewBox").split()[2])
     sizes = re.findall(r"font(?:-size)?: ([\d.]+)px", text)
-    # On a phone 330 pixels are left for a picture.
+    # A picture has 330 pixels on a phone.
     assert min(float(size) for size in sizes) * 330 / width >= 10
 
 

@@ -1,4 +1,4 @@
-"""A quantizer of two codebooks, to show that rules keep them apart."""
+"""A quantizer with two codebooks, or one used twice, for tests of rules."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from vqprior import Quantizer, VectorQuantizer
 
 
 class Pair(Quantizer):
-    """Each half of the features has its own quantizer, or both the same one."""
+    """Quantizes two groups of features by two quantizers, or by the same one."""
 
     def __init__(self, first, second):
         super().__init__()

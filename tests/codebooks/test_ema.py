@@ -1,4 +1,4 @@
-"""`CodebookEMA` against the textbook's loop, and where it deviates on purpose."""
+"""`CodebookEMA` against a loop as in the paper, and its documented deviations."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ class Textbook:
                     for m, s in zip(self.mass[j], sums[j], strict=True)
                 ]
                 self.codes[j] = [m / smooth for m in self.mass[j]]
-            else:  # the declared deviation: the code stays, and its mass with it
+            else:  # the documented deviation: the code and its mass stay
                 self.mass[j] = [c * smooth for c in self.codes[j]]
 
 
@@ -61,7 +61,7 @@ def test_matches_the_textbook(decay, eps, n):
         x = torch.randn(n, 2)
         ema.step(quantizer(x))
         textbook.step(x)
-        # A few roundings of float32 a step; relative ones are magnified where a sum cancels.
+        # A few float32 roundings per step; cancellation in a sum magnifies relative errors.
         expected = torch.tensor(textbook.codes)
         assert_close(quantizer.codebook.weight.detach(), expected, rtol=1e-4, atol=1e-5)
     assert_close(ema.counts_0, torch.tensor(textbook.counts))
@@ -87,14 +87,14 @@ def test_codes_settle_on_the_mean_of_what_chose_them():
 
 @pytest.mark.full
 def test_codes_that_nothing_chooses_stay_for_3000_steps():
-    """Their counts vanish; dividing by them would throw the codes away."""
+    """Their counts vanish, so dividing by them would move the codes far away."""
     start = torch.cat([torch.zeros(1, 2), 50 + torch.randn(7, 2)])
     quantizer, ema = make(start, decay=0.99)
     for _ in range(3000):
         ema.step(quantizer(torch.randn(16, 2)))
     assert_close(quantizer.codebook.weight.detach()[1:], start[1:], rtol=0, atol=0)
     assert ema.counts_0[1:].max() < 1e-12
-    ema.step(quantizer(50 + torch.randn(16, 2)))  # and they are ready when they are chosen
+    ema.step(quantizer(50 + torch.randn(16, 2)))  # and they learn again once chosen
     codes = quantizer.codebook.weight.detach()
     assert codes.isfinite().all()
     assert (codes[1:] - 50).abs().max() < 6
@@ -127,7 +127,7 @@ def test_a_loaded_codebook_is_respected():
 @pytest.mark.full
 @pytest.mark.parametrize("low", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_modules_keep_float32_statistics(low):
-    """A step of 1 % of a step of 1 % is below the resolution of both."""
+    """A step of 1 % of 1 % is below the resolution of float16 and bfloat16."""
     quantizer, ema = make(torch.full((1, 1), 64.0), decay=0.99)
     both = nn.ModuleList([quantizer, ema]).to(low)
     for _ in range(500):
@@ -155,7 +155,7 @@ def test_the_codebook_leaves_gradient_training():
 
 
 def test_gradient_accumulation_is_several_steps():
-    """Steps follow calls, so a result may be kept and stepped later."""
+    """Calls change nothing, so a result may be kept and stepped later."""
     start, x = torch.randn(6, 2), torch.randn(2, 30, 2)
     now, now_ema = make(start)
     later, later_ema = make(start)

@@ -1,4 +1,4 @@
-"""`initialize_codebooks_`: from the vectors that reach a codebook, and nothing else changes."""
+"""`initialize_codebooks_` sets codes from the vectors that reach a codebook and nothing else."""
 
 import pytest
 import torch

@@ -64,7 +64,7 @@ def test_the_nearest_and_the_most_parallel_are_the_same_code():
 
 
 class CosineTextbook:
-    """Averages of count and mass as in the Euclidean case; a code is its mean, normalized."""
+    """Count and mass are averaged as for `CodebookEMA`; a code is the normalized mean."""
 
     def __init__(self, codes, decay, eps):
         self.codes = F.normalize(codes.double(), dim=1)
@@ -99,7 +99,7 @@ def test_the_moving_average_is_that_of_the_textbook(decay, eps, unit_inputs):
         x = 3 * torch.randn(60, 3)
         ema.step(quantizer(x))
         textbook.step(F.normalize(x, dim=1) if unit_inputs else x)
-        # A few roundings of float32 a step; relative ones are magnified where a sum cancels.
+        # A few float32 roundings per step; cancellation in a sum magnifies relative errors.
         codes = quantizer.codebooks[0].codes().detach().double()
         assert_close(codes, textbook.codes, rtol=1e-4, atol=1e-5)
         assert_close(ema.codes_0.double(), textbook.means, rtol=1e-4, atol=1e-5)
@@ -107,7 +107,7 @@ def test_the_moving_average_is_that_of_the_textbook(decay, eps, unit_inputs):
 
 
 def test_one_step_by_hand():
-    """Half of the unit code and half of the token; normalized only in the codebook."""
+    """The mean of unit code and token; only the codebook normalizes it."""
     quantizer = make(torch.tensor([[5.0, 0.0], [0.0, -1.0]]))
     ema = CodebookEMA(quantizer, decay=0.5, eps=0.0)
     ema.step(quantizer(torch.tensor([[2.0, 3.0]])))
@@ -118,7 +118,7 @@ def test_one_step_by_hand():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_unchosen_rows_are_not_taken_for_rewritten(dtype):
-    """Normalizing what is normalized may move the last bit; the counts must not notice."""
+    """Normalizing twice may change the last bit, which must not count as a rewrite."""
     start = torch.cat([torch.tensor([[1.0] + [0.0] * 6]), -1 - torch.rand(63, 7)])
     quantizer = make(start.to(dtype))
     ema = CodebookEMA(quantizer, decay=0.5)

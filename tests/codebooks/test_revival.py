@@ -34,7 +34,7 @@ def test_dead_codes_move_onto_tokens_and_live_ones_stay():
 
 @pytest.mark.parametrize("learning", ["ema", "gradient"])
 def test_a_collapsed_codebook_comes_back(learning):
-    """All data chooses one code at the start; at the end nearly all codes are in use."""
+    """All tokens choose one code at the start; nearly all codes are in use at the end."""
     torch.manual_seed(0)
     quantizer = VectorQuantizer(4, 64)
     optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.05)
@@ -84,7 +84,7 @@ def test_an_optimizer_that_has_not_stepped_is_no_obstacle():
 def test_a_window_closes_after_patience_tokens_for_each_code():
     quantizer, revival = make(torch.cat([torch.zeros(1, 2), 100 + torch.randn(4, 2)]), patience=4.0)
     moves = []
-    for _ in range(8):  # five codes times four: every second step of ten tokens
+    for _ in range(8):  # a window is 5 codes * 4 tokens, that is, two steps of ten
         moves.append(moved_rows(quantizer, revival, quantizer(torch.randn(10, 2))).any().item())
     assert moves[:2] == [False, True]
     assert not any(moves[::2])
@@ -136,7 +136,7 @@ def test_churn_dies_out_on_stationary_data(learning):
 @pytest.mark.parametrize("offset", [0.0, 30.0])
 @pytest.mark.parametrize("low", [torch.float32, torch.bfloat16], ids=str)
 def test_data_with_fewer_distinct_points_than_codes_stops_moving(learning, offset, low):
-    """An EMA settles a little beside its tokens, bfloat16 cannot hit them: no reason to move."""
+    """The bias of an EMA and the rounding of bfloat16 must not count as new tokens."""
     torch.manual_seed(0)
     quantizer = VectorQuantizer(4, 128).to(low)
     ema = CodebookEMA(quantizer, decay=0.9) if learning == "ema" else None
@@ -154,7 +154,7 @@ def test_data_with_fewer_distinct_points_than_codes_stops_moving(learning, offse
 
 
 def test_a_large_offset_does_not_hide_errors():
-    """Tokens 1 apart are no duplicates, 1000 away from the origin either."""
+    """Tokens at distance 1 are not duplicates, even 1000 away from the origin."""
     torch.manual_seed(0)
     quantizer, revival = make(1000 + torch.randn(32, 4), patience=4.0)
     quantizer.codebook.weight.data[1:] += 500
@@ -190,7 +190,7 @@ def test_seeds_draw_differently_and_a_seed_always_the_same():
 
 
 def splitmix64(state, count):
-    """Vigna's splitmix64.c, in Python's integers."""
+    """Vigna's splitmix64.c in Python integers."""
     word = (1 << 64) - 1
     for _ in range(count):
         state = (state + 0x9E3779B97F4A7C15) & word
@@ -236,7 +236,7 @@ def test_numbers_are_uniform_and_uncorrelated(seed):
 
 
 def test_every_counted_token_is_equally_likely():
-    """Half of the tokens count; each of them is drawn for 1 in 25 codes."""
+    """Half of 50 tokens are masked; each of the others is drawn for 1 in 25 codes."""
     k = 10_000
     mask = torch.arange(50) % 2 == 0
     inputs = torch.arange(50.0).unsqueeze(1)

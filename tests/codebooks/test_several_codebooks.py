@@ -1,4 +1,4 @@
-"""Rules and the data-dependent start on quantizers of several codebooks, own and shared."""
+"""Rules and `initialize_codebooks_` on quantizers with several or shared codebooks."""
 
 import copy
 
@@ -43,7 +43,7 @@ def test_a_shared_codebook_learns_from_all_its_selections_at_once(rule):
     shared, alone = rule(pair), rule(single)
     assert len(shared.codebooks) == 1
     for _ in range(6):
-        x = torch.randint(-8, 9, (40, 4)) / 4  # sums without rounding, in any order
+        x = torch.randint(-8, 9, (40, 4)) / 4  # sums of quarters do not round, in any order
         shared.step(pair(x))
         alone.step(single(torch.cat([x[:, :2], x[:, 2:]])))
     exactly(state(pair.first), state(single))

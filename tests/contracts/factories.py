@@ -1,4 +1,4 @@
-"""Every quantizer the laws are checked on. Adding a quantizer adds one line to QUANTIZERS."""
+"""The quantizers on which the laws are checked: add a line to QUANTIZERS for a new one."""
 
 from functools import partial
 
@@ -52,7 +52,7 @@ def vq(k=16, d=DIM, **options):
 
 
 def taken_over(quantizer):
-    """The codebook belongs to a rule: no gradient, no codebook term."""
+    """Builds a rule on `quantizer`, so the codebook has no gradient and no codebook term."""
     CodebookEMA(quantizer)
     return quantizer
 
@@ -73,7 +73,7 @@ def projected(quantizer, dim=DIM):
 
 
 def spherical(**options):
-    """Unit vectors against unit codes, as in ViT-VQGAN."""
+    """Compares unit vectors with unit codes, as in ViT-VQGAN."""
     inner = vq(metric="cosine", codebook=NormalizedCodebook(EmbeddingCodebook(16, DIM)), **options)
     return ProjectedQuantizer(inner, L2Norm(), nn.Identity())
 
@@ -95,7 +95,7 @@ def shared_residual():
 
 
 def scaled_fsq(level):
-    """A stage of residual FSQ: finer from stage to stage."""
+    """A stage of residual FSQ; its scale shrinks from stage to stage."""
     return ProjectedQuantizer(FSQ([5] * DIM, symmetric=True), Gain(4.0**level), Gain(4.0**-level))
 
 
@@ -196,7 +196,7 @@ QUANTIZERS = {
     "channels-first-multi-scale": lambda: ChannelsFirst(refined()),
     "texture-multi-scale": lambda: textured(ChannelsFirst(multi_scale()), fuse=Mix()),
 }
-# One of each class, for the quick run: the others differ by options and nesting.
+# One of each class for the quick run; the others differ in options and nesting.
 REPRESENTATIVE = {
     "euclidean",
     "fsq",
@@ -234,7 +234,7 @@ def _parametrized(quantizers):
 
 
 def quantizers_where(*conditions):
-    """The quantizers that a law applies to: a law that cannot apply is not a skipped test."""
+    """Parametrizes by the quantizers that meet all conditions, instead of skipping the others."""
     return _parametrized(
         {name: make for name, make in QUANTIZERS.items() if all(c(make()) for c in conditions)}
     )

@@ -1,4 +1,4 @@
-"""Where features, tokens and spatial dimensions are in the input of a quantizer of the laws."""
+"""Input layouts of the quantizers in `factories`: features, tokens and spatial dimensions."""
 
 import torch
 from torch.nn import functional as F
@@ -30,30 +30,30 @@ def feature_axis(quantizer):
 
 
 def map_size(quantizer):
-    """The spatial size that a quantizer over scales takes; nothing for one of tokens."""
+    """The spatial size that a multi-scale quantizer takes; () for all others."""
     scales = [m.scales for m in quantizer.modules() if isinstance(m, MultiScaleQuantizer)]
     return scales[0][-1] if scales else ()
 
 
 def is_of_tokens(quantizer):
-    """Whether a token has its own indices, whatever stands beside it."""
+    """Whether each token has its own indices, independent of the other tokens."""
     return not map_size(quantizer)
 
 
 def tokens(quantizer, leading=(32,)):
-    """The shape of the tokens of ``draw``, which is that of a mask."""
+    """The shape of the tokens of ``draw``, and of a mask."""
     return (*leading, *map_size(quantizer))
 
 
 def draw(quantizer, leading=(32,), *, dtype=torch.float32, device="cpu", scale=2.0, seed=0):
-    """Random input in the quantizer's layout, drawn on the CPU: the same on every device."""
+    """Random input in the quantizer's layout, drawn on the CPU to be equal on every device."""
     generator = torch.Generator().manual_seed(seed)
     x = scale * torch.randn(*tokens(quantizer, leading), quantizer.dim, generator=generator)
     return arrange(quantizer, x.to(device, dtype))
 
 
 def draw_mask(quantizer, leading=(32,), *, seed=7):
-    """True for two tokens of three; of maps, some whole ones are masked, too."""
+    """True for about 70 % of the tokens; every third map is masked as a whole."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.rand(tokens(quantizer, leading), generator=generator) > 0.3
     if map_size(quantizer):
@@ -77,14 +77,14 @@ def fill(quantizer, x, where, value):
 
 
 def decode(quantizer, indices, dtype):
-    """Decodes for a user of ``dtype``, who holds the structure in it."""
+    """Decodes to ``dtype``, with the structure in this dtype too."""
     if isinstance(quantizer, GivenStructure):
         return quantizer.decode(indices, dtype)
     return quantizer.decode(indices).to(dtype)
 
 
 class GivenStructure(Quantizer):
-    """A ``TextureQuantizer`` whose structure is known, so that it is a ``Quantizer``."""
+    """Makes a ``TextureQuantizer`` a ``Quantizer`` by a fixed structure."""
 
     def __init__(self, texture_quantizer):
         super().__init__()
@@ -114,7 +114,7 @@ class GivenStructure(Quantizer):
         )
 
     def structure(self, shape, like):
-        """The same quarters for every token: exact in every dtype."""
+        """A structure of quarters, equal for every token and exact in every dtype."""
         quarters = (torch.arange(shape[feature_axis(self)], device=like.device) % 3).to(like.dtype)
         quarters = quarters / 4
         if feature_axis(self) == 1:
@@ -123,7 +123,7 @@ class GivenStructure(Quantizer):
 
 
 def before_quantization(quantizer, x):
-    """What comes out if the codes hit exactly: the estimator's gradient is that of this."""
+    """The result if every code equaled its input; the straight-through gradient is that of this."""
     if isinstance(quantizer, GivenStructure):
         texture, structure = quantizer.texture_quantizer, quantizer.structure(x.shape, x)
         return structure + before_quantization(texture.quantizer, texture.fuse(structure, x))
@@ -145,7 +145,7 @@ def before_quantization(quantizer, x):
 
 
 def bounded(x, levels, *, symmetric):
-    """Equation 1 and the appendix of the FSQ paper, and the symmetric form."""
+    """The bounded features of FSQ: equation 1 and appendix of the paper, or the symmetric form."""
     if symmetric:
         return x.tanh()
     half = (levels - 1) * 1.001 / 2

@@ -1,4 +1,4 @@
-"""Modes that watch every operator of a call, the body of the search included."""
+"""Dispatch modes that observe every operator of a call, also inside custom operators."""
 
 from contextlib import ExitStack, contextmanager
 from unittest import mock
@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from vqprior.functional import _index_backpropagation
 
-# Operators that wait for a value of the device, or whose result's size depends on one.
+# Operators that read a value from the device, or whose output size depends on one.
 _SYNCHRONIZING = {
     "_local_scalar_dense",
     "equal",
@@ -24,14 +24,14 @@ _SYNCHRONIZING = {
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the number of entries of the largest result."""
+    """Records the number of entries of the largest result."""
 
     numel = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            # A view shares memory with what was seen already, and may repeat it (`expand`).
+            # A view shares memory that was counted already, and may repeat it (`expand`).
             if isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided:
                 entries = leaf.untyped_storage().nbytes() // leaf.element_size()
                 self.numel = max(self.numel, entries)
@@ -59,7 +59,7 @@ class LargeTensors(TorchDispatchMode):
 
 
 class NoHostSync(TorchDispatchMode):
-    """Fails on the operators that would make the host wait for the device."""
+    """Fails at operators that make the host wait for the device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
@@ -72,7 +72,7 @@ class NoHostSync(TorchDispatchMode):
 
 @contextmanager
 def watching(mode):
-    """Runs as plain operators what is a custom one, since a mode does not see inside."""
+    """Runs custom operators as plain functions, since a mode does not see inside them."""
     with ExitStack() as stack:
         for module, name in [
             (_index_backpropagation, "_sample"),

@@ -1,7 +1,7 @@
 """Law 6: ``torch.compile`` in train and eval, ``torch.export`` in eval, each in one graph.
 
-One of each class, and the options that make another graph; nestings are drawn at random by
-``test_cross_product.py``.
+Covers each class and the options that change its graph; ``test_cross_product.py`` draws nestings at
+random.
 """
 
 import pytest
@@ -13,7 +13,7 @@ from tests.contracts.layouts import draw, draw_mask, exactly
 from tests.contracts.test_cost import train_step
 from tests.contracts.traits import waits_for_nothing
 
-# In training alone: in eval they are those of a representative, or of one another.
+# Only in training: in eval, their graphs equal those of others.
 OF_TRAINING = {"cosine", "rotation", "gumbel", "residual-dropout", "texture-fuse"}
 OTHER_GRAPHS = {"residual-beam", "grouped-mixed", "multi-scale-refine"}
 BOTH = REPRESENTATIVE - {"multi-scale"} | OTHER_GRAPHS  # its graph is part of that with `refine`
@@ -26,7 +26,7 @@ def of(names):
 
 
 def compare(make, training, backend):
-    """A call and its backward pass, compiled and as they are."""
+    """Compares a compiled call and its backward pass with eager ones."""
     torch.compiler.reset()
     results = []
     for compiles in (True, False):
@@ -36,7 +36,7 @@ def compare(make, training, backend):
         x = draw(quantizer).requires_grad_()
         torch.manual_seed(1)
         out = train_step(call, x, draw_mask(quantizer))
-        # A graph returns zeros where eager has no gradient.
+        # A compiled graph returns zeros where eager returns no gradient.
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad
                      for p in quantizer.parameters()]  # fmt: skip
         results.append((out.quantized, out.indices, out.terms, x.grad, gradients))
@@ -53,7 +53,7 @@ def test_compiles_in_one_graph_in_eval(make):
     compare(make, False, "aot_eager")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what it imports
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised by its imports
 @pytest.mark.parametrize("name", ["euclidean", "residual"])
 def test_inductor_computes_the_same(name):
     compare(QUANTIZERS[name], True, "inductor")

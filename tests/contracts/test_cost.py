@@ -24,11 +24,11 @@ def train_step(quantizer, x, mask=None):
 
 
 def widest_token(quantizer):
-    """Numbers for a token that a call may store, whatever the number of codes.
+    """Numbers per token that a call may store, for any number of codes.
 
-    Two more columns than features: statistics append a count, revival an error, for each use of
-    a shared codebook. A beam keeps that many vectors for each of its members. Entropies of ``g``
-    bits take ``2**(g / 2)``.
+    Two more than the features for each use of a shared codebook: statistics append a count,
+    revival an error. A beam stores as many for each of its paths. Entropies of ``g`` bits take
+    ``2**(g / 2)``.
     """
     dims = [quantizer.dim, *(getattr(module, "dim", 0) for module in quantizer.modules())]
     beam = max(getattr(module, "beam_size", 1) for module in quantizer.modules())
@@ -37,7 +37,7 @@ def widest_token(quantizer):
 
 
 def many(quantizer, count=600):
-    """As many tokens of each quantizer, or a few more: leading dimensions, and their number."""
+    """Leading dimensions with at least the wanted number of tokens, and that number."""
     size = math.prod(map_size(quantizer))
     samples = math.ceil(count / size)
     return (samples,), samples * size

@@ -1,7 +1,7 @@
 """The laws over random quantizers: classes x nestings x layouts x dtypes x masks x options.
 
-What the other files of this folder check for a list of quantizers, each law in detail, is checked
-here for combinations that nobody listed. Law 7 needs ranks: see ``tests/distributed``.
+The other files of this folder check each law in detail on listed quantizers; this one checks random
+combinations. For law 7, which needs several ranks, see ``tests/distributed``.
 """
 
 import copy
@@ -58,7 +58,7 @@ def inputs(quantizer, batch, seed, dtype=torch.float32):
 
 
 def close_or_exact(quantizer, actual, expected):
-    """Lookups are exact; a projection is a matrix product, whose order of summation is free."""
+    """Lookups must be exact; the matrix product of a projection may sum in any order."""
     if has(quantizer, ProjectedQuantizer):
         assert_close(actual, expected)
     else:
@@ -287,7 +287,7 @@ def test_assign_of_the_own_choice_is_forward(tree, mask, seed):
     out = quantizer(x, mask)
     again = quantizer.quantize_as(x, out.indices)
     if mask is not None and map_size(quantizer) and not mask.all():
-        return  # which positions a coarse index counted is not in the indices
+        return  # indices do not tell which positions a coarse index averaged
     exactly(again.indices, out.indices)
     exactly(again.quantized, out.quantized)
     exactly(again.terms, out.terms)
@@ -298,7 +298,7 @@ def test_assign_of_the_own_choice_is_forward(tree, mask, seed):
 
 
 def test_the_trees_cover_every_class_and_option():
-    """The strategy is only as good as what it draws."""
+    """Checks that the strategy draws every class and option."""
     seen = set()
 
     @many

@@ -1,4 +1,4 @@
-"""Law 9: wrong input raises, naming the argument, what it must be, and what arrived."""
+"""Law 9: wrong input raises an error that names the argument, the requirement and the value."""
 
 import itertools
 import re
@@ -69,7 +69,7 @@ def test_indices_that_are_not_integers(make):
 def test_indices_that_name_no_code(make):
     quantizer = make()
     x = draw(quantizer)
-    size = quantizer.codebook_sizes[-1]  # of the last index: those before may be smaller
+    size = quantizer.codebook_sizes[-1]  # only of the last index: earlier codebooks may be smaller
     for bad in (size, -2):
         indices = quantizer.encode(x)
         indices[..., -1] = bad

@@ -1,4 +1,4 @@
-"""Law 3: the estimator's gradient, the identity by default, and live losses."""
+"""Law 3: gradients of the estimator, the identity by default, and of all losses."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ from vqprior.functional import (
 
 
 def has_term(name, *, of_one_table=False):
-    """Those with a term; and no more than one codebook, a table, in the space of the input."""
+    """Quantizers with this loss term; if asked, with one codebook only, in the input's space."""
 
     def applies(quantizer):
         tables = [isinstance(codebook, EmbeddingCodebook) for codebook in quantizer.codebooks]
@@ -77,7 +77,7 @@ def test_commitment_pulls_toward_the_code_that_was_chosen(make):
     (selection,) = out.selections
     difference = (selection.inputs - selection.codes).detach()
     (gain,) = torch.autograd.grad(before_quantization(quantizer, x).sum(), x)
-    # 0.25 times the derivative of a mean of squares, through whatever precedes the codebook.
+    # 0.25 times the derivative of a mean square, through the modules before the codebook.
     expected = 0.25 * 2 * arrange(quantizer, difference) / difference.numel() * gain
     assert_close(torch.autograd.grad(out.loss, x)[0], expected)
 
@@ -101,7 +101,7 @@ def test_a_term_exists_only_if_it_can_act(make):
 
 
 def learns_by_gradient(quantizer):
-    """Parameters that need a gradient have a loss, unless its weight was set to 0."""
+    """Whether every trainable parameter has a loss, that is, no weight was set to 0."""
     weights = [m.codebook_weight for m in quantizer.modules() if isinstance(m, VectorQuantizer)]
     return 0.0 not in weights and any(p.requires_grad for p in quantizer.parameters())
 
@@ -121,14 +121,14 @@ def test_one_step_reaches_every_parameter_whether_or_not_the_input_has_a_gradien
 
 
 def every_loss(out):
-    """Of a result, everything that has a gradient."""
+    """Everything in a result that has a gradient."""
     losses = [commitment_loss, symmetric_vq_loss, gram_loss] if out.selections else []
     return out.loss + out.quantized.square().sum() + sum(loss(out) for loss in losses)
 
 
 @quantizers_where(lambda q: not has(q, TransformedCodebook))
 def test_gradients_are_those_of_the_codebook_that_the_call_used(make):
-    """Codes that move between the call and the backward pass do not change the gradients."""
+    """Moving codes between the call and the backward pass does not change the gradients."""
     quantizer, moving = make(), make()
     moving.load_state_dict(quantizer.state_dict())
     gradients = []
@@ -162,7 +162,7 @@ def gradient_or_refusal(loss, x):
 @pytest.mark.parametrize("metric", ["euclidean", "cosine", "dot"])
 @pytest.mark.parametrize("loss", ON_DISTANCES.values(), ids=ON_DISTANCES.keys())
 def test_losses_on_distances_are_never_silently_those_of_other_codes(loss, metric):
-    """Autograd refuses where a product kept the codes as they are and a rule moved them since."""
+    """Autograd raises if a matrix product saved the codes and a rule moved them since."""
     found = []
     for step in (False, True):
         torch.manual_seed(3)

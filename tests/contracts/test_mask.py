@@ -28,7 +28,7 @@ GARBAGE = (*BROKEN, 1e38, 0.0)
 
 
 def result(quantizer, x, mask):
-    """The result of one call, and the gradients of all it holds but the masked tokens."""
+    """The result of one call, and its gradients without those of masked tokens."""
     quantizer.zero_grad()
     x = x.clone().requires_grad_()
     out = quantizer(x, mask)
@@ -68,7 +68,7 @@ def test_a_broken_token_keeps_no_index_that_it_is_given(make):
 
 @quantizers_where(skips_what_is_not_finite)
 def test_a_token_with_one_non_finite_feature_is_masked(make):
-    """For losses, and for the selections that rules and starts learn from."""
+    """In losses, and in the selections that rules and initialization use."""
     quantizer = make().eval()
     x, mask = draw(quantizer), draw_mask(quantizer)
     expected = quantizer(x, mask)
@@ -122,7 +122,7 @@ def test_an_all_true_mask_is_no_mask(make):
 
 
 def without_a_token(quantizer):
-    """Batches and masks by which nothing counts."""
+    """Batches and masks without a token that counts."""
     x = draw(quantizer)
     yield x, torch.zeros(tokens(quantizer)) > 0
     yield draw(quantizer, (0,)), None

@@ -21,9 +21,9 @@ LOW = (torch.float16, torch.bfloat16)
 
 
 def searches_one_by_one(quantizer):
-    """Each codebook is searched for the nearest code: in no beam, and nothing projected in front.
+    """Whether each codebook is searched alone (no beam), for the input itself (no projection).
 
-    After a projection to a few features, an offset is not that of the input.
+    A projection to a few features changes the offset of the input.
     """
     widths = [getattr(module, "beam_size", 1) for module in quantizer.modules()]
     metrics = {m.metric for m in quantizer.modules() if isinstance(m, VectorQuantizer)}
@@ -48,7 +48,7 @@ def check_against_float64(quantizer, x):
             scores = -inputs @ codes.T
             scale = inputs.norm(dim=1) * codes.norm(dim=1).max()
         chosen = scores.gather(1, selection.indices.reshape(-1, 1)).squeeze(1)
-        # A product of length 4 and the sum of two terms, with every rounding the same way.
+        # A product of length 4 and a sum of two terms, if every rounding has the same sign.
         assert (chosen - scores.amin(dim=1) <= 8 * torch.finfo(torch.float32).eps * scale).all()
 
 

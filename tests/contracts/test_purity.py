@@ -14,7 +14,7 @@ every_mode = pytest.mark.parametrize("training", [True, False], ids=["train", "e
 
 
 def calls(quantizer):
-    """Every call that takes features or indices."""
+    """All methods that take features or indices."""
     x, mask = draw(quantizer), draw_mask(quantizer)
     indices = quantizer.encode(x)
     yield lambda: quantizer.encode(x, mask)
@@ -36,7 +36,7 @@ def test_no_call_changes_state(make, training):
     for call in calls(quantizer):
         call()
         exactly(state(quantizer), before)
-        # In-place writes of the same value break a later backward pass too.
+        # Writing the same value in place also breaks a later backward pass.
         assert [p._version for p in quantizer.parameters()] == versions
 
 

@@ -1,4 +1,4 @@
-"""The laws of ``UpdateRule``, for every rule and every quantizer (masks and state apart)."""
+"""The laws of ``UpdateRule`` for every rule and quantizer; masks and state are in other files."""
 
 import dataclasses
 import re
@@ -63,7 +63,7 @@ def test_statistics_are_float32_whatever_the_default_dtype(make, rule):
 
 
 def innermost(quantizer):
-    """What the wrappers of one quantizer are around, as long as the selections are the same."""
+    """Removes wrappers around a quantizer that do not change its selections."""
     quantizer = getattr(quantizer, "texture_quantizer", quantizer)
     while hasattr(quantizer, "quantizer"):
         if len(quantizer.quantizer.codebooks) < len(quantizer.codebooks):
@@ -100,7 +100,7 @@ def test_autocast_changes_nothing_that_is_learned(make, rule):
 
 @every_learned_quantizer
 def test_codes_that_were_set_stay_set(make):
-    """A moving average goes on from them as a fresh one would."""
+    """A moving average continues from codes set by others as a new one would."""
     old, fresh = make().eval(), make().eval()
     fresh.load_state_dict(old.state_dict())
     rule = CodebookEMA(old, decay=0.9)

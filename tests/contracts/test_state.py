@@ -1,4 +1,4 @@
-"""Law 8: a state loaded strictly into fresh modules continues bit for bit; copies are whole."""
+"""Law 8: a state loaded strictly into fresh modules continues bit for bit; copies are complete."""
 
 import copy
 import io
@@ -54,7 +54,7 @@ def test_training_continues_bit_for_bit(make, ema):
     file = io.BytesIO()
     torch.save([part.state_dict() for part in first.parts()], file)
     file.seek(0)
-    rng = torch.get_rng_state()  # dropout and sampling draw from it, as those of torch do
+    rng = torch.get_rng_state()  # dropout and sampling draw from torch's generator
     second = Training(make(), ema=ema)
     for part, saved in zip(second.parts(), torch.load(file, weights_only=True), strict=True):
         part.load_state_dict(saved)
@@ -84,7 +84,7 @@ def test_a_copy_gives_the_same(make):
 
 @every_learned_quantizer
 def test_a_copy_learns_by_itself(make):
-    """Rules that are copied with their quantizer act on the copy and leave the original."""
+    """Rules copied with their quantizer update the copy, not the original."""
     quantizer = make()
     original = nn.ModuleList([quantizer, CodebookEMA(quantizer), CodebookRevival(quantizer)])
     before = state(original)

@@ -1,4 +1,4 @@
-"""Law 1: what decodes is what came out, in any layout of batch dimensions."""
+"""Law 1: ``decode`` of the indices equals ``quantized``, for any batch dimensions."""
 
 import math
 
@@ -27,7 +27,7 @@ from vqprior.nn import ScaleRefinement
 
 
 def positions(quantizer):
-    """What stands for the tokens in the shape of the indices: nothing, or those of all scales."""
+    """The dimension that all scales add to the shape of the indices; [] without scales."""
     scales = [m.scales for m in quantizer.modules() if isinstance(m, MultiScaleQuantizer)]
     return [sum(math.prod(scale) for scale in scales[0])] if scales else []
 
@@ -38,13 +38,13 @@ def test_decode_returns_what_forward_returned(make, device, dtype, cast):
     quantizer = make().to(device)
     quantizer = quantizer.to(dtype) if cast else quantizer
     x = draw(quantizer, (8, 5), dtype=dtype, device=device)
-    features_last(quantizer, x)[0, 0] = 0.0  # without a direction
+    features_last(quantizer, x)[0, 0] = 0.0  # has no direction
     for mask in (None, draw_mask(quantizer, (8, 5)).to(device)):
         out = quantizer.eval()(x, mask)
         exactly(decode(quantizer, out.indices, dtype), out.quantized)
         exactly(quantizer.encode(x, mask), out.indices)
         exactly(quantizer.quantize_as(x, out.indices).quantized, out.quantized)
-        if is_pure(quantizer.train()):  # or codes would have moved since
+        if is_pure(quantizer.train()):  # otherwise codes have moved since
             out = quantizer(x, mask)
             exactly(decode(quantizer, out.indices, dtype), out.quantized)
 
@@ -150,7 +150,7 @@ def test_sizes_are_declared_consistently(make):
 
 @quantizers_where(ranks_codes)
 def test_logits_score_every_index(make):
-    """Left to themselves, they follow the choice of each stage, which is not that of a beam."""
+    """Without ``indices``, logits follow the greedy choice of each stage, unlike a beam search."""
     quantizer = make().eval()
     x = draw(quantizer)
     indices = quantizer.encode(x)

@@ -1,4 +1,4 @@
-"""What a law asks of a quantizer before it applies to it."""
+"""Conditions under which a law applies to a quantizer."""
 
 from tests.contracts.layouts import has
 from vqprior import (
@@ -17,7 +17,7 @@ def learned_by_rules(quantizer):
 
 
 def ranks_codes(quantizer):
-    """Whether every index is one of an explicit codebook: ``logits`` exist."""
+    """Whether every index belongs to an explicit codebook, so that ``logits`` exist."""
     return bool(quantizer.codebooks) and not has(quantizer, (BSQ, FSQ, LFQ))
 
 
@@ -32,7 +32,7 @@ def estimates_straight_through(quantizer):
 
 
 def draws_in_training(quantizer):
-    """Dropout and sampling, which training mode alone has."""
+    """Whether it has dropout or sampling, which act only in training mode."""
     options = [
         (getattr(m, "dropout", 0.0), getattr(getattr(m, "estimator", None), "estimator", ""))
         for m in quantizer.modules()
@@ -45,12 +45,12 @@ def is_deterministic(quantizer):
 
 
 def is_pure(quantizer):
-    """``SelfUpdating`` in training is the declared exception to purity."""
+    """Whether law 2 holds; ``SelfUpdating`` in training is the documented exception."""
     return not (quantizer.training and has(quantizer, SelfUpdating))
 
 
 def waits_for_nothing(quantizer):
-    """``RequireFinite`` reads a number back: the declared exception to law 6."""
+    """Whether law 6 holds; ``RequireFinite`` reads a number back, the documented exception."""
     return not has(quantizer, RequireFinite)
 
 

@@ -1,6 +1,6 @@
-"""Random quantizers: every class, nested as deep as the strategy goes, as a tree of words.
+"""Random quantizers of every class and nesting, described by trees of plain data.
 
-A tree is plain data, so that hypothesis can shrink it and print it; ``build`` makes the quantizer.
+Hypothesis can shrink and print a tree; ``build`` makes its quantizer.
 """
 
 from functools import partial
@@ -70,13 +70,13 @@ def leaves(dim):
         ),
         st.tuples(st.just("random-projection"), st.just(dim), st.integers(1, dim)),
     ]
-    # Plain ones twice: they have the most options.
+    # Plain quantizers twice, since they have the most options.
     return st.one_of(plain(dim), *kinds)
 
 
 @st.composite
 def has_index_per_token(draw, dim, depth):
-    """A quantizer that gives each token its own indices."""
+    """Draws a quantizer that gives each token its own indices."""
     kind = draw(
         st.sampled_from(["leaf", "residual", "beam", "grouped", "projected", "self-updating"])
         if depth
@@ -104,7 +104,7 @@ def has_index_per_token(draw, dim, depth):
 
 @st.composite
 def trees(draw, depth=2):
-    """A quantizer of tokens or of maps, with features last or first."""
+    """Draws a quantizer of tokens or maps, with features last or first."""
     dim = draw(st.integers(1, 4))
     tree = draw(has_index_per_token(dim, depth))
     if draw(st.booleans()):
@@ -118,7 +118,7 @@ def trees(draw, depth=2):
 
 
 def build(tree):
-    """The quantizer of a tree; one whose codes rules cannot set is not wrapped in rules."""
+    """Builds the quantizer of a tree; without rules if its codes cannot be set."""
     name, *rest = tree
     return BUILDERS[name](*rest)
 

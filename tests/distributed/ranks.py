@@ -1,9 +1,9 @@
-"""Runs checks on several gloo ranks, and never waits for ever.
+"""Runs checks on several gloo ranks, with a time limit.
 
-A check is a generator. What stands before its ``yield`` runs before there is a process group, so
-references of one process with the joint batch are computed there; what stands after it runs on
-all ranks; what stands after a second one, when the group has ended. One spawn runs all checks of a
-file.
+A check is a generator. The code before its first ``yield`` runs without a process group, to compute
+the reference of one process with the joint batch; the code after it runs on all ranks in a group;
+the code after a second ``yield`` runs when the group has ended. All checks of a file run in one
+spawn.
 """
 
 import datetime
@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 from vqprior import CodebookEMA, CodebookRevival, _distributed
 
-WAIT = 30  # seconds for a collective before gloo gives it up
+WAIT = 30  # seconds until gloo gives up a collective
 LIMIT = 240  # seconds for all checks of a file
 
 
@@ -31,9 +31,9 @@ def same_on_all_ranks(tensor):
 
 
 def draw(count, shape, generator, *, valid=True):
-    """Quarters, ``(count, *shape)``, and a mask of all but the last dimension.
+    """Random quarters ``(count, *shape)`` and a mask over all dimensions but the last.
 
-    Sums of quarters have no rounding, so the order of summation does not matter.
+    Sums of quarters do not round, so the order of summation does not matter.
     """
     x = torch.randint(-12, 13, (count, *shape), generator=generator) / 4
     mask = torch.rand(count, *shape[:-1], generator=generator) > 0.2
@@ -41,12 +41,12 @@ def draw(count, shape, generator, *, valid=True):
 
 
 def batches(*shape, world):
-    """For each step, what each rank gets, ``(x, mask)``: unequal sizes, ranks without a token."""
+    """``(x, mask)`` for each step and rank: of unequal sizes, some without a valid token."""
     generator = torch.Generator().manual_seed(0)
     sizes = [
         [5, 12, 3, 8],
         [9, 4, 1, 1],
-        [-7, 6, 5, -2],  # nothing counts where negative
+        [-7, 6, 5, -2],  # negative: all tokens are masked
         [8, 0, 0, 7],
         [0, 0, 0, 0],
         [-3, -2, 0, -1],
@@ -59,7 +59,7 @@ def batches(*shape, world):
 
 
 def joint(parts):
-    """The batch of one process: those of all ranks in order."""
+    """Joins the batches of all ranks in order: the batch of one process."""
     return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
 
@@ -77,16 +77,16 @@ def revival(quantizer):
 
 
 def collected(checks, request):
-    """Those checks of a file that this run of pytest selected, by their parameter `name`."""
+    """The checks of a file that pytest selected, by their parameter `name`."""
     tests = [item for item in request.session.items if item.path == request.path]
     names = {test.callspec.params["name"] for test in tests if hasattr(test, "callspec")}
     return {name: check for name, check in checks.items() if name in names}
 
 
 def run(checks, world, folder, *, limit=LIMIT):
-    """Runs the checks; returns, for each rank, what each left: nothing, or a traceback.
+    """Runs the checks and returns, per rank, an empty string or a traceback for each check.
 
-    Ranks that have not ended after ``limit`` seconds report where they stood, and are killed.
+    Ranks still running after ``limit`` seconds report their stack and are killed.
     """
     torch.multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
     context = torch.multiprocessing.start_processes(
@@ -94,9 +94,9 @@ def run(checks, world, folder, *, limit=LIMIT):
         args=(checks, world, folder, limit),
         nprocs=world,
         join=False,
-        start_method="forkserver",  # imports what a rank needs once
+        start_method="forkserver",  # imports the modules only once
     )
-    crash, deadline = "", time.monotonic() + limit + 60  # ranks start late and say where they are
+    crash, deadline = "", time.monotonic() + limit + 60  # ranks start later and need time to report
     stacks = [folder / f"{rank}.stack" for rank in range(world)]
     try:
         while not context.join(timeout=1):
@@ -105,7 +105,7 @@ def run(checks, world, folder, *, limit=LIMIT):
             if not silent or time.monotonic() > deadline:
                 crash = f"no end after {limit} seconds"
                 break
-    except Exception:  # one failed check can put ranks out of step and abort the others
+    except Exception:  # a failed check can desynchronize ranks and abort later checks
         crash = traceback.format_exc()
     for process in context.processes:
         if process.is_alive():

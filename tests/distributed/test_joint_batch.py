@@ -1,4 +1,4 @@
-"""Law 7 for quantizers of several codebooks, losses and meters: ranks are one process."""
+"""Law 7 for nested quantizers, losses and metrics: ranks behave as one process."""
 
 import dataclasses
 
@@ -52,7 +52,7 @@ def vq(dim=3, **options):
 
 
 def projected():
-    """Into another space by whole numbers, which do not round."""
+    """A projection with integer weights, which do not round."""
     quantizer = ProjectedQuantizer(vq(2), nn.Linear(3, 2), nn.Linear(2, 3))
     with torch.no_grad():
         quantizer.down.weight.copy_(torch.tensor([[1.0, -2.0, 0.0], [3.0, 1.0, 1.0]]))
@@ -64,10 +64,10 @@ def normalized(**options):
     return vq(codebook=NormalizedCodebook(EmbeddingCodebook(8, 3)), **options)
 
 
-# For each quantizer, the shape of a sample, and whether all sums over tokens are of quarters. If
-# they are not, because a codebook sees what codes left over, ranks sum in another order than one
-# process: at most 100 numbers below 20 then differ by 100 * 20 * 2**-24, about 1e-4, and a mean
-# over no fewer tokens by a tenth of that.
+# For each quantizer, the shape of a sample, and whether all sums over tokens are exact sums of
+# quarters. If not (a codebook sees residuals), ranks round in another order than one process: sums
+# of at most 100 numbers below 20 then differ by up to 100 * 20 * 2**-24, about 1e-4, and means by
+# about a tenth of that.
 QUANTIZERS = {
     "plain": (lambda: vq(), (3,), True),
     "grouped": (lambda: GroupedQuantizer([vq(2), vq(3)]), (5,), True),
@@ -121,7 +121,7 @@ def learn_as_one(make, rules_of, shape, exact, *, before_the_group, world):
 
 
 class LearnsAsOne:
-    """A check for each quantizer, each set of rules and each order: a class, to be picklable."""
+    """A check for one quantizer, set of rules and order; a class, so that it can be pickled."""
 
     def __init__(self, quantizer, rules, before_the_group):
         self.quantizer, self.rules, self.before_the_group = quantizer, rules, before_the_group
@@ -153,7 +153,7 @@ def binary_quantizers():
 
 @check
 def binary_losses_are_those_of_the_joint_batch(rank, world):
-    """With gradients averaged over ranks: entropies for any split, the mean of squares for
+    """With gradients averaged over ranks. Entropies are joint for any split, the mean square for
     equal numbers of tokens."""
     weight = seeded(lambda: torch.randn(3, 3, dtype=torch.float64)).requires_grad_()
     generator = torch.Generator().manual_seed(1)
@@ -208,7 +208,7 @@ def usage_is_that_of_all_ranks(rank, world):
 
 @check
 def frechet_distance_is_that_of_all_ranks(rank, world):
-    """For means of their own on every rank, which is where covariances differ from those of one."""
+    """Ranks have different means, so that their covariances differ from the joint one."""
     steps = [
         [(x[mask] + 100 * r, x[~mask] - 10 * r) for r, (x, mask) in enumerate(parts)]
         for parts in batches(3, world=world)
@@ -220,7 +220,7 @@ def frechet_distance_is_that_of_all_ranks(rank, world):
     yield
     for parts in steps:
         mine.update(*parts[rank])
-        if rank == world - 1:  # the others have seen nothing, and take part in the sums
+        if rank == world - 1:  # the other ranks have seen nothing, but take part in the sums
             lopsided.update(*joint(parts))
     valid = state(mine)
     for _ in range(2):
@@ -238,7 +238,7 @@ def frechet_distance_is_that_of_all_ranks(rank, world):
 
 
 def accumulate(parts, steps, select, average):
-    """Two micro-batches for each step of the optimizer; rules step after every micro-batch."""
+    """Accumulates two micro-batches per optimizer step; rules step after every micro-batch."""
     encoder, quantizer, rules, optimizer = parts
     for micro_batches in steps:
         for micro_batch in micro_batches:

@@ -1,4 +1,4 @@
-"""Without a process group, the door to torch.distributed is the identity of one process."""
+"""Without a process group, the functions of `_distributed` act as for one process."""
 
 import torch
 from torch.testing import assert_close

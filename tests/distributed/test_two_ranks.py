@@ -1,7 +1,7 @@
 """Law 7: two ranks behave as one process with the joint batch.
 
-Every module is built before there is a process group, and so is the reference, one process with the
-joint batch.
+Modules are built before the process group exists. The reference, one process with the joint batch,
+also runs before.
 """
 
 import dataclasses
@@ -256,7 +256,7 @@ def image_metrics_average_over_the_images_of_all_ranks(rank, world):
     for _, uneven, lopsided in cases:
         part = slice(0, 1) if rank == 0 else slice(1, 5)
         uneven.update(images[part], targets[part])
-        if rank == 1:  # rank 0 has seen nothing, and takes part in the sum
+        if rank == 1:  # rank 0 has seen nothing, but takes part in the sum
             lopsided.update(images, targets)
         assert uneven.compute() == pytest.approx(lopsided.compute(), rel=1e-12)
     expected = torch.tensor([value for value, _, _ in cases])  # those of rank 0's own images
@@ -271,7 +271,7 @@ def adaptive_weight_is_the_same_on_all_ranks(rank, world):
     reconstruction = (parameter * torch.tensor([1.0, 2.0, 3.0]) * (rank + 1)).sum()
     adversarial = (parameter * torch.tensor([2.0, 0.0, 1.0]) * (2 * rank + 1)).sum()
     weight = adaptive_weight(reconstruction, adversarial, parameter, eps=1e-8)
-    # Squared lengths of the gradients: 14 and 56, 5 and 45; averaged, 35 and 25.
+    # Squared gradient norms per rank: 14 and 56, 5 and 45; their means are 35 and 25.
     assert_close(weight, torch.tensor(35**0.5 / 5))
     same_on_all_ranks(weight)
 
@@ -334,7 +334,7 @@ def a_call_on_one_rank_alone_waits_for_nobody(rank, world):
 
 @check
 def modules_survive_the_end_of_the_group(rank, world):
-    """A rule that learned in a group goes on without one."""
+    """A rule used in a group continues without one."""
     quantizer = VectorQuantizer(3, 8)
     rule = CodebookEMA(quantizer)
     for _ in range(2):
@@ -346,7 +346,7 @@ def modules_survive_the_end_of_the_group(rank, world):
 
 @pytest.fixture(scope="module")
 def reports(request, tmp_path_factory):
-    """What each check left on each rank: nothing, or a traceback."""
+    """An empty string or a traceback for each check on each rank."""
     return run(collected(CHECKS, request), WORLD, tmp_path_factory.mktemp("ranks"))
 
 

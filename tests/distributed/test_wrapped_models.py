@@ -22,11 +22,11 @@ from vqprior.functional import IndexBackpropagation
 from vqprior.metrics import CodebookUsage
 
 WORLD = 2
-# What DTensor says about tensors of one entry concerns nobody here.
+# A warning of DTensor that does not matter here.
 pytestmark = pytest.mark.filterwarnings("ignore:Found a non-scalar tensor")
 CHECKS = {}
-# Gradients are averaged over ranks in another order than over tokens: five steps of numbers of
-# about 1 differ by a few times 2**-24 each.
+# Averaging gradients over ranks rounds differently from averaging over tokens: in five steps,
+# numbers of about 1 differ by a few times 2**-24 each.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
@@ -85,7 +85,7 @@ MODELS = {
 
 
 def data(world):
-    """The same number of tokens on every rank, so that a mean of means is the mean."""
+    """Batches with equally many tokens on every rank, so that the mean of means is the mean."""
     generator = torch.Generator().manual_seed(4)
     return [[torch.randn(8, 5, generator=generator) for _ in range(world)] for _ in range(5)]
 
@@ -108,12 +108,12 @@ def trained_by_one_process(kind, world):
     before = state(model)
     train(model, rules_of(model.quantizer), data(world), torch.cat)
     moved = {name for name, value in state(model).items() if not torch.equal(value, before[name])}
-    assert {"encoder.weight", "decoder.weight"} < moved  # and something of the quantizer
+    assert {"encoder.weight", "decoder.weight"} < moved  # and parts of the quantizer
     return state(model)
 
 
 class TrainsAsOne:
-    """A check for each model and way to broadcast: a class, to be picklable."""
+    """A check for one model, with or without broadcasts; a class, so that it can be pickled."""
 
     def __init__(self, kind, broadcast_buffers):
         self.kind, self.broadcast_buffers = kind, broadcast_buffers
@@ -124,7 +124,7 @@ class TrainsAsOne:
         model = seeded(lambda: Model(make()))
         rules = rules_of(model.quantizer)
         yield
-        # Looks for parameters without a gradient only if it is told to: there are none.
+        # Without `find_unused_parameters`: every parameter has a gradient.
         wrapped = nn.parallel.DistributedDataParallel(
             model, broadcast_buffers=self.broadcast_buffers
         )
@@ -143,7 +143,7 @@ CHECKS |= {
 
 @check
 def gradients_accumulate_in_ddp(rank, world):
-    """The first of two micro-batches without communication of gradients, as one is told to."""
+    """The first of two micro-batches runs under ``no_sync``, as DDP's documentation advises."""
     steps = data(world)
     one = seeded(lambda: Model(VectorQuantizer(3, 8)))
     rules = both_rules(one.quantizer)
@@ -179,7 +179,7 @@ def two_steps(wrapped, rank, world):
 
 @check
 def what_no_loss_reaches_needs_to_be_looked_for(rank, world):
-    """A codebook without a weight, and one that a rule took over after it was wrapped."""
+    """A codebook with weight 0, and one that a rule took over after wrapping, have no gradient."""
     unweighted = [Model(VectorQuantizer(3, 8, codebook_weight=0.0)) for _ in range(2)]
     taken_over = Model(VectorQuantizer(3, 8))
     yield
@@ -195,7 +195,7 @@ def what_no_loss_reaches_needs_to_be_looked_for(rank, world):
 
 @check
 def a_meter_belongs_beside_the_wrapped_model(rank, world):
-    """Inside, broadcasts of buffers would replace the counts of a rank by those of rank 0."""
+    """Inside the model, DDP would overwrite the counts of a rank with those of rank 0."""
     model, beside = seeded(lambda: Model(VectorQuantizer(3, 8))), CodebookUsage(8)
     model.inside = CodebookUsage(8)
     yield
@@ -234,7 +234,7 @@ class TrainsAsOneSharded:
         model = seeded(lambda: Model(make()))
         rules = rules_of(model.quantizer)
         yield
-        # Rules write to whole codebooks: theirs are left out.
+        # Rules need whole codebooks, so these are not sharded.
         left_out = set(model.quantizer.parameters()) if rules else set()
         shard(model, ignored_params=left_out)
         assert {hasattr(p, "full_tensor") for p in model.encoder.parameters()} == {True}
@@ -281,7 +281,7 @@ def sharded_codebooks_cannot_be_written_to(rank, world):
 
 @check
 def other_methods_are_registered_with_fsdp(rank, world):
-    """FSDP2 gathers parameters for ``forward``; for other methods it has to be told."""
+    """FSDP2 gathers parameters for ``forward``; other methods must be registered."""
     from torch.distributed.fsdp import register_fsdp_forward_method
 
     quantizer = seeded(lambda: VectorQuantizer(3, 8))
@@ -309,7 +309,7 @@ def codebooks_start_before_they_are_sharded(rank, world):
     torch.manual_seed(6 + rank)  # rank 0 decides
     initialize_codebooks_(mine.quantizer, mine.encoder(parts[rank]))
     shard(mine)
-    # The joint batch is encoded in parts here, and the means are sums of a few codes.
+    # Ranks encode the joint batch in parts, which rounds differently.
     assert_close(whole(mine), state(one), **CLOSE)
 
 
