@@ -82,12 +82,41 @@ def test_an_optimizer_that_has_not_stepped_is_no_obstacle():
 
 
 def test_a_window_closes_after_patience_tokens_for_each_code():
-    quantizer, revival = make(torch.cat([torch.zeros(1, 2), 100 + torch.randn(4, 2)]), patience=4.0)
+    start = torch.cat([torch.tensor([[0.0, 0.0], [0.1, 0.0]]), 100 + torch.randn(3, 2)])
+    quantizer, revival = make(start, patience=4.0)
     moves = []
     for _ in range(8):  # a window is 5 codes * 4 tokens, that is, two steps of ten
         moves.append(moved_rows(quantizer, revival, quantizer(torch.randn(10, 2))).any().item())
     assert moves[:2] == [False, True]
     assert not any(moves[::2])
+
+
+def test_a_codebook_far_from_the_data_does_not_wait_for_a_window():
+    """Whatever the size of its batches."""
+    quantizer, revival = make(torch.randn(256, 4), patience=1000.0)
+    used = []
+    for _ in range(8):
+        out = quantizer(50 + torch.randn(128, 4))
+        used.append(out.indices.unique().numel())
+        revival.step(out)
+    assert used[0] < 4
+    assert min(used[1:]) > 40  # of 101 that are expected where codes are evenly used
+
+
+def test_a_codebook_that_fits_the_data_waits_for_a_window():
+    data = torch.randn(5000, 4)
+    quantizer, revival = make(data[:256].clone(), patience=20.0)
+    for start in range(0, 1000, 100):
+        assert not moved_rows(quantizer, revival, quantizer(data[start : start + 100])).any()
+
+
+def test_a_batch_of_silence_later_wipes_nothing_out():
+    quantizer, revival = make(torch.randn(64, 4), patience=2.0)
+    while revival.windows_0 == 0:
+        revival.step(quantizer(torch.randn(100, 4)))
+    silence = torch.zeros(50, 4)
+    assert revival.tokens_0 + 50 < 128
+    assert not moved_rows(quantizer, revival, quantizer(silence)).any()
 
 
 def test_dead_is_relative_to_the_mean_use():

@@ -62,10 +62,24 @@ CODEBOOKS = {
     ),
     "revival-never-ends": Fault(
         "codebooks/_revival.py",
-        "dead = closes & rare & _is_new(candidates, errors, codebook)",
-        "dead = closes & rare",
+        "dead = dead & _is_new(candidates, errors, codebook)",
+        "dead = dead & (errors >= 0)",
         "codebooks/test_revival.py",
         "fewer_distinct",
+    ),
+    "revival-starts-over-at-silence": Fault(
+        "codebooks/_revival.py",
+        "starts = (windows == 0) &",
+        "starts = (windows >= 0) &",
+        "codebooks/test_revival.py",
+        "silence",
+    ),
+    "micro-batches-lag": Fault(
+        "_interfaces.py",
+        "groups[owner].extend(out.selections[position] for out in outs)",
+        "groups[owner].extend(out.selections[position] for out in outs[-1:])",
+        "contracts/test_rules.py",
+        "micro_batches and euclidean",
     ),
     "revival-keeps-moments": Fault(
         "codebooks/_revival.py",

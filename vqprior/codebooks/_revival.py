@@ -1,5 +1,6 @@
 """Revival of codes that nothing chooses."""
 
+import math
 from typing import final
 
 import torch
@@ -17,23 +18,26 @@ from vqprior.functional._random import counter_uniform
 class CodebookRevival(UpdateRule):
     """Moves codes that are hardly ever chosen onto vectors of the current batch.
 
-    Uses are counted over windows of ``patience`` tokens for each code. When a window closes,
-    a code that was chosen less than ``threshold`` times as often as the average code moves to a
-    random token of the joint batch of all ranks, unless a code is there already. Being
-    relative to the mean use and counted over enough tokens, the rule stops by itself on
-    stationary data. It works for codebooks that learn by ``CodebookEMA`` and by gradient.
+    Uses are counted over windows of ``patience`` tokens per code. When a window closes, a code
+    that was chosen less than ``threshold`` times as often as the average code moves to a random
+    token of the joint batch of all ranks, unless a code is there already. On stationary data it
+    stops reviving codes. It works for codebooks that learn by ``CodebookEMA`` or by gradient.
 
-    The random choice depends on ``seed`` and the number of steps alone: it is the same on all
-    ranks, restored with the ``state_dict``, and draws from no global generator.
+    A codebook that starts far from the data does not wait for a window: while the first one is
+    open, all unused codes move as soon as fewer than a quarter of the codes are in use that as many
+    evenly spread tokens would use. A codebook that fits the data, such as a loaded one, stays.
+
+    The random choice depends only on ``seed`` and the number of steps: it is the same on all
+    ranks, restored with the ``state_dict``, and independent of the global generator.
 
     Args:
-        quantizer: The quantizer whose codebooks are watched.
-        threshold: Fraction of the mean use under which a code counts as dead, at least 0.
-        patience: Length of a window in tokens for each code, greater than 0. Short windows
-            mistake chance for death.
+        quantizer: The quantizer whose codebooks are watched; wrappers of any depth.
+        threshold: Fraction of the mean use below which a code counts as dead, at least 0.
+        patience: Length of a window in tokens per code, greater than 0. Short windows mistake
+            rare codes for dead ones.
         optimizer: The optimizer that trains the codebook by gradient; its moments of a revived
             row are set to zero.
-        seed: Starts the random choice, in ``[0, 2**31)``.
+        seed: Seed of the random choice, in ``[0, 2**31)``.
 
     Raises:
         ValueError: If ``threshold``, ``patience`` or ``seed`` is out of range or ``quantizer``
@@ -85,6 +89,7 @@ class CodebookRevival(UpdateRule):
             self.register_buffer(f"tokens_{number}", torch.zeros_like(uses[0]))
             steps = torch.zeros((), dtype=torch.int64, device=device)
             self.register_buffer(f"steps_{number}", steps)
+            self.register_buffer(f"windows_{number}", steps.clone())
 
     def extra_repr(self) -> str:
         """Shows the options in ``repr``."""
@@ -109,6 +114,7 @@ class CodebookRevival(UpdateRule):
         uses: Tensor = self.get_buffer(f"uses_{number}")
         tokens: Tensor = self.get_buffer(f"tokens_{number}")
         steps: Tensor = self.get_buffer(f"steps_{number}")
+        windows: Tensor = self.get_buffer(f"windows_{number}")
 
         chance = _uniform(self.seed + number, steps, codebook.num_codes)
         candidates, errors, hits = _draw_candidates(selections, chance)
@@ -119,12 +125,24 @@ class CodebookRevival(UpdateRule):
 
         closes = tokens >= self.patience * codebook.num_codes
         rare = uses < self.threshold * tokens / codebook.num_codes
-        dead = closes & rare & _is_new(candidates, errors, codebook)
+        starts = (windows == 0) & _has_collapsed(uses, tokens)
+        dead = (closes & rare) | (starts & (uses == 0))
+        dead = dead & _is_new(candidates, errors, codebook)
         codebook.set_codes_(candidates, dead)
         for optimizer in self._optimizers:
             _reset_moments(optimizer, codebook, dead)
         uses.copy_(torch.where(closes, 0.0, uses))
         tokens.copy_(torch.where(closes, 0.0, tokens))
+        windows.add_(closes.to(windows.dtype))
+
+
+def _has_collapsed(uses: Tensor, tokens: Tensor) -> Tensor:
+    """Whether few codes are in use, compared with as many tokens spread evenly over the codes."""
+    size = uses.shape[0]
+    if size == 1:
+        return torch.zeros_like(tokens, dtype=torch.bool)
+    expected = -size * torch.expm1(tokens * math.log1p(-1 / size))
+    return (uses > 0).sum() < 0.25 * expected
 
 
 def _draw_candidates(selections: list[Selection], chance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
