@@ -9,7 +9,12 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from vqprior import EmbeddingCodebook, IndexEstimator, VectorQuantizer
-from vqprior.functional import IndexBackpropagation, codebook_loss, commitment_loss
+from vqprior.functional import (
+    IndexBackpropagation,
+    codebook_loss,
+    commitment_loss,
+    unused_code_loss,
+)
 
 
 def made_of(rows, **options):
@@ -38,7 +43,9 @@ def test_terms_are_the_weighted_losses():
     out = quantizer(torch.randn(30, 4))
     assert_close(out.terms["commitment"], 2.0 * commitment_loss(out), rtol=0, atol=0)
     assert_close(out.terms["codebook"], 0.5 * codebook_loss(out), rtol=0, atol=0)
-    assert_close(out.loss, out.terms["commitment"] + out.terms["codebook"], rtol=0, atol=0)
+    unused = unused_code_loss(out.selections[0], quantizer.codebook.codes())
+    assert_close(out.terms["unused"], 0.01 * 0.5 * unused, rtol=0, atol=0)
+    assert_close(out.loss, sum(out.terms.values()), rtol=0, atol=0)
 
 
 def test_default_weights_are_those_of_the_paper():
@@ -49,7 +56,8 @@ def test_default_weights_are_those_of_the_paper():
 @pytest.mark.parametrize(
     ("options", "names"),
     [
-        ({"commitment_weight": 0.0}, ["codebook"]),
+        ({"commitment_weight": 0.0}, ["codebook", "unused"]),
+        ({"unused_weight": 0.0}, ["codebook", "commitment"]),
         ({"codebook_weight": 0.0}, ["commitment"]),
         ({"commitment_weight": 0.0, "codebook_weight": 0.0}, []),
     ],
@@ -246,7 +254,7 @@ def test_wrong_assign_arguments():
 
 def test_repr_shows_options():
     assert repr(VectorQuantizer(4, 16)).splitlines()[1:3] == [
-        "  metric='euclidean', commitment_weight=0.25, codebook_weight=1.0",
+        "  metric='euclidean', commitment_weight=0.25, codebook_weight=1.0, unused_weight=0.01",
         "  (codebook): EmbeddingCodebook(16, 4)",
     ]
 
@@ -259,6 +267,7 @@ def test_repr_shows_options():
         ((4, 9), {"metric": "l"}, "`metric` must be one of 'cosine', 'dot', 'euclidean', got 'l'."),
         ((4, 9), {"commitment_weight": -1}, "`commitment_weight` must be at least 0.0, got -1."),
         ((4, 9), {"codebook_weight": -1.0}, "`codebook_weight` must be at least 0.0, got -1.0."),
+        ((4, 9), {"unused_weight": -1.0}, "`unused_weight` must be at least 0.0, got -1.0."),
         (
             (4, 16),
             {"codebook": EmbeddingCodebook(8, 4)},

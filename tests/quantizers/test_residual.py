@@ -39,7 +39,7 @@ def test_equals_a_hand_written_loop(count):
     exactly(out.quantized, total)
     indices = torch.stack([each.indices for each in outs], dim=-1)
     exactly(out.indices, indices.squeeze(-1) if count == 1 else indices)
-    assert sorted(out.terms) == ["codebook", "commitment"]
+    assert sorted(out.terms) == ["codebook", "commitment", "unused"]
     for name, term in out.terms.items():
         exactly(term, sum(each.terms[name] for each in outs))
     for ours, each in zip(out.selections, outs, strict=True):

@@ -71,7 +71,7 @@ def test_statistics_travel_with_the_state_dict():
 
 def test_training_by_gradient_survives_a_revival_in_between():
     """The rule writes to the codebook before the backward pass of the same call."""
-    quantizer = VectorQuantizer(4, 16)
+    quantizer = VectorQuantizer(4, 16, unused_weight=0.0)
     quantizer.codebook.weight.data[1:] += 100
     automatic = SelfUpdating(quantizer, CodebookRevival(quantizer, patience=1.0))
     out = automatic(torch.randn(100, 4))

@@ -18,6 +18,7 @@ from vqprior.functional._sampling import sample_indices
 from vqprior.functional._search import nearest_indices
 from vqprior.functional._select import select_codes
 from vqprior.functional._statistics import code_sums_and_counts
+from vqprior.functional._unused import unused_code_loss
 
 __all__ = [
     "IndexBackpropagation",
@@ -44,4 +45,5 @@ __all__ = [
     "straight_through",
     "symmetric_vq_loss",
     "unpack_indices",
+    "unused_code_loss",
 ]

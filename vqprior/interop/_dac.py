@@ -93,5 +93,8 @@ def _stage(
         codes.shape[0],
         codebook=EmbeddingCodebook.from_codes(codes),
         metric="cosine",
+        commitment_weight=0.25,
+        codebook_weight=1.0,
+        unused_weight=0.0,
     )
     return ProjectedQuantizer(inner, to_linear(down, down_bias), to_linear(up, up_bias))

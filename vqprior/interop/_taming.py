@@ -61,4 +61,5 @@ def from_taming(
         codebook=EmbeddingCodebook.from_codes(codes),
         commitment_weight=commitment_weight,
         codebook_weight=codebook_weight,
+        unused_weight=0.0,
     )

@@ -17,7 +17,7 @@ from vqprior._checks import (
 from vqprior._interfaces import Codebook, GradientEstimator, IndexEstimator, Quantizer
 from vqprior._results import QuantizerOutput, Selection
 from vqprior.codebooks._embedding import EmbeddingCodebook
-from vqprior.functional import nearest_indices, straight_through
+from vqprior.functional import nearest_indices, straight_through, unused_code_loss
 from vqprior.functional._losses import commitment_and_codebook_mse
 from vqprior.functional._scores import score_codes
 from vqprior.quantizers._shared._inputs import (
@@ -49,6 +49,7 @@ class VectorQuantizer(Quantizer):
         codebook_weight: Weight of ``codebook_loss``, at least 0. Published code that follows
             the original VQGAN release has a commitment weight of 1 and a codebook weight of
             0.25.
+        unused_weight: Weight of ``unused_code_loss`` relative to ``codebook_weight``, at least 0.
 
     Raises:
         TypeError: If ``codebook`` is no codebook or ``estimator`` cannot be called.
@@ -73,10 +74,10 @@ class VectorQuantizer(Quantizer):
         >>> torch.equal(vq.decode(out.indices), out.quantized)
         True
         >>> sorted(out.terms)
-        ['codebook', 'commitment']
+        ['codebook', 'commitment', 'unused']
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (docs/design.md says why)
         self,
         dim: int,
         codebook_size: int,
@@ -86,6 +87,7 @@ class VectorQuantizer(Quantizer):
         estimator: GradientEstimator | IndexEstimator = straight_through,
         commitment_weight: float = 0.25,
         codebook_weight: float = 1.0,
+        unused_weight: float = 0.01,
     ) -> None:
         super().__init__()
         check_at_least("dim", dim, 1)
@@ -109,10 +111,12 @@ class VectorQuantizer(Quantizer):
         check_choice("metric", metric, ("euclidean", "cosine", "dot"))
         check_at_least("commitment_weight", commitment_weight, 0.0)
         check_at_least("codebook_weight", codebook_weight, 0.0)
+        check_at_least("unused_weight", unused_weight, 0.0)
         self.metric = metric
         self.estimator = estimator
         self.commitment_weight = commitment_weight
         self.codebook_weight = codebook_weight
+        self.unused_weight = unused_weight
 
     @property
     def dim(self) -> int:
@@ -145,7 +149,7 @@ class VectorQuantizer(Quantizer):
         """Shows the options in ``repr``."""
         return (
             f"metric={self.metric!r}, commitment_weight={self.commitment_weight}, "
-            f"codebook_weight={self.codebook_weight}"
+            f"codebook_weight={self.codebook_weight}, unused_weight={self.unused_weight}"
         )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
@@ -238,9 +242,9 @@ class VectorQuantizer(Quantizer):
                 quantized = torch.where(valid.unsqueeze(-1), quantized, 0.0)
         indices = torch.where(valid, chosen, -1)
         selection = Selection(inputs=x, codes=codes, indices=indices, mask=valid)
-        return make_output(quantized, indices, self._terms(selection), (selection,))
+        return make_output(quantized, indices, self._terms(selection, vectors), (selection,))
 
-    def _terms(self, selection: Selection) -> dict[str, Tensor]:
+    def _terms(self, selection: Selection, vectors: Tensor) -> dict[str, Tensor]:
         learns = any(parameter.requires_grad for parameter in self.codebook.parameters())
         weights = {"commitment": self.commitment_weight}
         weights["codebook"] = self.codebook_weight if learns else 0.0
@@ -250,4 +254,8 @@ class VectorQuantizer(Quantizer):
         losses = zip(
             weights.items(), commitment_and_codebook_mse(inputs, codes, selection.mask), strict=True
         )
-        return {name: weight * loss for (name, weight), loss in losses if weight > 0}
+        terms = {name: weight * loss for (name, weight), loss in losses if weight > 0}
+        if learns and self.unused_weight > 0 and self.codebook_weight > 0:
+            weight = self.unused_weight * self.codebook_weight
+            terms["unused"] = weight * unused_code_loss(selection, vectors)
+        return terms

@@ -73,7 +73,11 @@ class PaperConfig:
     def make_quantizer(self) -> VectorQuantizer:
         """Returns the quantizer of vectors of ``code_dim`` features."""
         return VectorQuantizer(
-            self.code_dim, self.codebook_size, commitment_weight=1.0, codebook_weight=0.25
+            self.code_dim,
+            self.codebook_size,
+            commitment_weight=1.0,
+            codebook_weight=0.25,
+            unused_weight=0.0,
         )
 
     def make_decoder(self) -> nn.Module:

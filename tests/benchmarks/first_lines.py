@@ -1,0 +1,281 @@
+"""Compares what the first lines of each library learn: the same autoencoder, photos and batches.
+
+    python -m tests.benchmarks.first_lines                    # all rows, about an hour on two cores
+    python -m tests.benchmarks.first_lines --only plain --steps 800 --rates 2e-3
+
+Trains a small autoencoder with each quantizer as it comes, once per seed, on crops of the photos in
+examples/; prints PSNR and codebook usage on held-out parts of the photos, and writes them to
+docs/benchmarks/first_lines.json and the table of first_lines.md.
+"""
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import vqprior
+from tests.benchmarks import machine, peer, report, results
+from tests.benchmarks.timing import Settings
+from vqprior.metrics import CodebookUsage
+
+ROOT = Path(__file__).parents[2]
+PHOTOS = ROOT / "examples" / "super_resolution" / "photos"
+OUTPUT = ROOT / "docs" / "benchmarks"
+DIM, CROP, BATCH = 32, 64, 16
+RATES, STEPS, SEEDS = (2e-3, 3e-4), (800, 3000), (0, 1)
+
+Make = Callable[[], nn.Module]
+
+
+def residual() -> vqprior.Quantizer:
+    """Four stages of 256 codes."""
+    return vqprior.ResidualQuantizer([vqprior.VectorQuantizer(DIM, 256) for _ in range(4)])
+
+
+def cosine() -> vqprior.Quantizer:
+    """The search compares directions in 8 dimensions."""
+    vq = vqprior.VectorQuantizer(8, 1024, metric="cosine")
+    return vqprior.ProjectedQuantizer(vq, nn.Linear(DIM, 8), nn.Linear(8, DIM))
+
+
+def projected(quantizer: vqprior.Quantizer, *, normalize: bool = False) -> vqprior.Quantizer:
+    """A quantizer of few features between two linear maps."""
+    down: nn.Module = nn.Linear(DIM, quantizer.dim)
+    if normalize:
+        down = nn.Sequential(down, nn.LayerNorm(quantizer.dim, elementwise_affine=False))
+    return vqprior.ProjectedQuantizer(quantizer, down, nn.Linear(quantizer.dim, DIM))
+
+
+class Line(NamedTuple):
+    """One row of the table: a quantizer of each library."""
+
+    what: str
+    ours: Make
+    theirs: Callable[[Any], nn.Module]
+    everywhere: bool = True  # at all learning rates and numbers of steps
+
+
+LINES = {
+    "plain": Line(
+        "`SelfUpdating(VectorQuantizer)`, 512 codes",
+        lambda: vqprior.SelfUpdating(vqprior.VectorQuantizer(DIM, 512)),
+        lambda vqp: vqp.VectorQuantize(dim=DIM, codebook_size=512),
+    ),
+    "gradient": Line(
+        "`VectorQuantizer`, 512 codes, no rule",
+        lambda: vqprior.VectorQuantizer(DIM, 512),
+        lambda vqp: vqp.VectorQuantize(dim=DIM, codebook_size=512),
+    ),
+    "residual": Line(
+        "`SelfUpdating(ResidualQuantizer)`, 4 x 256 codes",
+        lambda: vqprior.SelfUpdating(residual()),
+        lambda vqp: vqp.ResidualVQ(dim=DIM, num_quantizers=4, codebook_size=256),
+    ),
+    "cosine": Line(
+        "cosine, 8 features, 1024 codes",
+        lambda: vqprior.SelfUpdating(cosine()),
+        lambda vqp: vqp.VectorQuantize(
+            dim=DIM, codebook_size=1024, codebook_dim=8, use_cosine_sim=True
+        ),
+    ),
+}
+
+
+class Ours(nn.Module):
+    """A quantizer of vqprior on feature maps."""
+
+    def __init__(self, quantizer: vqprior.Quantizer) -> None:
+        super().__init__()
+        self.quantizer = vqprior.ChannelsFirst(quantizer)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns codes, indices ``(n, q)`` and the loss."""
+        out = self.quantizer(features)
+        return out.quantized, out.indices.reshape(-1, self.quantizer.num_codebooks), out.loss
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of codes of each codebook."""
+        return list(self.quantizer.codebook_sizes)
+
+
+class Theirs(nn.Module):
+    """A quantizer of the other package on feature maps."""
+
+    def __init__(self, quantizer: nn.Module) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns codes, indices ``(n, q)`` and the loss."""
+        tokens = features.movedim(1, -1).flatten(1, 2)
+        quantized, indices, *loss = self.quantizer(tokens)
+        quantized = quantized.unflatten(1, features.shape[2:]).movedim(-1, 1)
+        total = sum((part.sum() for part in loss), torch.zeros(()))
+        return quantized, indices.reshape(tokens.shape[0] * tokens.shape[1], -1), total
+
+
+def autoencoder() -> tuple[nn.Module, nn.Module]:
+    """A convolutional encoder to 32 features at an eighth of the size, and its decoder."""
+    encoder = nn.Sequential(
+        nn.PixelUnshuffle(4), nn.Conv2d(48, 64, 3, padding=1), nn.SiLU(),
+        nn.Conv2d(64, 64, 4, stride=2, padding=1), nn.SiLU(), nn.Conv2d(64, DIM, 1),
+    )  # fmt: skip
+    decoder = nn.Sequential(
+        nn.Conv2d(DIM, 64, 3, padding=1), nn.SiLU(),
+        nn.ConvTranspose2d(64, 64, 4, stride=2, padding=1), nn.SiLU(),
+        nn.Conv2d(64, 48, 3, padding=1), nn.PixelShuffle(4),
+    )  # fmt: skip
+    return encoder, decoder
+
+
+def load(folder: Path) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns the upper three quarters of each photo to train on, and the lower ones to test."""
+    upper, lower = [], []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in {".png", ".jpg", ".jpeg", ".webp"}:
+            continue
+        photo = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
+        cut = photo.shape[1] - max(photo.shape[1] // 4, CROP)
+        if cut >= CROP and photo.shape[2] >= CROP:
+            upper.append(photo[:, :cut])
+            lower.append(photo[:, cut:])
+    return upper, lower
+
+
+def crops(count: int, rng: np.random.Generator, photos: list[Tensor]) -> Tensor:
+    """Random crops ``(count, 3, 64, 64)`` in [0, 1]."""
+    chosen = []
+    for _ in range(count):
+        photo = photos[rng.integers(len(photos))]
+        top, left = (int(rng.integers(side - CROP + 1)) for side in photo.shape[1:])
+        chosen.append(photo[:, top : top + CROP, left : left + CROP])
+    return torch.stack(chosen).float() / 255
+
+
+class Job(NamedTuple):
+    """One training."""
+
+    line: str
+    side: str  # "ours" or "theirs"
+    rate: float
+    steps: int
+    seed: int
+    photos: Path
+
+
+def train(job: Job) -> dict[str, Any]:
+    """Trains one autoencoder and returns PSNR and the smallest usage of a codebook."""
+    torch.set_num_threads(1)
+    torch.manual_seed(job.seed)
+    rng = np.random.default_rng(job.seed)
+    upper, lower = load(job.photos)
+    line = LINES[job.line]
+    encoder, decoder = autoencoder()
+    quantizer = Ours(line.ours()) if job.side == "ours" else Theirs(line.theirs(peer.load()))
+    model = nn.ModuleList([encoder, decoder, quantizer])
+    optimizer = torch.optim.Adam(model.parameters(), lr=job.rate)
+    for _ in range(job.steps):
+        image = crops(BATCH, rng, upper)
+        quantized, _, loss = quantizer(encoder(image))
+        loss = F.mse_loss(decoder(quantized), image) + loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    rng, errors, columns = np.random.default_rng(1), [], []
+    with torch.no_grad():
+        for _ in range(16):
+            image = crops(32, rng, lower)
+            quantized, indices, _ = quantizer(encoder(image))
+            errors.append(F.mse_loss(decoder(quantized), image))
+            columns.append(indices)
+    psnr = -10 * torch.stack(errors).mean().log10().item()
+    sizes = Ours(line.ours()).sizes
+    used, perplexities = [], []
+    for column, size in zip(torch.cat(columns).unbind(1), sizes, strict=True):
+        meter = CodebookUsage(size)
+        meter.update(column)
+        used.append(meter.compute().usage)
+        perplexities.append(meter.compute().perplexity)
+    return {**job._asdict(), "photos": None, "psnr": psnr, "usage": min(used),
+            "perplexity": min(perplexities)}  # fmt: skip
+
+
+def rows(trained: list[dict[str, Any]]) -> list[list[str]]:
+    """Returns the cells of the table: the mean of the seeds, and the smallest usage."""
+    cells = []
+    for name, line in LINES.items():
+        mine = [run for run in trained if run["line"] == name]
+        for rate, steps in sorted({(-run["rate"], run["steps"]) for run in mine}):
+            runs = [run for run in mine if (-run["rate"], run["steps"]) == (rate, steps)]
+            sides = [[run for run in runs if run["side"] == side] for side in ("ours", "theirs")]
+            psnr = [np.mean([run["psnr"] for run in side]) for side in sides]
+            text = [
+                f"{mean:.2f} dB, {min(run['usage'] for run in side):.0%}"
+                for mean, side in zip(psnr, sides, strict=True)
+            ]
+            settings = f"{-rate:g}, {steps}"
+            cells.append([line.what, settings, *text, f"{psnr[0] - psnr[1]:+.2f} dB"])
+    return cells
+
+
+def main() -> None:
+    """Trains, prints and writes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.first_lines", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--only", nargs="+", choices=LINES, default=list(LINES), help="rows (default: all)")
+    add("--rates", nargs="+", type=float, default=RATES, help="learning rates (default: both)")
+    add("--steps", nargs="+", type=int, default=STEPS, help="training steps (default: both)")
+    add("--seeds", nargs="+", type=int, default=SEEDS, help="seeds (default: 0 1)")
+    add("--photos", type=Path, default=PHOTOS, help="folder of photos (default: the bundled ones)")
+    add("--workers", type=int, default=2, help="processes, of one thread each (default: 2)")
+    add("--output", type=Path, default=OUTPUT, help="folder of the results (default: docs)")
+    options = parser.parse_args()
+    if peer.version() is None:
+        sys.exit(f"error: {peer.MISSING}")
+    if not load(options.photos)[0]:
+        sys.exit(f"error: --photos {options.photos}: there is no photo of {2 * CROP} pixels a side")
+    jobs = [
+        Job(name, side, rate, steps, seed, options.photos)
+        for name in options.only
+        for rate, steps, seed, side in itertools.product(
+            options.rates, options.steps, options.seeds, ("ours", "theirs")
+        )
+        if LINES[name].everywhere or (rate, steps) == (options.rates[0], options.steps[0])
+    ]
+    jobs.sort(key=lambda job: -job.steps)  # the long ones first
+    trained = []
+    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
+        for run in tqdm(pool.imap_unordered(train, jobs), total=len(jobs), unit="training"):
+            trained.append(run)
+            tqdm.write(
+                f"{run['line']:9s} {run['side']:6s} rate {run['rate']:g} steps {run['steps']} seed "
+                f"{run['seed']}: {run['psnr']:.2f} dB, usage {run['usage']:.1%}, perplexity "
+                f"{run['perplexity']:.0f}"
+            )
+    head = ["quantizer", "rate, steps", "vqprior", peer.PEER, "difference"]
+    table = report.table(head, rows(trained))
+    print(table)
+    about = {"commit": machine.commit(), "machine": machine.describe(Settings(threads=1))}
+    text = json.dumps({**about, "photos": options.photos.name, "runs": trained}, indent=1) + "\n"
+    results.write(options.output / "first_lines.json", lambda path: path.write_text(text))
+    report.rewrite(options.output / "first_lines.md", "first lines", table)
+
+
+if __name__ == "__main__":
+    main()

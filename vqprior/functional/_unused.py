@@ -1,0 +1,63 @@
+"""A loss for codes that no token chose."""
+
+import torch
+from torch import Tensor
+
+from vqprior._checks import check_codes
+from vqprior._results import Selection
+
+
+def unused_code_loss(selection: Selection, codes: Tensor) -> Tensor:
+    """Pulls codes that no token chose toward tokens of the batch: mean of ``(sg[x] - code)^2``.
+
+    The codebook loss moves only chosen codes, so codes that start far from the data are never
+    chosen. Each unused code has another valid token as its target, evenly spaced over the
+    batch. A small weight is enough: Adam rescales the gradient of codes that get no other, and
+    codes that are chosen now and then hardly notice.
+
+    Args:
+        selection: What one codebook saw and chose.
+        codes: All codes of that codebook, with the gradient to what learns.
+
+    Returns:
+        An unweighted scalar in float32 or wider, averaged over all codes and features; 0 without
+        valid tokens.
+
+    Raises:
+        TypeError: If ``codes`` is not floating point.
+        ValueError: If ``codes`` is not a matrix of at least one code.
+
+    Shape:
+        - ``codes``: ``(k, d)``
+        - returns: ``()``
+
+    References:
+        Zheng and Vedaldi, *Online Clustered Codebook*, ICCV 2023, section 3, moves unused codes
+        onto tokens; this is a loss, so that a call stays pure.
+        <https://arxiv.org/abs/2307.15139>
+
+    Examples:
+        >>> import torch
+        >>> from vqprior import VectorQuantizer
+        >>> from vqprior.functional import unused_code_loss
+        >>> vq = VectorQuantizer(dim=4, codebook_size=16)
+        >>> out = vq(10 + torch.randn(100, 4))
+        >>> unused_code_loss(out.selections[0], vq.codebook.codes()).backward()
+        >>> unused = torch.ones(16, dtype=torch.bool).index_fill(0, out.indices.unique(), False)
+        >>> torch.equal(vq.codebook.weight.grad.any(dim=1), unused)
+        True
+    """
+    check_codes("codes", codes)
+    size, mask = codes.shape[0], selection.mask.reshape(-1)
+    wide = codes.to(torch.promote_types(codes.dtype, torch.float32))
+    if mask.shape[0] == 0:
+        return 0.0 * wide.sum()
+    indices = torch.where(mask, selection.indices.reshape(-1), size)
+    used = mask.new_zeros(size + 1).index_fill(0, indices, True)[:size]  # noqa: FBT003
+    # The t-th valid token is the first place where the running count reaches t + 1.
+    count = mask.sum()
+    turn = torch.arange(size, device=mask.device) * count // size
+    place = torch.searchsorted(mask.cumsum(0), turn + 1).clamp_max(mask.shape[0] - 1)
+    targets = selection.inputs.detach().reshape(-1, codes.shape[1])[place].to(wide.dtype)
+    pulled = (~used & (count > 0)).unsqueeze(1)
+    return torch.where(pulled, wide - targets, 0.0).square().mean()
