@@ -75,5 +75,4 @@ def transformed(
         codebook=TransformedCodebook(frozen, to_linear(weight, bias)),
         commitment_weight=commitment_weight,
         codebook_weight=codebook_weight,
-        unused_weight=0.0,
     )

@@ -255,7 +255,8 @@ class VectorQuantizer(Quantizer):
             weights.items(), commitment_and_codebook_mse(inputs, codes, selection.mask), strict=True
         )
         terms = {name: weight * loss for (name, weight), loss in losses if weight > 0}
-        if learns and self.unused_weight > 0 and self.codebook_weight > 0:
-            weight = self.unused_weight * self.codebook_weight
+        weight = self.unused_weight * self.codebook_weight
+        # Where codes share parameters, the pull on one would move them all.
+        if learns and weight > 0 and self.codebook.can_be_set:
             terms["unused"] = weight * unused_code_loss(selection, vectors)
         return terms
