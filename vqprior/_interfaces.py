@@ -260,11 +260,22 @@ class UpdateRule(KeepsDtypes, abc.ABC):
                     f"codebook of this rule's quantizer, got {len(out.selections)}. Pass the "
                     "result of the quantizer that the rule was built on."
                 )
-        # Codebook by codebook, as in the result of one call on the joint batch.
         for position, owner in enumerate(self._owner_of_selection):
             if owner is not None:
-                groups[owner].extend(out.selections[position] for out in outs)
+                groups[owner].append(_join([out.selections[position] for out in outs]))
         return groups
+
+
+def _join(selections: list[Selection]) -> Selection:
+    """Returns the selection of one call with all tokens; that of each rank stays together."""
+    if len(selections) == 1:
+        return selections[0]
+    return Selection(
+        inputs=torch.cat([s.inputs.reshape(-1, s.inputs.shape[-1]) for s in selections]),
+        codes=torch.cat([s.codes.reshape(-1, s.codes.shape[-1]) for s in selections]),
+        indices=torch.cat([s.indices.reshape(-1) for s in selections]),
+        mask=torch.cat([s.mask.reshape(-1) for s in selections]),
+    )
 
 
 def _log_advice(rule: nn.Module, _prefix: str, _keep_vars: bool) -> None:  # noqa: FBT001

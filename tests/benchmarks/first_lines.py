@@ -58,38 +58,43 @@ def projected(quantizer: vqprior.Quantizer, *, normalize: bool = False) -> vqpri
 
 
 class Line(NamedTuple):
-    """One row of the table: a quantizer of each library."""
+    """One row of the table: a quantizer, and which of the other package it is compared with."""
 
     what: str
     ours: Make
-    theirs: Callable[[Any], nn.Module]
-    everywhere: bool = True  # at all learning rates and numbers of steps
+    theirs: str
 
 
 LINES = {
     "plain": Line(
         "`SelfUpdating(VectorQuantizer)`, 512 codes",
         lambda: vqprior.SelfUpdating(vqprior.VectorQuantizer(DIM, 512)),
-        lambda vqp: vqp.VectorQuantize(dim=DIM, codebook_size=512),
+        "VectorQuantize",
     ),
     "gradient": Line(
         "`VectorQuantizer`, 512 codes, no rule",
         lambda: vqprior.VectorQuantizer(DIM, 512),
-        lambda vqp: vqp.VectorQuantize(dim=DIM, codebook_size=512),
+        "VectorQuantize",
     ),
     "residual": Line(
         "`SelfUpdating(ResidualQuantizer)`, 4 x 256 codes",
         lambda: vqprior.SelfUpdating(residual()),
-        lambda vqp: vqp.ResidualVQ(dim=DIM, num_quantizers=4, codebook_size=256),
+        "ResidualVQ",
     ),
     "cosine": Line(
-        "cosine, 8 features, 1024 codes",
+        "`SelfUpdating(ProjectedQuantizer)`, cosine, 8 features, 1024 codes",
         lambda: vqprior.SelfUpdating(cosine()),
-        lambda vqp: vqp.VectorQuantize(
-            dim=DIM, codebook_size=1024, codebook_dim=8, use_cosine_sim=True
-        ),
+        "cosine",
     ),
 }
+THEIRS: dict[str, Callable[[Any], nn.Module]] = {
+    "VectorQuantize": lambda vqp: vqp.VectorQuantize(dim=DIM, codebook_size=512),
+    "ResidualVQ": lambda vqp: vqp.ResidualVQ(dim=DIM, num_quantizers=4, codebook_size=256),
+    "cosine": lambda vqp: vqp.VectorQuantize(
+        dim=DIM, codebook_size=1024, codebook_dim=8, use_cosine_sim=True
+    ),
+}
+SIZES = {"VectorQuantize": [512], "ResidualVQ": [256] * 4, "cosine": [1024]}
 
 
 class Ours(nn.Module):
@@ -103,11 +108,6 @@ class Ours(nn.Module):
         """Returns codes, indices ``(n, q)`` and the loss."""
         out = self.quantizer(features)
         return out.quantized, out.indices.reshape(-1, self.quantizer.num_codebooks), out.loss
-
-    @property
-    def sizes(self) -> list[int]:
-        """Number of codes of each codebook."""
-        return list(self.quantizer.codebook_sizes)
 
 
 class Theirs(nn.Module):
@@ -167,8 +167,7 @@ def crops(count: int, rng: np.random.Generator, photos: list[Tensor]) -> Tensor:
 class Job(NamedTuple):
     """One training."""
 
-    line: str
-    side: str  # "ours" or "theirs"
+    quantizer: str  # a key of LINES or of THEIRS
     rate: float
     steps: int
     seed: int
@@ -181,9 +180,10 @@ def train(job: Job) -> dict[str, Any]:
     torch.manual_seed(job.seed)
     rng = np.random.default_rng(job.seed)
     upper, lower = load(job.photos)
-    line = LINES[job.line]
     encoder, decoder = autoencoder()
-    quantizer = Ours(line.ours()) if job.side == "ours" else Theirs(line.theirs(peer.load()))
+    name = job.quantizer
+    ours = name in LINES
+    quantizer = Ours(LINES[name].ours()) if ours else Theirs(THEIRS[name](peer.load()))
     model = nn.ModuleList([encoder, decoder, quantizer])
     optimizer = torch.optim.Adam(model.parameters(), lr=job.rate)
     for _ in range(job.steps):
@@ -202,7 +202,7 @@ def train(job: Job) -> dict[str, Any]:
             errors.append(F.mse_loss(decoder(quantized), image))
             columns.append(indices)
     psnr = -10 * torch.stack(errors).mean().log10().item()
-    sizes = Ours(line.ours()).sizes
+    sizes = SIZES[LINES[name].theirs if ours else name]
     used, perplexities = [], []
     for column, size in zip(torch.cat(columns).unbind(1), sizes, strict=True):
         meter = CodebookUsage(size)
@@ -215,19 +215,25 @@ def train(job: Job) -> dict[str, Any]:
 
 def rows(trained: list[dict[str, Any]]) -> list[list[str]]:
     """Returns the cells of the table: the mean of the seeds, and the smallest usage."""
+    settings = sorted({(run["steps"], -run["rate"]) for run in trained})
     cells = []
-    for name, line in LINES.items():
-        mine = [run for run in trained if run["line"] == name]
-        for rate, steps in sorted({(-run["rate"], run["steps"]) for run in mine}):
-            runs = [run for run in mine if (-run["rate"], run["steps"]) == (rate, steps)]
-            sides = [[run for run in runs if run["side"] == side] for side in ("ours", "theirs")]
-            psnr = [np.mean([run["psnr"] for run in side]) for side in sides]
-            text = [
-                f"{mean:.2f} dB, {min(run['usage'] for run in side):.0%}"
-                for mean, side in zip(psnr, sides, strict=True)
+    for (name, line), (steps, rate) in itertools.product(LINES.items(), settings):
+        sides = [
+            [
+                run
+                for run in trained
+                if (run["quantizer"], run["steps"], -run["rate"]) == (quantizer, steps, rate)
             ]
-            settings = f"{-rate:g}, {steps}"
-            cells.append([line.what, settings, *text, f"{psnr[0] - psnr[1]:+.2f} dB"])
+            for quantizer in (name, line.theirs)
+        ]
+        if not all(sides):
+            continue
+        psnr = [np.mean([run["psnr"] for run in side]) for side in sides]
+        text = [
+            f"{mean:.2f} dB, {min(run['usage'] for run in side):.0%}"
+            for mean, side in zip(psnr, sides, strict=True)
+        ]
+        cells.append([line.what, f"{steps}, {-rate:g}", *text, f"{psnr[0] - psnr[1]:+.2f} dB"])
     return cells
 
 
@@ -250,25 +256,20 @@ def main() -> None:
         sys.exit(f"error: {peer.MISSING}")
     if not load(options.photos)[0]:
         sys.exit(f"error: --photos {options.photos}: there is no photo of {2 * CROP} pixels a side")
-    jobs = [
-        Job(name, side, rate, steps, seed, options.photos)
-        for name in options.only
-        for rate, steps, seed, side in itertools.product(
-            options.rates, options.steps, options.seeds, ("ours", "theirs")
-        )
-        if LINES[name].everywhere or (rate, steps) == (options.rates[0], options.steps[0])
-    ]
+    quantizers = dict.fromkeys(name for line in options.only for name in (line, LINES[line].theirs))
+    settings = itertools.product(quantizers, options.rates, options.steps, options.seeds)
+    jobs = [Job(*setting, options.photos) for setting in settings]
     jobs.sort(key=lambda job: -job.steps)  # the long ones first
     trained = []
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
         for run in tqdm(pool.imap_unordered(train, jobs), total=len(jobs), unit="training"):
             trained.append(run)
             tqdm.write(
-                f"{run['line']:9s} {run['side']:6s} rate {run['rate']:g} steps {run['steps']} seed "
+                f"{run['quantizer']:14s} rate {run['rate']:g}, {run['steps']} steps, seed "
                 f"{run['seed']}: {run['psnr']:.2f} dB, usage {run['usage']:.1%}, perplexity "
                 f"{run['perplexity']:.0f}"
             )
-    head = ["quantizer", "rate, steps", "vqprior", peer.PEER, "difference"]
+    head = ["quantizer", "steps, learning rate", "vqprior", peer.PEER, "difference"]
     table = report.table(head, rows(trained))
     print(table)
     about = {"commit": machine.commit(), "machine": machine.describe(Settings(threads=1))}

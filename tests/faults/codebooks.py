@@ -76,8 +76,8 @@ CODEBOOKS = {
     ),
     "micro-batches-lag": Fault(
         "_interfaces.py",
-        "groups[owner].extend(out.selections[position] for out in outs)",
-        "groups[owner].extend(out.selections[position] for out in outs[-1:])",
+        "_join([out.selections[position] for out in outs])",
+        "_join([out.selections[position] for out in outs[-1:]])",
         "contracts/test_rules.py",
         "micro_batches and euclidean",
     ),

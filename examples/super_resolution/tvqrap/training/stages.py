@@ -19,7 +19,7 @@ from tvqrap.models.assembly import (
     rap_loss,
     tokenizer_loss,
 )
-from vqprior import CodebookEMA, CodebookRevival, initialize_codebooks_
+from vqprior import ChainedRules, default_rules, initialize_codebooks_
 from vqprior.losses import ReconstructionAwareLoss
 
 # Makes the loss on images for the parameter at which adversarial gradients are balanced.
@@ -52,7 +52,7 @@ class Stage(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rules = nn.ModuleList()
+        self.rules = ChainedRules()  # none
 
     def forward(self, hr: Tensor, lr: Tensor, randomness: StepRandomness) -> Step:
         """Computes the loss of ``(b, 3, H, W)`` and ``(b, 3, H/4, W/4)`` in [0, 1]."""
@@ -101,8 +101,7 @@ class TokenizerStage(Stage):
         self.starts_from_data = codebook == "rules"
         self.code_dropout = 0.0 if tokenizer.structure.regressed else code_dropout
         if codebook == "rules":
-            self.rules.append(CodebookEMA(tokenizer.quantizer))
-            self.rules.append(CodebookRevival(tokenizer.quantizer))
+            self.rules = default_rules(tokenizer.quantizer)
 
     @torch.no_grad()
     def start_codes(self, hr: Tensor, lr: Tensor) -> None:

@@ -144,9 +144,8 @@ class TimedTraining:
             step = self.stage(batch.hr, batch.lr, self.randomness)
         step.loss.backward()
         norm, bad = self.optimizer.step(annealed(self.recipe.learning_rate, share))
-        out = step.quantizer_output
-        for rule in self.stage.rules if self.codes_learn else ():
-            rule.step(detached(out))
+        if self.codes_learn and step.quantizer_output is not None:
+            self.stage.rules.step(detached(step.quantizer_output))
         self.average.update()
         loss = self._teach(step, batch, share) if judged else torch.zeros_like(norm)
         self._add_to_row(step, batch, norm, bad, loss)

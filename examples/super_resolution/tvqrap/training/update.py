@@ -62,7 +62,7 @@ class Outcome:
         indices: Indices of each part.
         gradient_norm: Norm of the joint gradient, the same on all processes.
         is_finite: Whether the gradient and this process's loss are finite.
-        quantizer_output: Result of all parts together, for rules.
+        quantizer_outputs: Result of each part, for rules; none where none learns.
         images: Generated and real images of each part, for the discriminator.
     """
 
@@ -70,7 +70,7 @@ class Outcome:
     indices: list[Tensor]
     gradient_norm: float
     is_finite: bool
-    quantizer_output: QuantizerOutput | None
+    quantizer_outputs: list[QuantizerOutput]
     images: list[tuple[Tensor, Tensor]]
 
 
@@ -141,15 +141,16 @@ class Update:
             indices=[step.indices for step in steps],
             gradient_norm=float(norm),
             is_finite=bool(norm.isfinite() & terms["loss"].isfinite()),
-            quantizer_output=joined([step.quantizer_output for step in steps]),
+            quantizer_outputs=[
+                step.quantizer_output for step in steps if step.quantizer_output is not None
+            ],
             images=images,
         )
 
     def apply(self, outcome: Outcome) -> bool:
         """Updates the weights; returns False if the discriminator's gradient was not finite."""
         self.optimizer.step()
-        for rule in self.stage.rules:
-            rule.step(outcome.quantizer_output)
+        self.stage.rules.step(*outcome.quantizer_outputs)
         self.average.update_parameters(self.stage.trained)
         return self.critic is None or self._teach(self.critic, outcome)
 
@@ -219,26 +220,6 @@ def detached(out: QuantizerOutput) -> QuantizerOutput:
         out, quantized=out.quantized.detach(), loss=out.loss.detach(), terms={},
         selections=selections,
     )  # fmt: skip
-
-
-def joined(outputs: list[QuantizerOutput | None]) -> QuantizerOutput | None:
-    """Joins the outputs of several parts into one, as far as rules need it."""
-    first = outputs[0]
-    if first is None or len(outputs) == 1:
-        return first
-    selections = []
-    for group in zip(*(out.selections for out in outputs), strict=True):
-        fields = {
-            field.name: torch.cat([getattr(selection, field.name) for selection in group])
-            for field in dataclasses.fields(group[0])
-        }
-        selections.append(dataclasses.replace(group[0], **fields))
-    return dataclasses.replace(
-        first,
-        quantized=torch.cat([out.quantized for out in outputs]),
-        indices=torch.cat([out.indices for out in outputs]),
-        selections=tuple(selections),
-    )
 
 
 def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
