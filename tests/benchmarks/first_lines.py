@@ -27,6 +27,7 @@ from tqdm import tqdm
 import vqprior
 from tests.benchmarks import machine, peer, report, results
 from tests.benchmarks.timing import Settings
+from vqprior.functional import IndexBackpropagation
 from vqprior.metrics import CodebookUsage
 
 ROOT = Path(__file__).parents[2]
@@ -49,12 +50,26 @@ def cosine() -> vqprior.Quantizer:
     return vqprior.ProjectedQuantizer(vq, nn.Linear(DIM, 8), nn.Linear(8, DIM))
 
 
+def simvq() -> vqprior.Quantizer:
+    """A linear map of frozen codes."""
+    frozen = vqprior.EmbeddingCodebook(512, DIM).requires_grad_(requires_grad=False)
+    codebook = vqprior.TransformedCodebook(frozen, nn.Linear(DIM, DIM))
+    return vqprior.VectorQuantizer(DIM, 512, codebook=codebook)
+
+
+def ibq(temperature: float) -> vqprior.Quantizer:
+    """Normalized features and a gradient to all codes."""
+    estimator = IndexBackpropagation(temperature=temperature)
+    vq = vqprior.VectorQuantizer(DIM, 512, metric="dot", estimator=estimator)
+    return vqprior.ProjectedQuantizer(vq, vqprior.nn.L2Norm(), nn.Identity())
+
+
 def projected(quantizer: vqprior.Quantizer, *, normalize: bool = False) -> vqprior.Quantizer:
     """A quantizer of few features between two linear maps."""
     down: nn.Module = nn.Linear(DIM, quantizer.dim)
     if normalize:
         down = nn.Sequential(down, nn.LayerNorm(quantizer.dim, elementwise_affine=False))
-    return vqprior.ProjectedQuantizer(quantizer, down, nn.Linear(quantizer.dim, DIM))
+    return vqprior.ProjectedQuantizer(quantizer, down, nn.Linear(quantizer.dim, DIM), dim=DIM)
 
 
 class Line(NamedTuple):
@@ -86,6 +101,29 @@ LINES = {
         lambda: vqprior.SelfUpdating(cosine()),
         "cosine",
     ),
+}
+RECIPES: dict[str, tuple[str, Make, int]] = {
+    "simvq": ("SimVQ, 512 codes", simvq, 512),
+    "simvq-fast": ("SimVQ, its map at 10 times the learning rate", simvq, 512),
+    "ibq": ("IBQ, 512 codes", lambda: ibq(1.0), 512),
+    "ibq-sharp": ("IBQ, temperature 0.05", lambda: ibq(0.05), 512),
+    "lfq": ("LFQ, 12 bits", lambda: projected(vqprior.LFQ(12)), 4096),
+    "lfq-normal": (
+        "LFQ, 12 bits, LayerNorm, temperature 1, entropy 0.02, commitment 0",
+        lambda: projected(
+            vqprior.LFQ(
+                12,
+                commitment_weight=0.0,
+                sample_entropy_weight=0.02,
+                batch_entropy_weight=0.02,
+                temperature=1.0,
+            ),
+            normalize=True,
+        ),
+        4096,
+    ),
+    "bsq": ("BSQ, 12 bits", lambda: projected(vqprior.BSQ(12)), 4096),
+    "fsq": ("FSQ, 8 x 8 x 8 x 8 levels", lambda: projected(vqprior.FSQ([8, 8, 8, 8])), 4096),
 }
 THEIRS: dict[str, Callable[[Any], nn.Module]] = {
     "VectorQuantize": lambda vqp: vqp.VectorQuantize(dim=DIM, codebook_size=512),
@@ -182,10 +220,19 @@ def train(job: Job) -> dict[str, Any]:
     upper, lower = load(job.photos)
     encoder, decoder = autoencoder()
     name = job.quantizer
-    ours = name in LINES
-    quantizer = Ours(LINES[name].ours()) if ours else Theirs(THEIRS[name](peer.load()))
+    if name in THEIRS:
+        quantizer, sizes = Theirs(THEIRS[name](peer.load())), SIZES[name]
+    elif name in RECIPES:
+        quantizer, sizes = Ours(RECIPES[name][1]()), [RECIPES[name][2]]
+    else:
+        quantizer, sizes = Ours(LINES[name].ours()), SIZES[LINES[name].theirs]
     model = nn.ModuleList([encoder, decoder, quantizer])
-    optimizer = torch.optim.Adam(model.parameters(), lr=job.rate)
+    rates = {True: 10 * job.rate, False: job.rate}
+    groups = [
+        {"params": [parameter], "lr": rates[name == "simvq-fast" and ".module." in key]}
+        for key, parameter in model.named_parameters()
+    ]
+    optimizer = torch.optim.Adam(groups)
     for _ in range(job.steps):
         image = crops(BATCH, rng, upper)
         quantized, _, loss = quantizer(encoder(image))
@@ -202,7 +249,6 @@ def train(job: Job) -> dict[str, Any]:
             errors.append(F.mse_loss(decoder(quantized), image))
             columns.append(indices)
     psnr = -10 * torch.stack(errors).mean().log10().item()
-    sizes = SIZES[LINES[name].theirs if ours else name]
     used, perplexities = [], []
     for column, size in zip(torch.cat(columns).unbind(1), sizes, strict=True):
         meter = CodebookUsage(size)
@@ -237,6 +283,19 @@ def rows(trained: list[dict[str, Any]]) -> list[list[str]]:
     return cells
 
 
+def recipes(trained: list[dict[str, Any]]) -> list[list[str]]:
+    """Returns the cells of the table of other quantizers: PSNR, usage and perplexity."""
+    cells = []
+    for name, (what, _, _) in RECIPES.items():
+        runs = [run for run in trained if run["quantizer"] == name]
+        if runs:
+            psnr, usage, perplexity = (
+                np.mean([run[key] for run in runs]) for key in ("psnr", "usage", "perplexity")
+            )
+            cells.append([what, f"{psnr:.2f} dB", f"{usage:.0%}", f"{perplexity:.0f}"])
+    return cells
+
+
 def main() -> None:
     """Trains, prints and writes."""
     parser = argparse.ArgumentParser(
@@ -244,7 +303,8 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
-    add("--only", nargs="+", choices=LINES, default=list(LINES), help="rows (default: all)")
+    names = [*LINES, *RECIPES]
+    add("--only", nargs="+", choices=names, default=names, help="rows (default: all)")
     add("--rates", nargs="+", type=float, default=RATES, help="learning rates (default: both)")
     add("--steps", nargs="+", type=int, default=STEPS, help="training steps (default: both)")
     add("--seeds", nargs="+", type=int, default=SEEDS, help="seeds (default: 0 1)")
@@ -256,8 +316,13 @@ def main() -> None:
         sys.exit(f"error: {peer.MISSING}")
     if not load(options.photos)[0]:
         sys.exit(f"error: --photos {options.photos}: there is no photo of {2 * CROP} pixels a side")
-    quantizers = dict.fromkeys(name for line in options.only for name in (line, LINES[line].theirs))
-    settings = itertools.product(quantizers, options.rates, options.steps, options.seeds)
+    lines = [name for name in options.only if name in LINES]
+    quantizers = dict.fromkeys(name for line in lines for name in (line, LINES[line].theirs))
+    alone = [name for name in options.only if name in RECIPES]
+    settings = [
+        *itertools.product(quantizers, options.rates, options.steps, options.seeds),
+        *itertools.product(alone, options.rates[:1], options.steps[:1], options.seeds),
+    ]
     jobs = [Job(*setting, options.photos) for setting in settings]
     jobs.sort(key=lambda job: -job.steps)  # the long ones first
     trained = []
@@ -271,11 +336,13 @@ def main() -> None:
             )
     head = ["quantizer", "steps, learning rate", "vqprior", peer.PEER, "difference"]
     table = report.table(head, rows(trained))
-    print(table)
+    others = report.table(["quantizer", "PSNR", "in use", "perplexity"], recipes(trained))
+    print(table, others, sep="\n\n")
     about = {"commit": machine.commit(), "machine": machine.describe(Settings(threads=1))}
     text = json.dumps({**about, "photos": options.photos.name, "runs": trained}, indent=1) + "\n"
     results.write(options.output / "first_lines.json", lambda path: path.write_text(text))
     report.rewrite(options.output / "first_lines.md", "first lines", table)
+    report.rewrite(options.output / "first_lines.md", "recipes", others)
 
 
 if __name__ == "__main__":
