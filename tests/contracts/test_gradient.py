@@ -77,8 +77,8 @@ def test_commitment_pulls_toward_the_code_that_was_chosen(make):
     (selection,) = out.selections
     difference = (selection.inputs - selection.codes).detach()
     (gain,) = torch.autograd.grad(before_quantization(quantizer, x).sum(), x)
-    # The derivative of a mean square, through the modules before the codebook.
-    expected = 2 * arrange(quantizer, difference) / difference.numel() * gain
+    # 0.25 times the derivative of a mean square, through the modules before the codebook.
+    expected = 0.25 * 2 * arrange(quantizer, difference) / difference.numel() * gain
     assert_close(torch.autograd.grad(out.loss, x)[0], expected)
 
 

@@ -114,7 +114,7 @@ def test_a_single_missing_index_masks_its_group_alone():
     exactly(out.quantized, expected)
     exactly(grouped.decode(out.indices), expected)
     errors = [(x[0, :2] - first[1]).square().mean(), (x[1, 2:] - second[3]).square().mean()]
-    assert_close(out.terms["commitment"], sum(errors))
+    assert_close(out.terms["commitment"], 0.25 * sum(errors))
 
 
 def test_logits_are_those_of_the_groups_padded():

@@ -94,13 +94,13 @@ def test_the_terms_of_the_quantizer_add_up_over_scales():
     x = draw(quantizer)
     out = quantizer(x)
     errors = [(s.inputs - s.codes).square().mean() for s in out.selections]
-    assert_close(out.terms["commitment"], sum(errors))
+    assert_close(out.terms["commitment"], 0.25 * sum(errors))
     assert_close(out.terms["codebook"], sum(errors))
     sums = [
         quantizer.decode(torch.where(torch.arange(21) < n, out.indices, -1)) for n in (1, 5, 21)
     ]
     cumulative = sum((x - total).square().mean() for total in sums) / 3
-    assert_close(both(x).terms["commitment"], sum(errors) + cumulative)
+    assert_close(both(x).terms["commitment"], 0.25 * sum(errors) + cumulative)
     exactly(both(x).terms["codebook"], out.terms["codebook"])
 
 

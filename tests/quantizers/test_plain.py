@@ -48,9 +48,9 @@ def test_terms_are_the_weighted_losses():
     assert_close(out.loss, sum(out.terms.values()), rtol=0, atol=0)
 
 
-def test_default_weights_pull_tokens_and_codes_alike():
+def test_default_weights_are_those_of_the_paper():
     out = VectorQuantizer(4, 16)(torch.randn(30, 4))
-    assert_close(out.terms["codebook"], out.terms["commitment"])
+    assert_close(out.terms["codebook"], 4 * out.terms["commitment"])
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_wrong_assign_arguments():
 
 def test_repr_shows_options():
     assert repr(VectorQuantizer(4, 16)).splitlines()[1:3] == [
-        "  metric='euclidean', commitment_weight=1.0, codebook_weight=1.0, unused_weight=0.01",
+        "  metric='euclidean', commitment_weight=0.25, codebook_weight=1.0, unused_weight=0.01",
         "  (codebook): EmbeddingCodebook(16, 4)",
     ]
 

@@ -168,7 +168,7 @@ def test_unit_vectors_against_unit_codes():
     out = projected(x)
     cosines = F.normalize(x, dim=1) @ inner.codebook.codes().T
     exactly(out.indices, cosines.argmax(dim=1))
-    assert_close(out.terms["commitment"], (2 - 2 * cosines.amax(dim=1)).mean() / 4)
+    assert_close(out.terms["commitment"], 0.25 * (2 - 2 * cosines.amax(dim=1)).mean() / 4)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_the_commitment_gradients_are_those_of_the_loop_and_none_vanishes():
     losses = [out.terms["commitment"] for out in loop(residual.stages, x)[0]]
     expected = [torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in losses]
     parts = [s.inputs - s.codes.detach() for s in residual(x).selections]
-    losses = [part.square().mean() for part in parts]
+    losses = [0.25 * part.square().mean() for part in parts]
     actual = [torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in losses]
     assert_close(actual, expected)
     assert all((gradient != 0).all() for gradient in actual)
@@ -65,7 +65,7 @@ def test_the_commitment_of_a_stage_is_the_error_of_the_sum_so_far():
     out = residual(x)
     codes = [stage.decode(part) for stage, part in zip(residual.stages, out.indices.T, strict=True)]
     sums = torch.stack(codes).cumsum(dim=0)
-    expected = (x - sums).square().mean(dim=(1, 2)).sum()
+    expected = 0.25 * (x - sums).square().mean(dim=(1, 2)).sum()
     assert_close(out.terms["commitment"], expected)
 
 
@@ -230,7 +230,7 @@ def test_assign_takes_partial_choices_and_leaves_out_what_is_not_finite():
     first, second = (stage.codebook.weight.detach() for stage in residual.stages)
     exactly(out.quantized, torch.stack([first[1], second[5], torch.zeros(4)]))
     errors = [(x[0] - first[1]).square().mean(), (x[1] - second[5]).square().mean()]
-    assert_close(out.terms["commitment"], sum(errors))
+    assert_close(out.terms["commitment"], 0.25 * sum(errors))
 
 
 def test_finer_stages_of_residual_fsq_lower_the_error():

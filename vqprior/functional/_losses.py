@@ -66,7 +66,7 @@ def commitment_loss(out: QuantizerOutput | Selection) -> Tensor:
         >>> from vqprior import VectorQuantizer
         >>> from vqprior.functional import commitment_loss
         >>> out = VectorQuantizer(dim=4, codebook_size=16)(torch.randn(8, 4))
-        >>> torch.equal(commitment_loss(out), out.terms["commitment"])
+        >>> torch.equal(0.25 * commitment_loss(out), out.terms["commitment"])
         True
     """
     return total(
