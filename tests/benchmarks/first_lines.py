@@ -165,16 +165,17 @@ class Theirs(nn.Module):
 
 
 def autoencoder() -> tuple[nn.Module, nn.Module]:
-    """A convolutional encoder to 32 features at an eighth of the size, and its decoder."""
+    """Encodes 8 x 8 pixels to 32 features, and decodes them.
+
+    With the skip connections it learns fast, so that the quantizer is what limits the result.
+    """
+    block = vqprior.nn.ResidualBlock
     encoder = nn.Sequential(
-        nn.PixelUnshuffle(4), nn.Conv2d(48, 64, 3, padding=1), nn.SiLU(),
-        nn.Conv2d(64, 64, 4, stride=2, padding=1), nn.SiLU(), nn.Conv2d(64, DIM, 1),
-    )  # fmt: skip
+        nn.PixelUnshuffle(8), nn.Conv2d(192, 64, 1), block(64), nn.Conv2d(64, DIM, 1)
+    )
     decoder = nn.Sequential(
-        nn.Conv2d(DIM, 64, 3, padding=1), nn.SiLU(),
-        nn.ConvTranspose2d(64, 64, 4, stride=2, padding=1), nn.SiLU(),
-        nn.Conv2d(64, 48, 3, padding=1), nn.PixelShuffle(4),
-    )  # fmt: skip
+        nn.Conv2d(DIM, 64, 1), block(64), nn.Conv2d(64, 192, 1), nn.PixelShuffle(8)
+    )
     return encoder, decoder
 
 

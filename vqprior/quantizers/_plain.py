@@ -85,7 +85,7 @@ class VectorQuantizer(Quantizer):
         codebook: Codebook | None = None,
         metric: str = "euclidean",
         estimator: GradientEstimator | IndexEstimator = straight_through,
-        commitment_weight: float = 1.0,
+        commitment_weight: float = 0.25,
         codebook_weight: float = 1.0,
         unused_weight: float = 0.01,
     ) -> None:
