@@ -325,7 +325,7 @@ def main() -> None:
         *itertools.product(alone, options.rates[:1], options.steps[:1], options.seeds),
     ]
     jobs = [Job(*setting, options.photos) for setting in settings]
-    jobs.sort(key=lambda job: -job.steps)  # the long ones first
+    jobs.sort(key=lambda job: job.steps)  # the short ones first: a mistake shows early
     trained = []
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
         for run in tqdm(pool.imap_unordered(train, jobs), total=len(jobs), unit="training"):

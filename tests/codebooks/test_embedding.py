@@ -64,3 +64,19 @@ def test_wrong_arguments():
         table.set_codes_(torch.zeros(3, 1), torch.ones(3) > 0)
     with pytest.raises(ValueError, match=r"^`where` must have shape \(3,\), got \(2,\)\.$"):
         table.set_codes_(torch.zeros(3, 2), torch.ones(2) > 0)
+
+
+def test_a_gain_makes_codes_move_faster():
+    """Adam moves a parameter by the learning rate at first; the code moves by four of it."""
+    table = EmbeddingCodebook(2, 3, init=nn.init.ones_, gain=4.0)
+    assert_close(table.codes().detach(), torch.ones(2, 3), rtol=0, atol=0)
+    assert_close(table.weight.detach(), torch.full((2, 3), 0.25), rtol=0, atol=0)
+    optimizer = torch.optim.Adam(table.parameters(), lr=0.01)
+    table.codes().sum().backward()
+    optimizer.step()
+    assert_close(table.codes().detach(), torch.full((2, 3), 1 - 0.04))
+    table.set_codes_(torch.full((2, 3), 3.0), torch.tensor([True, False]))
+    assert_close(table.codes().detach()[:, 0], torch.tensor([3.0, 0.96]))
+    assert repr(table) == "EmbeddingCodebook(2, 3, gain=4.0)"
+    with pytest.raises(ValueError, match=r"^`gain` must be greater than 0"):
+        EmbeddingCodebook(2, 3, gain=0.0)

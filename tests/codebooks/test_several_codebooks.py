@@ -53,14 +53,14 @@ def test_a_shared_codebook_learns_from_all_its_selections_at_once(rule):
 def test_each_codebook_starts_from_what_it_sees():
     pair, x = two_codebooks(), torch.randn(200, 5)
     initialize_codebooks_(pair, x, method="sample", generator=torch.Generator().manual_seed(0))
-    for row in pair.first.codebook.weight.detach():
+    for row in pair.first.codebook.codes().detach():
         assert (x[:, :2] == row).all(dim=1).any()
-    for row in pair.second.codebook.weight.detach():
+    for row in pair.second.codebook.codes().detach():
         assert (x[:, 2:] == row).all(dim=1).any()
 
 
 def test_a_shared_codebook_starts_once():
     pair, x = one_shared_codebook(), torch.randn(200, 4)
     initialize_codebooks_(pair, x, method="sample", generator=torch.Generator().manual_seed(0))
-    for row in pair.first.codebook.weight.detach():
+    for row in pair.first.codebook.codes().detach():
         assert (x[:, :2] == row).all(dim=1).any()

@@ -21,7 +21,8 @@ def exactly(actual, expected):
 def make(k=7, d=3, metric="euclidean", **options):
     estimator = IndexBackpropagation(**options)
     weights = {"commitment_weight": 0.0, "codebook_weight": 0.0}
-    return VectorQuantizer(d, k, metric=metric, estimator=estimator, **weights)
+    table = EmbeddingCodebook(k, d)  # gradients of its weight are those of the codes
+    return VectorQuantizer(d, k, codebook=table, metric=metric, estimator=estimator, **weights)
 
 
 @pytest.fixture(params=[1 << 20, 21, 1], ids=["one-block", "blocks-of-3", "blocks-of-1"])

@@ -105,7 +105,7 @@ def test_a_codebook_can_be_shared():
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
 def test_logits_are_scores_up_to_a_constant(metric, temperature):
     quantizer = VectorQuantizer(4, 16, metric=metric)
-    x, codes = torch.randn(3, 5, 4), quantizer.codebook.weight
+    x, codes = torch.randn(3, 5, 4), quantizer.codebook.codes()
     scores = {
         "euclidean": -(x.unsqueeze(-2) - codes).square().sum(-1),
         "cosine": F.normalize(x, dim=-1) @ F.normalize(codes, dim=-1).T,
@@ -122,7 +122,7 @@ def test_logits_have_the_gradient_of_scores_in_both():
     quantizer = VectorQuantizer(3, 5).double()
     x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     both = [x, quantizer.codebook.weight]
-    scores = -(x.unsqueeze(-2) - both[1]).square().sum(-1)
+    scores = -(x.unsqueeze(-2) - quantizer.codebook.codes()).square().sum(-1)
     expected = torch.autograd.grad(scores.softmax(-1)[:, 0].sum(), both)
     assert_close(torch.autograd.grad(quantizer.logits(x).softmax(-1)[:, 0].sum(), both), expected)
 
@@ -209,7 +209,7 @@ def test_an_index_estimator_chooses_and_returns_the_vectors():
     quantizer = VectorQuantizer(4, 16, metric="dot", estimator=estimator)
     x, mask = torch.randn(3, 4), torch.tensor([True, False, True])
     out = quantizer.train()(x, mask)
-    codes = quantizer.codebook.weight
+    codes = quantizer.codebook.codes()
     assert out.indices.tolist() == [2, -1, 2]
     assert_close(out.quantized, -codes[2] * mask[:, None], rtol=0, atol=0)
     # Rules and losses see the code that was chosen, not what the estimator made of it.
@@ -255,7 +255,7 @@ def test_wrong_assign_arguments():
 def test_repr_shows_options():
     assert repr(VectorQuantizer(4, 16)).splitlines()[1:3] == [
         "  metric='euclidean', commitment_weight=0.25, codebook_weight=1.0, unused_weight=0.01",
-        "  (codebook): EmbeddingCodebook(16, 4)",
+        "  (codebook): EmbeddingCodebook(16, 4, gain=4.0)",
     ]
 
 
@@ -297,5 +297,5 @@ def test_a_step_of_gradient_descent_moves_codes_toward_their_tokens():
     quantizer(torch.tensor([[1.0], [1.0], [13.0], [1.0]])).loss.backward()
     optimizer.step()
     # The mean of squares over four tokens: 0 + 0.5 * 2 * 3 / 4, 10 + 0.5 * 2 * 3 / 4.
-    assert_close(quantizer.codebook.weight.detach(), torch.tensor([[0.75], [10.75]]))
+    assert_close(quantizer.codebook.codes().detach(), torch.tensor([[0.75], [10.75]]))
     assert isinstance(quantizer.codebook.weight, nn.Parameter)

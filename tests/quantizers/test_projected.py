@@ -109,7 +109,7 @@ def test_masked_tokens_are_zero_although_up_has_a_bias(make):
 def test_a_token_with_some_index_is_projected_up():
     projected = linear(residual())
     indices = torch.tensor([[3, -1], [-1, 5], [-1, -1]])
-    first, second = (stage.codebook.weight for stage in projected.quantizer.stages)
+    first, second = (stage.codebook.codes() for stage in projected.quantizer.stages)
     expected = projected.up(torch.stack([first[3], second[5]]))
     decoded = projected.decode(indices)
     assert_close(decoded[:2], expected)

@@ -100,10 +100,10 @@ def test_modules_of_a_stage_learn_from_the_result():
     expected = [weight]  # of x: the outer estimator and nothing else
     rest = x.detach()
     for stage, indices in zip((first, second), out.indices.T, strict=True):
-        codes = stage.quantizer.codebook.weight.detach()[indices]
+        codes = stage.quantizer.codebook.codes().detach()[indices]
         lowered = rest @ stage.down.weight.detach().T + stage.down.bias.detach()
         assert_close(
-            torch.cdist(lowered, stage.quantizer.codebook.weight.detach()).argmin(1), indices
+            torch.cdist(lowered, stage.quantizer.codebook.codes().detach()).argmin(1), indices
         )
         inner = weight @ stage.up.weight.detach()  # what reaches the codes, and straight through
         expected += [inner.T @ rest, inner.sum(dim=0), weight.T @ codes, weight.sum(dim=0)]
@@ -177,7 +177,7 @@ def test_teacher_forced_logits_equal_a_hand_written_loop(temperature):
     rest, expected = x, []
     for stage, indices in zip(residual.stages, given.T, strict=True):
         expected.append(stage.logits(rest, temperature=temperature))
-        rest = rest - torch.where(indices[:, None] >= 0, stage.codebook.weight[indices], 0.0)
+        rest = rest - torch.where(indices[:, None] >= 0, stage.codebook.codes()[indices], 0.0)
     logits = residual.logits(x, temperature=temperature, indices=given)
     assert_close(logits, torch.stack(expected, dim=1))
 
@@ -193,7 +193,7 @@ def test_logits_rank_the_choices_of_the_stages_first(dtype):
 
 def test_gradients_of_logits_reach_the_input_and_the_stage_that_is_asked():
     residual, x = plain(2), torch.randn(9, 4, requires_grad=True)
-    first, second = (stage.codebook.weight for stage in residual.stages)
+    first, second = (part.codebook.weight for part in residual.stages)
     loss = residual.logits(x)[:, 1].softmax(dim=-1)[:, 0].sum()
     of_x, of_first, of_second = torch.autograd.grad(loss, [x, first, second])
     assert of_x.any()
@@ -206,7 +206,7 @@ def test_prefixes_decode_to_partial_sums():
     indices = residual.encode(torch.randn(9, 4))
     total = torch.zeros(9, 4)
     for number, stage in enumerate(residual.stages):
-        total = total + stage.codebook.weight[indices[:, number]]
+        total = total + stage.codebook.codes()[indices[:, number]]
         coarse = torch.where(torch.arange(4) <= number, indices, -1)
         exactly(residual.decode(coarse), total)
 
@@ -227,7 +227,7 @@ def test_assign_takes_partial_choices_and_leaves_out_what_is_not_finite():
     given = torch.tensor([[1, -1], [-1, 5], [3, 4]])
     out = residual.quantize_as(x, given)
     assert out.indices.tolist() == [[1, -1], [-1, 5], [-1, -1]]
-    first, second = (stage.codebook.weight.detach() for stage in residual.stages)
+    first, second = (stage.codebook.codes().detach() for stage in residual.stages)
     exactly(out.quantized, torch.stack([first[1], second[5], torch.zeros(4)]))
     errors = [(x[0] - first[1]).square().mean(), (x[1] - second[5]).square().mean()]
     assert_close(out.terms["commitment"], 0.25 * sum(errors))

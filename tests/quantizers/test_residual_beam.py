@@ -14,7 +14,7 @@ from vqprior import (
 
 def brute_force(residual, x):
     """The best sum of one code from each stage, over all combinations, in float64."""
-    tables = [stage.codebook.weight.detach().double() for stage in residual.stages]
+    tables = [stage.codebook.codes().detach().double() for stage in residual.stages]
     choices = list(itertools.product(*[range(len(table)) for table in tables]))
     sums = torch.stack(
         [sum(table[i] for table, i in zip(tables, choice, strict=True)) for choice in choices]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from vqprior import _distributed
-from vqprior._checks import check_at_least, check_codes, check_shape
+from vqprior._checks import check_at_least, check_codes, check_positive, check_shape
 from vqprior._interfaces import Codebook
 
 
@@ -18,19 +18,23 @@ def _of_unit_length(codes: Tensor) -> Tensor:
 
 @final
 class EmbeddingCodebook(Codebook):
-    """A codebook whose codes are the rows of one parameter.
+    """A codebook whose codes are the rows of one parameter, times ``gain``.
 
     It learns by gradient with the user's optimizer, or by a rule such as ``CodebookEMA``.
 
     Args:
         num_codes: Number of codes.
         dim: Number of features of one code.
-        init: Fills the ``(k, d)`` parameter in place, as the functions of ``torch.nn.init`` do.
-            The default draws from a normal distribution of standard deviation ``1 / sqrt(d)``, so
+        init: Fills the ``(k, d)`` codes in place, as the functions of ``torch.nn.init`` do. The
+            default draws from a normal distribution of standard deviation ``1 / sqrt(d)``, so
             that codes have a length of about 1.
+        gain: Ratio of codes to ``weight``, greater than 0. Adam moves every parameter by about the
+            learning rate, so codes move ``gain`` times as fast as other parameters. A
+            ``state_dict`` holds ``weight``: load it into a codebook of the same gain. Powers of 2
+            are exact.
 
     Raises:
-        ValueError: If ``num_codes`` or ``dim`` is below 1.
+        ValueError: If ``num_codes`` or ``dim`` is below 1, or ``gain`` is not greater than 0.
 
     Shape:
         - ``codes()``: ``(k, d)``
@@ -56,13 +60,17 @@ class EmbeddingCodebook(Codebook):
         dim: int,
         *,
         init: Callable[[Tensor], object] = _of_unit_length,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         check_at_least("num_codes", num_codes, 1)
         check_at_least("dim", dim, 1)
+        check_positive("gain", gain)
+        self.gain = gain
         self.weight = nn.Parameter(torch.empty(num_codes, dim))
         with torch.no_grad():
             init(self.weight)
+            self.weight.div_(gain)
 
     @classmethod
     def from_codes(cls, codes: Tensor) -> Self:
@@ -84,11 +92,12 @@ class EmbeddingCodebook(Codebook):
 
     def extra_repr(self) -> str:
         """Shows the size in ``repr``."""
-        return f"{self.num_codes}, {self.dim}"
+        gain = "" if self.gain == 1.0 else f", gain={self.gain}"
+        return f"{self.num_codes}, {self.dim}{gain}"
 
     def codes(self) -> Tensor:
-        """Returns the parameter itself, ``(k, d)``."""
-        return self.weight
+        """Returns ``gain * weight``, ``(k, d)``; the parameter itself if ``gain`` is 1."""
+        return self.weight if self.gain == 1.0 else self.gain * self.weight
 
     @torch.no_grad()
     def set_codes_(self, codes: Tensor, where: Tensor) -> None:
@@ -101,5 +110,5 @@ class EmbeddingCodebook(Codebook):
         _distributed.check_whole(self)
         check_shape("codes", codes, self.weight.shape)
         check_shape("where", where, self.weight.shape[:1])
-        new = codes.to(self.weight.dtype)
+        new = (codes / self.gain).to(self.weight.dtype)
         self.weight.copy_(torch.where(where.unsqueeze(1), new, self.weight))

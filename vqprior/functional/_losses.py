@@ -129,10 +129,10 @@ def symmetric_vq_loss(out: QuantizerOutput | Selection) -> Tensor:
 
     Examples:
         >>> import torch
-        >>> from vqprior import VectorQuantizer
+        >>> from vqprior import EmbeddingCodebook, VectorQuantizer
         >>> from vqprior.functional import symmetric_vq_loss
         >>> x = torch.randn(8, 4, requires_grad=True)
-        >>> vq = VectorQuantizer(dim=4, codebook_size=16)
+        >>> vq = VectorQuantizer(4, 16, codebook=EmbeddingCodebook(16, 4))
         >>> symmetric_vq_loss(vq(x)).backward()
         >>> torch.allclose(x.grad.sum(dim=0), -vq.codebook.weight.grad.sum(dim=0))
         True

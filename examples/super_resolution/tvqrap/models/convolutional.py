@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tvqrap.images.layouts import Tiling
 from tvqrap.models.assembly import SCALE, upscale_bicubic
-from vqprior import IndexPredictor, VectorQuantizer
+from vqprior import EmbeddingCodebook, IndexPredictor, VectorQuantizer
 from vqprior.losses import alignment_loss
 from vqprior.nn import Downsample, ResidualBlock, Upsample
 
@@ -91,7 +91,8 @@ class ConvolutionalConfig:
 
     def make_quantizer(self) -> VectorQuantizer:
         """Returns the quantizer of vectors of ``code_dim`` features."""
-        return VectorQuantizer(self.code_dim, self.codebook_size)
+        codebook = EmbeddingCodebook(self.codebook_size, self.code_dim)
+        return VectorQuantizer(self.code_dim, self.codebook_size, codebook=codebook)
 
     def make_decoder(self) -> nn.Module:
         """Returns the decoder of structure plus texture."""

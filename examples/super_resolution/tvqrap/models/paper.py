@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tvqrap.images.layouts import Tiling
-from vqprior import IndexPredictor, VectorQuantizer
+from vqprior import EmbeddingCodebook, IndexPredictor, VectorQuantizer
 from vqprior.losses import alignment_loss
 from vqprior.nn import ResidualBlock, SwinLayer, Upsample, group_norm
 
@@ -75,6 +75,7 @@ class PaperConfig:
         return VectorQuantizer(
             self.code_dim,
             self.codebook_size,
+            codebook=EmbeddingCodebook(self.codebook_size, self.code_dim),
             commitment_weight=1.0,
             codebook_weight=0.25,
             unused_weight=0.0,
