@@ -37,7 +37,7 @@ def test_a_collapsed_codebook_comes_back(learning):
     """All tokens choose one code at the start; nearly all codes are in use at the end."""
     torch.manual_seed(0)
     quantizer = VectorQuantizer(4, 64)
-    optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.05)
+    optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.01)
     rules = [CodebookRevival(quantizer, patience=8.0, optimizer=optimizer)]
     if learning == "ema":
         rules.insert(0, CodebookEMA(quantizer, decay=0.9))

@@ -255,7 +255,7 @@ def test_wrong_assign_arguments():
 def test_repr_shows_options():
     assert repr(VectorQuantizer(4, 16)).splitlines()[1:3] == [
         "  metric='euclidean', commitment_weight=0.25, codebook_weight=1.0, unused_weight=0.01",
-        "  (codebook): EmbeddingCodebook(16, 4, gain=4.0)",
+        "  (codebook): EmbeddingCodebook(16, 4, gain=8.0)",
     ]
 
 

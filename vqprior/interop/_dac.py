@@ -68,7 +68,7 @@ def from_dac(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> ResidualQ
         up = _projection(reader, f"{name}.out_proj", codes.shape[1], down[0].shape[1])
         parts.append((codes, *down, *up))
     reader.finish()
-    return ResidualQuantizer([_stage(*part) for part in parts])
+    return ResidualQuantizer([_stage(*part, weight=len(parts)) for part in parts])
 
 
 def _projection(
@@ -86,15 +86,16 @@ def _projection(
 
 
 def _stage(
-    codes: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor
+    codes: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, *, weight: float
 ) -> ProjectedQuantizer:
+    # The original sums losses over stages; `weight` makes up for the mean.
     inner = VectorQuantizer(
         codes.shape[1],
         codes.shape[0],
         codebook=EmbeddingCodebook.from_codes(codes),
         metric="cosine",
-        commitment_weight=0.25,
-        codebook_weight=1.0,
+        commitment_weight=0.25 * weight,
+        codebook_weight=1.0 * weight,
         unused_weight=0.0,
     )
     return ProjectedQuantizer(inner, to_linear(down, down_bias), to_linear(up, up_bias))

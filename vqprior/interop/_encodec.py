@@ -62,7 +62,7 @@ def from_encodec(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> Resid
             codes.shape[1],
             codes.shape[0],
             codebook=EmbeddingCodebook.from_codes(codes),
-            commitment_weight=1 / len(tables),
+            commitment_weight=1.0,
         )
         for codes in tables
     ]

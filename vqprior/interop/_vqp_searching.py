@@ -274,5 +274,6 @@ def _residual(reader: Reader, before: str, prefix: str) -> tuple[list[Tensor], _
 
 def _stacked(tables: list[Tensor], projections: _Projections, metric: str) -> Quantizer:
     same = all(torch.equal(tables[0], codes) for codes in tables)
-    distinct = [_searching(codes, metric, 1.0) for codes in (tables[:1] if same else tables)]
+    weight = float(len(tables))  # the package returns a loss per stage, to be summed
+    distinct = [_searching(codes, metric, weight) for codes in (tables[:1] if same else tables)]
     return _projected(ResidualQuantizer(distinct * len(tables) if same else distinct), projections)

@@ -39,7 +39,7 @@ class VectorQuantizer(Quantizer):
     Args:
         dim: Number of features of one vector.
         codebook_size: Number of codes.
-        codebook: Where codes come from; by default an ``EmbeddingCodebook`` with a gain of 4.
+        codebook: Where codes come from; by default an ``EmbeddingCodebook`` with a gain of 8.
         metric: ``"euclidean"``, ``"cosine"`` (compares directions, returns the code as it is)
             or ``"dot"``.
         estimator: ``(x, codes) -> codes``, which defines the gradient of the result, or an
@@ -100,7 +100,7 @@ class VectorQuantizer(Quantizer):
         if not isinstance(estimator, IndexEstimator):
             check_callable("estimator", estimator, "For example `functional.straight_through`.")
         self.codebook: Codebook = (
-            EmbeddingCodebook(codebook_size, dim, gain=4.0) if codebook is None else codebook
+            EmbeddingCodebook(codebook_size, dim, gain=8.0) if codebook is None else codebook
         )
         if (self.codebook.num_codes, self.codebook.dim) != (codebook_size, dim):
             raise ValueError(

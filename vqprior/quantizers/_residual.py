@@ -23,7 +23,7 @@ class ResidualQuantizer(Quantizer):
     ``quantized`` is the sum of the codes. One estimator is applied to the sum, so the gradient is
     the identity by default for any number of stages. The residual is ``x`` minus a constant, so
     the commitment loss of every stage has a gradient. Modules inside a stage, such as those of
-    ``ProjectedQuantizer``, also learn from ``quantized``. Loss terms are summed over stages.
+    ``ProjectedQuantizer``, also learn from ``quantized``. Loss terms are means over stages.
 
     Pass the same quantizer several times to share its codebook: it is stored once, and a rule
     takes one step for all its uses.
@@ -228,7 +228,8 @@ class ResidualQuantizer(Quantizer):
         if trained is not None:
             quantized = quantized + trained.to(x.dtype)
         quantized = torch.where(valid.unsqueeze(-1), quantized, 0.0)
-        return merge_outputs(outs, quantized, self.stages.join([out.indices for out in outs]))
+        indices = self.stages.join([out.indices for out in outs])
+        return merge_outputs(outs, quantized, indices, weight=1 / len(outs))
 
     def _kept(self, valid: Tensor) -> list[Tensor]:
         """Returns, for each stage, which samples keep it; broadcasts against ``valid``."""

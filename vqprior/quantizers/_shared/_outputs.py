@@ -63,13 +63,15 @@ def replace_quantized(out: QuantizerOutput, quantized: Tensor) -> QuantizerOutpu
 
 
 def merge_outputs(
-    outs: list[QuantizerOutput], quantized: Tensor, indices: Tensor
+    outs: list[QuantizerOutput], quantized: Tensor, indices: Tensor, *, weight: float = 1.0
 ) -> QuantizerOutput:
-    """Joins the results of several quantizers; terms of the same name are summed."""
+    """Joins the results of several quantizers; terms of the same name are summed and weighted."""
     terms: dict[str, Tensor] = {}
     for out in outs:
         for name, term in out.terms.items():
             terms[name] = terms[name] + term if name in terms else term
+    if weight != 1.0:
+        terms = {name: weight * term for name, term in terms.items()}
     return make_output(quantized, indices, terms, (s for out in outs for s in out.selections))
 
 
