@@ -25,10 +25,10 @@ GradientEstimator = Callable[[Tensor, Tensor], Tensor]
 
 
 class Codebook(nn.Module, abc.ABC):
-    """Where codes come from: ``k`` vectors of ``d`` features.
+    """``k`` codes of ``d`` features.
 
-    How the codes learn is decided elsewhere: by the user's optimizer, which sees
-    ``parameters()``, or by an ``UpdateRule``, which calls ``set_codes_``.
+    They learn by the user's optimizer, from ``parameters()``, or by an ``UpdateRule``, which
+    calls ``set_codes_``.
     """
 
     can_be_set: bool = True  # by ``set_codes_``: False where the codes are computed
@@ -56,9 +56,9 @@ class Codebook(nn.Module, abc.ABC):
 
 
 class IndexEstimator(abc.ABC):
-    """A gradient through the choice itself, which reaches every code and not only the chosen one.
+    """A gradient through the choice of a code, which reaches all codes.
 
-    A quantizer that searches a codebook takes it in place of a ``GradientEstimator``.
+    ``VectorQuantizer`` takes it in place of a ``GradientEstimator``.
     """
 
     @abc.abstractmethod
@@ -73,13 +73,13 @@ class IndexEstimator(abc.ABC):
     ) -> tuple[Tensor, Tensor]:
         """Chooses a code ``(k, d)`` for each vector ``(..., d)``: ``(vectors, indices)``.
 
-        ``indices`` are choices taken as made; otherwise ``sample`` says whether a random choice
-        is wanted where the estimator knows one.
+        ``indices`` are given choices; without them, ``sample`` asks for random choices, if the
+        estimator has any.
         """
 
 
 class QuantizerBase(nn.Module, abc.ABC):
-    """What a quantizer can express: the part of its interface that rules and meters need."""
+    """Sizes and codebooks: the part of a quantizer's interface that rules and metrics need."""
 
     has_index_per_token: bool = True  # (...) or (..., q)
     features_last: bool = True  # the layout of nesting
@@ -93,7 +93,7 @@ class QuantizerBase(nn.Module, abc.ABC):
     @property
     @abc.abstractmethod
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Number of codes that each of the ``q`` indices of a token can name."""
+        """Number of codes of each of the ``q`` indices of a token."""
 
     @property
     @abc.abstractmethod
@@ -102,7 +102,7 @@ class QuantizerBase(nn.Module, abc.ABC):
 
     @property
     def codebook_size(self) -> int:
-        """Number of codes ``k`` that one index can name: the largest, where they differ."""
+        """Number of codes ``k`` of one index; the largest if they differ."""
         return max(self.codebook_sizes)
 
     @property
@@ -120,16 +120,16 @@ class QuantizerBase(nn.Module, abc.ABC):
 class Quantizer(QuantizerBase):
     """Maps each vector of ``d`` features to one of finitely many codes.
 
-    Concrete classes are final: to change how one behaves, wrap it. Every one obeys these laws;
-    ``vqprior.testing.check_quantizer`` checks them for any quantizer.
+    Concrete classes are final: wrap one to change it. All obey these laws, which
+    ``vqprior.testing.check_quantizer`` checks for any quantizer:
 
     1. ``decode(out.indices)`` equals ``out.quantized`` in value, bit for bit for lookups.
     2. Calls are pure: no parameter or buffer changes in any call, in training mode either; in
        eval mode no random number is drawn. (``SelfUpdating`` is the declared exception.)
     3. The gradient of ``quantized`` is that of the estimator, the identity by default.
     4. Masked tokens, and tokens with a non-finite feature, contribute nothing to losses, rules
-       or meters, whatever they hold. An all-true mask equals no mask; with no token at all
-       the loss is 0 and gradients are finite.
+       or metrics. An all-true mask equals no mask; without valid tokens the loss is 0 and
+       gradients are finite.
     5. Search and statistics are computed in float32 or wider under autocast, ``.half()`` and
        large offsets; equal scores go to the lowest index; index arithmetic is int64.
     6. Nothing of size ``n`` x ``k`` beyond a bounded block is stored, and nothing depends on a
@@ -153,31 +153,30 @@ class Quantizer(QuantizerBase):
     def decode(self, indices: Tensor) -> Tensor:
         """Returns the codes ``(..., d)`` named by ``indices``; -1 decodes to zeros.
 
-        Raises ``ValueError`` for other values outside ``[0, codebook_size)`` on the CPU; reading
-        them elsewhere would make the host wait.
+        Raises ``ValueError`` for other values outside ``[0, codebook_size)`` on the CPU; on a GPU
+        the check would force a synchronization.
         """
 
     @abc.abstractmethod
     def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
-        """Returns what ``forward`` returns had it chosen ``indices`` for ``x`` ``(..., d)``.
+        """Returns the result as if ``indices`` had been chosen for ``x`` ``(..., d)``.
 
-        For choices made elsewhere: a beam search, a teacher, labels. -1 masks a token, as a
-        non-finite feature does.
+        For indices from a beam search, a teacher or labels. -1 masks a token.
         """
 
     def logits(
         self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
     ) -> Tensor:
-        """Returns how well each code fits: ``(..., d) -> (..., k)``, or ``(..., q, k)``.
+        """Returns logits over the codes: ``(..., d) -> (..., k)``, or ``(..., q, k)``.
 
-        Quantizers that choose one index after the other take ``indices`` as the choices made so
-        far (teacher forcing), and otherwise their own. Raises ``TypeError`` without an explicit
+        Quantizers that choose one index after the other take ``indices`` for the earlier choices
+        (teacher forcing), by default their own. Raises ``TypeError`` without an explicit
         codebook.
         """
         raise no_codebook_error(self, "logits")
 
     def nearest_indices(self, x: Tensor, num_nearest: int) -> Tensor:
-        """Returns the best choices, best first, without gradients: ``(..., d) -> (..., m)``.
+        """Returns the nearest indices, nearest first, without gradients: ``(..., d) -> (..., m)``.
 
         Raises ``TypeError`` unless the quantizer has exactly one explicit codebook.
         """
@@ -189,7 +188,7 @@ class Quantizer(QuantizerBase):
         return True
 
     def _search_space(self) -> tuple[Tensor, str] | None:
-        """Returns the codes ``(k, d)`` and the metric if all it does is to choose the nearest."""
+        """Returns codes ``(k, d)`` and metric if ``encode`` only chooses the nearest code."""
         return None
 
     if TYPE_CHECKING:  # nn.Module.__call__ returns Any; callers deserve the real type.

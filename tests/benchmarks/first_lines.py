@@ -5,7 +5,8 @@
 
 Trains a small autoencoder with each quantizer as it comes, once per seed, on crops of the photos in
 examples/; prints PSNR on held-out parts of the photos and codebook usage on all parts, and writes
-them to docs/benchmarks/first_lines.json and the tables of first_lines.md.
+them to docs/benchmarks/first_lines.json and the tables of first_lines.md. With --only, the runs of
+other quantizers are kept.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import itertools
 import json
 import multiprocessing
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,7 +100,7 @@ LINES = {
     "cosine": Line(
         "`SelfUpdating(ProjectedQuantizer)`, cosine, 8 features, 1024 codes",
         lambda: vqprior.SelfUpdating(cosine()),
-        "cosine",
+        "VectorQuantize-cosine",
     ),
 }
 RECIPES: dict[str, tuple[str, Make, int]] = {
@@ -128,11 +129,11 @@ RECIPES: dict[str, tuple[str, Make, int]] = {
 THEIRS: dict[str, Callable[[Any], nn.Module]] = {
     "VectorQuantize": lambda vqp: vqp.VectorQuantize(dim=DIM, codebook_size=512),
     "ResidualVQ": lambda vqp: vqp.ResidualVQ(dim=DIM, num_quantizers=4, codebook_size=256),
-    "cosine": lambda vqp: vqp.VectorQuantize(
+    "VectorQuantize-cosine": lambda vqp: vqp.VectorQuantize(
         dim=DIM, codebook_size=1024, codebook_dim=8, use_cosine_sim=True
     ),
 }
-SIZES = {"VectorQuantize": [512], "ResidualVQ": [256] * 4, "cosine": [1024]}
+SIZES = {"VectorQuantize": [512], "ResidualVQ": [256] * 4, "VectorQuantize-cosine": [1024]}
 
 
 class Ours(nn.Module):
@@ -297,6 +298,14 @@ def recipes(trained: list[dict[str, Any]]) -> list[list[str]]:
     return cells
 
 
+def kept(path: Path, *replaced: Iterable[str]) -> list[dict[str, Any]]:
+    """Returns the earlier runs in ``path`` but those of the quantizers that are trained now."""
+    if not path.exists():
+        return []
+    names = set().union(*replaced)
+    return [run for run in json.loads(path.read_text())["runs"] if run["quantizer"] not in names]
+
+
 def main() -> None:
     """Trains, prints and writes."""
     parser = argparse.ArgumentParser(
@@ -326,10 +335,11 @@ def main() -> None:
     ]
     jobs = [Job(*setting, options.photos) for setting in settings]
     jobs.sort(key=lambda job: job.steps)  # the short ones first: a mistake shows early
-    trained = []
+    commit = machine.commit()
+    trained = kept(options.output / "first_lines.json", quantizers, alone)
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
         for run in tqdm(pool.imap_unordered(train, jobs), total=len(jobs), unit="training"):
-            trained.append(run)
+            trained.append({**run, "commit": commit})
             tqdm.write(
                 f"{run['quantizer']:14s} rate {run['rate']:g}, {run['steps']} steps, seed "
                 f"{run['seed']}: {run['psnr']:.2f} dB, usage {run['usage']:.1%}, perplexity "
@@ -339,8 +349,8 @@ def main() -> None:
     table = report.table(head, rows(trained))
     others = report.table(["quantizer", "PSNR", "in use", "perplexity"], recipes(trained))
     print(table, others, sep="\n\n")
-    about = {"commit": machine.commit(), "machine": machine.describe(Settings(threads=1))}
-    text = json.dumps({**about, "photos": options.photos.name, "runs": trained}, indent=1) + "\n"
+    about = {"machine": machine.describe(Settings(threads=1)), "photos": options.photos.name}
+    text = json.dumps({**about, "runs": trained}, indent=1) + "\n"
     results.write(options.output / "first_lines.json", lambda path: path.write_text(text))
     report.rewrite(options.output / "first_lines.md", "first lines", table)
     report.rewrite(options.output / "first_lines.md", "recipes", others)

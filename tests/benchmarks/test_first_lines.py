@@ -47,3 +47,15 @@ def test_rows_hold_means_and_the_smallest_usage():
     assert first_lines.recipes([run("bsq", 19.0, 0.25)]) == [
         ["BSQ, 12 bits", "19.00 dB", "25%", "7"]
     ]
+
+
+def test_names_of_both_sides_differ():
+    assert not {*LINES, *RECIPES} & set(first_lines.THEIRS)
+    assert {line.theirs for line in LINES.values()} == set(first_lines.THEIRS)
+
+
+def test_runs_of_other_quantizers_are_kept(tmp_path):
+    path = tmp_path / "first_lines.json"
+    assert first_lines.kept(path, ["plain"]) == []
+    path.write_text('{"runs": [{"quantizer": "plain"}, {"quantizer": "bsq"}]}')
+    assert first_lines.kept(path, ["plain"], []) == [{"quantizer": "bsq"}]

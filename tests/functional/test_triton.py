@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo  # before a test replaces `find_spec`, which its import calls
 from torch._subclasses import FakeTensorMode
 
 from vqprior.functional._kernels import _triton

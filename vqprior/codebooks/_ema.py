@@ -1,4 +1,4 @@
-"""Codebooks that follow the exponential moving average of what chose them."""
+"""Exponential moving average of the vectors that chose each code."""
 
 from typing import final
 
@@ -14,21 +14,21 @@ from vqprior.functional import code_sums_and_counts
 
 @final
 class CodebookEMA(UpdateRule):
-    """Moves every code toward the moving average of the inputs that chose it.
+    """Sets each code to the exponential moving average of the inputs that chose it.
 
     With ``c`` and ``s`` the count and the sum of the inputs that chose a code in this step,
     count ``n`` and mass ``m`` follow ``n <- decay n + (1 - decay) c`` and likewise ``m`` and
     ``s``; the code becomes ``m / n'``, where ``n'`` is ``n`` after Laplace smoothing. Counts
-    start at 1. Codes that nothing chose in a step stay where they are.
+    start at 1. Codes that no input chose in a step do not change.
 
-    The codebook is taken out of gradient training (``requires_grad_(False)``). A row that somebody
-    else wrote since the last step (``CodebookRevival``, ``initialize_codebooks_``, a loaded
-    checkpoint) is taken as it is, with a count of 1. Statistics are float32, summed over ranks with
-    one collective.
+    The codebook is taken out of gradient training (``requires_grad_(False)``). A code that was
+    changed otherwise since the last step (by ``CodebookRevival``, ``initialize_codebooks_`` or a
+    checkpoint) is kept, with a count of 1. Statistics are float32, summed over ranks with one
+    collective.
 
     Args:
-        quantizer: The quantizer whose codebooks learn; wrappers of any depth, and ``out`` from
-            the outermost.
+        quantizer: The quantizer whose codebooks learn, or any wrapper around it. Pass ``step``
+            the results of what is passed here.
         decay: Share of the statistics kept in a step, in ``[0, 1)``.
         eps: Laplace smoothing of the counts, at least 0.
 
@@ -41,8 +41,8 @@ class CodebookEMA(UpdateRule):
     References:
         van den Oord, Vinyals and Kavukcuoglu, *Neural Discrete Representation Learning*,
         NeurIPS 2017, appendix A.1. <https://arxiv.org/abs/1711.00937>. Deviations: counts start
-        at 1 rather than 0, and rows that nothing chose are left alone instead of being divided
-        by their vanishing count.
+        at 1 instead of 0, and codes that no input chose are not divided by their vanishing
+        count.
 
     Examples:
         >>> import torch

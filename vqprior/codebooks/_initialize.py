@@ -1,4 +1,4 @@
-"""Starting codebooks from data, as an explicit step."""
+"""Initialization of codebooks from data."""
 
 import torch
 from torch import Tensor
@@ -16,11 +16,11 @@ def initialize_codebooks_(
     method: str = "kmeans",
     generator: torch.Generator | None = None,
 ) -> None:
-    """Sets every codebook of a quantizer from the vectors that reach it, in place.
+    """Initializes all codebooks of a quantizer from the vectors that reach them, in place.
 
-    Codebooks are set one after the other, each from what it sees once the earlier ones are
-    set, so stages of a residual quantizer start from residuals. Tokens of all ranks are used,
-    and all ranks end with the codebooks of rank 0. Rules are not stepped.
+    Codebooks are set in order, each from the vectors that it gets once the earlier ones are set,
+    so stages of a residual quantizer start from residuals. Tokens of all ranks are used, and all
+    ranks end with the same codebooks. Rules are not stepped.
 
     Args:
         quantizer: Any quantizer or wrapper.
@@ -29,7 +29,7 @@ def initialize_codebooks_(
         generator: Source of randomness.
 
     Raises:
-        ValueError: If ``method`` is unknown or no finite, unmasked vector arrives.
+        ValueError: If ``method`` is unknown or no valid vector reaches a codebook.
 
     Returns:
         Nothing.

@@ -12,12 +12,12 @@ from vqprior._interfaces import Codebook
 class NormalizedCodebook(Codebook):
     """Scales all codes of a codebook to length 1.
 
-    For codes on the sphere, as with ``metric="cosine"``; put ``nn.L2Norm`` in front of the
-    quantizer (``ProjectedQuantizer``) to compare unit vectors with unit codes. Rules set the codes
-    underneath, also to unit length.
+    Use it with ``metric="cosine"``. With ``nn.L2Norm`` in front of the quantizer, by
+    ``ProjectedQuantizer``, unit vectors are compared with unit codes. Rules set the underlying
+    codes, also to unit length.
 
     Args:
-        codebook: Where the directions come from.
+        codebook: The codebook whose codes are normalized.
 
     Shape:
         - ``codes()``: ``(k, d)``
@@ -39,18 +39,18 @@ class NormalizedCodebook(Codebook):
 
     @property
     def num_codes(self) -> int:
-        """That of the codebook underneath."""
+        """That of the underlying codebook."""
         return self.codebook.num_codes
 
     @property
     def dim(self) -> int:
-        """That of the codebook underneath."""
+        """That of the underlying codebook."""
         return self.codebook.dim
 
     def codes(self) -> Tensor:
-        """Returns the unit codes ``(k, d)``, with the gradient to what is underneath."""
+        """Returns the unit codes ``(k, d)``, with a gradient to the underlying codes."""
         return F.normalize(self.codebook.codes(), dim=1)
 
     def set_codes_(self, codes: Tensor, where: Tensor) -> None:
-        """Overwrites the codes underneath with ``codes`` at unit length."""
+        """Overwrites the underlying codes with ``codes`` at unit length."""
         self.codebook.set_codes_(F.normalize(codes, dim=1), where)

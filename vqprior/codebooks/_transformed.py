@@ -1,4 +1,4 @@
-"""Codes that a module computes from other codes."""
+"""Codes computed by a module from other codes."""
 
 from typing import final
 
@@ -11,14 +11,15 @@ from vqprior._interfaces import Codebook
 
 @final
 class TransformedCodebook(Codebook):
-    """Passes all codes of a codebook through a module: one step of it moves every code.
+    """Passes all codes of a codebook through a module, so that one step moves every code.
 
-    With a frozen table and a linear module this is SimVQ, which keeps codes in use that nothing
-    has chosen yet. The module runs outside of ``torch.autocast``. Learns by gradient only: rules
-    cannot set codes that are computed.
+    With a frozen codebook and a linear module this is SimVQ. Let the module learn about 10 times
+    as fast as the rest of the model, in a parameter group of its own: at the same rate, few codes
+    come into use. It runs outside of ``torch.autocast``. Rules cannot set computed codes and
+    leave them to their gradient.
 
     Args:
-        codebook: Where the codes come from; ``requires_grad_(False)`` freezes it.
+        codebook: The codes to transform; ``requires_grad_(False)`` freezes them.
         module: Any module ``(k, d') -> (k, d)``.
 
     Raises:
@@ -55,7 +56,7 @@ class TransformedCodebook(Codebook):
 
     @property
     def num_codes(self) -> int:
-        """That of the codebook underneath."""
+        """That of the underlying codebook."""
         return self.codebook.num_codes
 
     @property

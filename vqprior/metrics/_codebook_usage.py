@@ -1,4 +1,4 @@
-"""How much of a codebook is in use."""
+"""Codebook usage: perplexity, entropy and unused codes."""
 
 import dataclasses
 import math
@@ -14,14 +14,14 @@ from vqprior.metrics._accumulator import Accumulator
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UsageSummary:
-    """How a codebook of ``k`` codes was used.
+    """Usage of a codebook of ``k`` codes.
 
     Attributes:
         perplexity: ``2 ** entropy_bits``: the number of equally frequent codes that would carry
             as much information, between 1 and ``k``; 0 without any token.
         usage: Fraction of the codes that were chosen at least once, in ``[0, 1]``.
-        entropy_bits: Entropy of the code frequencies in bits, between 0 and ``log2(k)``: what
-            an ideal entropy coder spends on one index, 0 without any token.
+        entropy_bits: Entropy of the code frequencies, between 0 and ``log2(k)``: the bits that an
+            ideal entropy coder spends on one index; 0 without tokens.
         dead_codes: Number of codes that were never chosen.
         num_tokens: Number of indices counted.
         skipped_tokens: Number of indices that were -1: masked, not finite or dropped.
@@ -46,12 +46,11 @@ class UsageSummary:
 
 @final
 class CodebookUsage(Accumulator):
-    """Counts how often each code is chosen, and how many tokens chose none.
+    """Counts how often each code is chosen.
 
-    Counts are exact (int64), also after a cast of the module; ``update`` reads nothing back to
-    the host; ``compute`` adds up the counts of all ranks and changes nothing. Several codebooks
-    in the last dimension of the indices are counted together: for one of them alone, update
-    with ``indices[..., i]``.
+    Counts are exact (int64), also after a cast of the module. ``update`` does not synchronize the
+    device; ``compute`` adds up the counts of all ranks. Indices of several codebooks are counted
+    together: for one of them, update with ``indices[..., i]``.
 
     Args:
         codebook_size: Number of codes ``k``, at least 1.

@@ -1,4 +1,4 @@
-"""The plain vector quantizer: the nearest code of one codebook."""
+"""Vector quantization with one codebook."""
 
 from typing import final
 
@@ -33,17 +33,18 @@ from vqprior.quantizers._shared._outputs import make_output
 class VectorQuantizer(Quantizer):
     """Replaces each vector by the nearest code of a codebook.
 
-    The codebook learns by gradient, through the ``"codebook"`` term, with the user's
-    optimizer; a rule such as ``CodebookEMA`` takes it over and the term disappears.
+    The codebook learns by gradient with your optimizer, through the ``"codebook"`` and
+    ``"unused"`` terms, or by a rule such as those of ``default_rules``; then both terms
+    disappear. ``SelfUpdating`` steps the rules for you.
 
     Args:
         dim: Number of features of one vector.
         codebook_size: Number of codes.
-        codebook: Where codes come from; by default an ``EmbeddingCodebook`` with a gain of 8.
-        metric: ``"euclidean"``, ``"cosine"`` (compares directions, returns the code as it is)
-            or ``"dot"``.
-        estimator: ``(x, codes) -> codes``, which defines the gradient of the result, or an
-            ``IndexEstimator`` such as ``functional.IndexBackpropagation``, whose gradient
+        codebook: The codes; by default an ``EmbeddingCodebook`` with a gain of 8.
+        metric: ``"euclidean"``, ``"cosine"`` (compares directions and returns codes at their
+            length) or ``"dot"``.
+        estimator: A function ``(x, codes) -> codes`` that defines the gradient of the result, or
+            an ``IndexEstimator`` such as ``functional.IndexBackpropagation``, whose gradient
             reaches all codes.
         commitment_weight: Weight of ``commitment_loss``, at least 0.
         codebook_weight: Weight of ``codebook_loss``, at least 0. Published code that follows
@@ -52,7 +53,7 @@ class VectorQuantizer(Quantizer):
         unused_weight: Weight of ``unused_code_loss`` relative to ``codebook_weight``, at least 0.
 
     Raises:
-        TypeError: If ``codebook`` is no codebook or ``estimator`` cannot be called.
+        TypeError: If ``codebook`` is not a ``Codebook`` or ``estimator`` is not callable.
         ValueError: If a size is below 1, ``codebook`` has another size, ``metric`` is unknown,
             or a weight is negative.
 
