@@ -15,9 +15,9 @@ from vqprior.quantizers._shared._wrapper import QuantizerWrapper
 class SelfUpdating(QuantizerWrapper):
     """Updates its codebooks at the end of each forward in training mode, as BatchNorm does.
 
-    The statistics of the rules travel with the ``state_dict``. Put it outside of all other wrappers
-    but ``ChannelsFirst``. In eval mode nothing is updated, nor by ``encode``, ``decode`` and the
-    other methods in any mode.
+    The statistics of the rules travel with the ``state_dict``. Put it inside of
+    ``TextureQuantizer`` and outside of the other wrappers. In eval mode nothing is updated, nor by
+    ``encode``, ``decode`` and the other methods in any mode.
 
     Where you can edit the training loop, ``rule.step(out)`` after ``optimizer.step()`` does the
     same and keeps calls pure: activation checkpointing, for one, runs a forward twice and would
