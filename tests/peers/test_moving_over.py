@@ -48,16 +48,16 @@ def options_of(name):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_option_is_on_the_page_once(name):
+    """A row of its own table counts before a shared one."""
     own, options = options_in(name), options_of(name)
     assert len(own) == len(set(own))
     assert set(own) | (set(options_in(SHARED)) & options) == options
 
 
-def test_shared_options_belong_to_several_classes():
+def test_every_shared_option_belongs_to_a_class():
     shared = options_in(SHARED)
     assert len(shared) == len(set(shared))
-    known = [option for name in CLASSES for option in options_of(name)]
-    assert not [option for option in shared if not known.count(option)]
+    assert set(shared) <= set().union(*map(options_of, CLASSES))
 
 
 def test_there_are_as_many_options_as_ever():
@@ -73,6 +73,6 @@ def test_every_class_is_mentioned():
 def test_names_of_ours_exist():
     spaces = [vqprior, vqprior.functional, vqprior.interop, vqprior.nn]
     text = PAGE.read_text().partition("## From 0.1 names")[0]  # which tests/test_names.py reads
-    for path in re.findall(r"(?:functional|interop|nn)\.(\w+)", text):
+    for path in re.findall(r"(?:functional|interop|nn)\.(?!md\b)(\w+)", text):
         known = [space for space in spaces if hasattr(space, path)]
         assert known or hasattr(__import__("torch").nn, path), path
