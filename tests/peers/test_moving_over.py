@@ -32,17 +32,32 @@ CLASSES = [
 ]
 
 
-def options_on_the_page(name):
+SHARED = "Options of several classes"
+
+
+def options_in(section):
     """What stands in the first column of the first table of a section."""
-    table = SECTIONS[name].partition("| option | here |")[2].partition("\n\n")[0]
+    table = SECTIONS[section].partition("| option | here |")[2].partition("\n\n")[0]
     rows = [row.split(" | ")[0] for row in table.splitlines() if row.startswith("| `")]
     return [option for row in rows for option in re.findall(r"`(\w+)`", row)]
 
 
+def options_of(name):
+    return set(inspect.signature(getattr(peer, name)).parameters)
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_option_is_on_the_page_once(name):
-    found = sorted(inspect.signature(getattr(peer, name)).parameters)
-    assert sorted(options_on_the_page(name)) == found
+    """A row of its own table counts before a shared one."""
+    own, options = options_in(name), options_of(name)
+    assert len(own) == len(set(own))
+    assert set(own) | (set(options_in(SHARED)) & options) == options
+
+
+def test_every_shared_option_belongs_to_a_class():
+    shared = options_in(SHARED)
+    assert len(shared) == len(set(shared))
+    assert set(shared) <= set().union(*map(options_of, CLASSES))
 
 
 def test_there_are_as_many_options_as_ever():
