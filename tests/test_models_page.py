@@ -111,6 +111,6 @@ def test_losses_and_usage_are_asserted_and_the_paper_is_linked(model):
 
 
 @every_model
-def test_the_table_links_to_the_section(model):
+def test_the_list_links_to_the_section(model):
     anchor = re.sub(r"[^\w-]", "", model.lower())
-    assert f"\n| [{model}](#{anchor}) |" in PAGE
+    assert f"[{model}](#{anchor})" in SECTIONS[next(iter(SECTIONS))]
