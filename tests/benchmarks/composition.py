@@ -30,7 +30,7 @@ def residual(device: str, n: int, k: int, d: int, q: int) -> Pair:
         for number, (x, codes, part) in enumerate(zip(inputs, data.codes, parts, strict=True)):
             same_choice(x, codes, whole.indices[..., number], part.indices)
         assert_close(whole.quantized, sum(part.quantized for part in parts), **CLOSE)
-        assert_close(whole.loss, sum(part.loss for part in parts), **CLOSE)
+        assert_close(whole.loss, sum(part.loss for part in parts) / q, **CLOSE)
 
     step = sides.train_ours(whole, data.x, data.direction)
     return Pair(step, lambda: [part() for part in parts], agree)

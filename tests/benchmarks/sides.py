@@ -118,9 +118,9 @@ def train_theirs(quantizer: Any, x: Tensor, direction: Tensor) -> Step:
     def step() -> Outcome:
         leaf.grad = None
         quantized, indices, losses = quantizer(leaf)
-        ((quantized * direction).sum() + losses.sum()).backward()
-        loss = losses.detach().sum()
-        return Outcome(indices, quantized.detach(), loss, leaf.grad, first.codebook)
+        loss = losses.mean()  # over stages, as ours
+        ((quantized * direction).sum() + loss).backward()
+        return Outcome(indices, quantized.detach(), loss.detach(), leaf.grad, first.codebook)
 
     return step
 
