@@ -141,7 +141,9 @@ QUANTIZERS = {
     "simvq": simvq,
     "rotation": lambda: vq(estimator=rotation_trick),
     "rotation-bounded": lambda: vq(estimator=partial(rotation_trick, max_gain=1.0)),
-    "ibq": lambda: vq(metric="dot", estimator=IndexBackpropagation()),
+    "ibq": lambda: vq(  # the codes are the parameter itself
+        codebook=EmbeddingCodebook(16, DIM), metric="dot", estimator=IndexBackpropagation()
+    ),
     "gumbel": lambda: vq(estimator=IndexBackpropagation("gumbel")),
     "reinmax": lambda: vq(metric="cosine", estimator=IndexBackpropagation("reinmax")),
     "fsq": lambda: FSQ([8, 5, 3, 7]),
