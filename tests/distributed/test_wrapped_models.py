@@ -65,9 +65,14 @@ def self_updating():
     return SelfUpdating(quantizer, *both_rules(quantizer))
 
 
+def by_gradient(**options):
+    # Each rank pulls the codes that it does not use itself: not what one process would do.
+    return VectorQuantizer(3, 8, unused_weight=0.0, **options)
+
+
 MODELS = {
-    "gradient": (lambda: VectorQuantizer(3, 8), no_rules),
-    "gradient_without_commitment": (lambda: VectorQuantizer(3, 8, commitment_weight=0.0), no_rules),
+    "gradient": (by_gradient, no_rules),
+    "gradient_without_commitment": (lambda: by_gradient(commitment_weight=0.0), no_rules),
     "ema": (lambda: VectorQuantizer(3, 8), both_rules),
     "ema_without_commitment": (lambda: VectorQuantizer(3, 8, commitment_weight=0.0), both_rules),
     "self_updating": (self_updating, no_rules),
@@ -79,7 +84,7 @@ MODELS = {
         ),
         no_rules,
     ),
-    "residual": (lambda: ResidualQuantizer([VectorQuantizer(3, 8) for _ in range(3)]), no_rules),
+    "residual": (lambda: ResidualQuantizer([by_gradient() for _ in range(3)]), no_rules),
     "residual_shared_ema": (lambda: ResidualQuantizer([VectorQuantizer(3, 8)] * 3), both_rules),
 }
 

@@ -120,14 +120,14 @@ class CodebookEMA(UpdateRule):
         current = codebook.codes()
         # Compared in the narrower of the two dtypes: only there were they ever equal.
         kept = written.to(current.dtype).to(written.dtype)
-        rewritten = (kept != current.to(written.dtype)).any(dim=1)
+        sums, hits = statistics[:, :-1], statistics[:, -1]
+        any_hit = hits.sum() > 0
+        rewritten = (kept != current.to(written.dtype)).any(dim=1) & any_hit
         codes.copy_(torch.where(rewritten.unsqueeze(1), current, codes))
         counts.copy_(torch.where(rewritten, 1.0, counts))
 
-        sums, hits = statistics[:, :-1], statistics[:, -1]
         # Keeping the codes in place of the mass loses nothing: the mass is their product.
         mass = codes * self._smooth(counts).unsqueeze(1)
-        any_hit = hits.sum() > 0
         counts.copy_(torch.where(any_hit, counts.lerp(hits, 1 - self.decay), counts))
         mass = mass.lerp(sums, 1 - self.decay)
         chosen = hits > 0
@@ -136,7 +136,7 @@ class CodebookEMA(UpdateRule):
         codes.copy_(torch.where(chosen.unsqueeze(1), moved, codes))
         codebook.set_codes_(codes, chosen)
         # Not always what was assigned: a normalized codebook keeps the direction alone.
-        written.copy_(codebook.codes())
+        written.copy_(torch.where(any_hit, codebook.codes().to(written.dtype), written))
 
     def _smooth(self, counts: Tensor) -> Tensor:
         total = counts.sum()

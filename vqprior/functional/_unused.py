@@ -12,8 +12,9 @@ def unused_code_loss(selection: Selection, codes: Tensor) -> Tensor:
 
     The codebook loss moves only chosen codes, so codes that start far from the data are never
     chosen. Each unused code has another valid token as its target, evenly spaced over the
-    batch. A small weight is enough: Adam rescales the gradient of codes that get no other, and
-    codes that are chosen now and then hardly notice.
+    batch; under ``torch.distributed``, over that of the rank. A small weight is enough: Adam
+    rescales the gradient of codes that get no other, and codes that are chosen now and then hardly
+    notice.
 
     Args:
         selection: What one codebook saw and chose.
