@@ -29,10 +29,9 @@ class EmbeddingCodebook(Codebook):
             default draws from a normal distribution of standard deviation ``1 / sqrt(d)``, so
             that codes have a length of about 1.
         gain: Ratio of codes to ``weight``, greater than 0. Adam moves every parameter by about the
-            learning rate, so codes move ``gain`` times as fast as other parameters
-            (with plain SGD, ``gain ** 2`` times). A
-            ``state_dict`` holds ``weight``: load it into a codebook of the same gain. Powers of 2
-            are exact.
+            learning rate, so codes move ``gain`` times as fast as other parameters (with plain
+            SGD, ``gain ** 2`` times). A ``state_dict`` holds ``weight``: load it into a codebook
+            of the same gain. Powers of 2 are exact.
 
     Raises:
         ValueError: If ``num_codes`` or ``dim`` is below 1, or ``gain`` is not greater than 0.

@@ -13,10 +13,10 @@ from vqprior._interfaces import Codebook
 class TransformedCodebook(Codebook):
     """Passes all codes of a codebook through a module, so that one step moves every code.
 
-    With a frozen codebook and a linear module this is SimVQ. Let the module learn about 10 times
-    as fast as the rest of the model, in a parameter group of its own: at the same rate, few codes
-    come into use. It runs outside of ``torch.autocast``. Rules cannot set computed codes and
-    leave them to their gradient.
+    With a frozen codebook and a linear module this is SimVQ. The module usually needs a learning
+    rate about 10 times that of the rest of the model, in a parameter group of its own. It runs
+    outside of ``torch.autocast``. Rules cannot set computed codes and leave them to their
+    gradient.
 
     Args:
         codebook: The codes to transform; ``requires_grad_(False)`` freezes them.
