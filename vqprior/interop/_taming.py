@@ -43,7 +43,8 @@ def from_taming(
         state_dict: The tensors of the checkpoint, by name.
         metric: ``"euclidean"`` for taming-transformers, CodeFormer and Chameleon; ``"cosine"``
             for GLM-Image and for TiTok with ``use_l2_norm``, whose codes have length 1;
-            ``"dot"`` for IBQ, Emu3.5 and Apertus.
+            ``"dot"`` for IBQ, Emu3.5 and Apertus, which train with ``IndexBackpropagation()`` as
+            ``estimator``.
         commitment_weight: As in ``VectorQuantizer``.
         codebook_weight: As in ``VectorQuantizer``.
         prefix: Prefix of the quantizer's keys: ``"quantize."`` in the checkpoint of a whole model.
