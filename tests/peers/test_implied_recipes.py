@@ -101,6 +101,35 @@ def test_residual_fsq(page, hard):
     assert gradient(out.quantized.sum(), x)[0].isfinite().all()
 
 
+def test_residual_lfq_with_soft_clamps(page):
+    theirs = peer.ResidualLFQ(
+        dim=8,
+        codebook_size=256,
+        num_quantizers=4,
+        commitment_loss_weight=0.25,
+        soft_clamp_input_value=2.0,
+    ).train()
+    stages = []
+    for scale in (1.0, 0.5, 0.25, 0.125):
+        stage = page["lfq_stage"](scale)
+        down = nn.Sequential(page["SoftClamp"](2 * scale), stage.down)
+        stages.append(ProjectedQuantizer(stage.quantizer, down, stage.up))
+    x = tokens()
+    out, (quantized, _, losses) = ResidualQuantizer(stages)(x), theirs(x)
+    close(out.quantized, quantized)
+    close(out.loss, losses.mean(), **TOGETHER)
+
+
+def test_residual_fsq_with_projections(page):
+    theirs = peer.ResidualFSQ(levels=[8, 5, 5], num_quantizers=4, dim=6).train()
+    plain = page["residual_fsq"]
+    down, x = nn.Sequential(theirs.project_in, plain.down), 3 * tokens(6)
+    ours = ProjectedQuantizer(plain.quantizer, down, theirs.project_out, dim=6)
+    out, (quantized, indices) = ours(x), theirs(x)
+    assert torch.equal(out.indices, indices.long())
+    close(out.quantized, quantized)
+
+
 def test_scale_of_lfq(page):
     theirs = peer.LFQ(codebook_size=256, codebook_scale=0.5, commitment_loss_weight=0.25).train()
     ours, x = page["lfq_stage"](0.5), tokens()
