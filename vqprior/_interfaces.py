@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vqprior import _distributed
 from vqprior._checks import no_codebook_error
+from vqprior._placement import Placed, module_dtype
 from vqprior._precision import KeepsDtypes
 from vqprior._results import QuantizerOutput, Selection
 
@@ -78,7 +79,7 @@ class IndexEstimator(abc.ABC):
         """
 
 
-class QuantizerBase(nn.Module, abc.ABC):
+class QuantizerBase(Placed, abc.ABC):
     """Sizes and codebooks: the part of a quantizer's interface that rules and metrics need."""
 
     has_index_per_token: bool = True  # (...) or (..., q)
@@ -123,7 +124,8 @@ class Quantizer(QuantizerBase):
     Concrete classes are final: wrap one to change it. All obey these laws, which
     ``vqprior.testing.check_quantizer`` checks for any quantizer:
 
-    1. ``decode(out.indices)`` equals ``out.quantized`` in value, bit for bit for lookups.
+    1. ``decode(out.indices)`` has the module's ``dtype``. Cast to the dtype of the input, it
+       equals ``out.quantized``, bit for bit for lookups.
     2. Calls are pure: no parameter or buffer changes in any call, in training mode either; in
        eval mode no random number is drawn. (``SelfUpdating`` is the declared exception.)
     3. The gradient of ``quantized`` is that of the estimator, the identity by default.
@@ -151,7 +153,7 @@ class Quantizer(QuantizerBase):
 
     @abc.abstractmethod
     def decode(self, indices: Tensor) -> Tensor:
-        """Returns the codes ``(..., d)`` named by ``indices``; -1 decodes to zeros.
+        """Returns the codes ``(..., d)`` named by ``indices``, in ``dtype``; -1 decodes to zeros.
 
         Raises ``ValueError`` for other values outside ``[0, codebook_size)`` on the CPU; on a GPU
         the check would force a synchronization.
@@ -181,6 +183,15 @@ class Quantizer(QuantizerBase):
         Raises ``TypeError`` unless the quantizer has exactly one explicit codebook.
         """
         raise no_codebook_error(self, "nearest_indices")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that ``decode`` returns: that of the module, for what follows it in a model.
+
+        The widest dtype of its floating parameters and buffers. Without any, the one of the last
+        ``.to(dtype)``, ``.half()`` or the like, and before torch's default dtype.
+        """
+        return module_dtype(self)
 
     @property
     def _learns_from_result(self) -> bool:

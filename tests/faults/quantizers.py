@@ -156,8 +156,8 @@ QUANTIZERS = {
     ),
     "fsq-offset-of-odd-levels": Fault(
         "quantizers/_fsq.py",
-        "torch.where(self.levels % 2 == 0, 0.5, 0.0)",
-        "torch.where(self.levels % 2 == 0, 0.0, 0.5)",
+        "torch.where(counts % 2 == 0, 0.5, 0.0)",
+        "torch.where(counts % 2 == 0, 0.0, 0.5)",
         "quantizers/test_fsq.py",
         "formula",
     ),
@@ -177,7 +177,7 @@ QUANTIZERS = {
     ),
     "fsq-leaves-the-code-space": Fault(
         "quantizers/_fsq.py",
-        "torch.minimum(nearest.clamp_min(0), self.levels - 1)",
+        "torch.minimum(nearest.clamp_min(0), levels - 1)",
         "nearest",
         "quantizers/test_fsq.py",
         "saturation",

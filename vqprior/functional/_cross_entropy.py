@@ -13,6 +13,7 @@ from vqprior._checks import (
     check_positive,
     check_shape,
 )
+from vqprior._precision import without_autocast
 
 
 def index_cross_entropy(
@@ -133,7 +134,7 @@ def _neighbors(indices: Tensor, codes: Tensor, temperature: float) -> Tensor:
     """Returns the target distribution of each index: ``(...) -> (..., k)``."""
     # With fewer codes than tokens, it is cheaper to compute all pairs of codes once.
     by_code = codes.shape[0] < indices.numel()
-    with torch.autocast(codes.device.type, enabled=False):
+    with without_autocast(codes.device.type):
         codes = codes - codes.mean(dim=0)  # a common offset would cost precision
         rows = codes if by_code else codes[indices]
         distances = codes.square().sum(dim=1) - 2 * rows @ codes.T  # up to a constant per row

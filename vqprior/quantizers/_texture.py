@@ -94,7 +94,7 @@ class TextureQuantizer(QuantizerBase):
                 default, if ``texture`` does not.
         """
         out = self.quantizer(self._fused(texture, structure), mask)
-        return replace_quantized(out, structure + out.quantized)
+        return replace_quantized(out, structure + out.quantized.to(structure.dtype))
 
     def encode(self, texture: Tensor, structure: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the indices of ``texture`` given ``structure``, without gradients."""
@@ -103,7 +103,7 @@ class TextureQuantizer(QuantizerBase):
     def quantize_as(self, texture: Tensor, structure: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result as if ``indices`` had been chosen."""
         out = self.quantizer.quantize_as(self._fused(texture, structure), indices)
-        return replace_quantized(out, structure + out.quantized)
+        return replace_quantized(out, structure + out.quantized.to(structure.dtype))
 
     def logits(
         self,
