@@ -137,8 +137,8 @@ class Quantizer(QuantizerBase):
     6. Nothing of size ``n`` x ``k`` beyond a bounded block is stored, and nothing depends on a
        tensor's value on the host: ``torch.compile(fullgraph=True)`` and ``torch.export`` work.
     7. ``R`` ranks that call ``rule.step(out)`` behave as one process with the joint batch.
-    8. ``state_dict`` loaded strictly into a fresh module continues bit for bit; ``pickle`` and
-       ``deepcopy`` work.
+    8. ``state_dict`` loaded strictly into a fresh module, also one built on the meta device,
+       continues bit for bit; ``pickle`` and ``deepcopy`` work.
     9. Wrong input raises ``ValueError`` or ``TypeError`` in the form "`argument` must
        <requirement>, got <value>. <The way out.>"
     """
@@ -290,6 +290,8 @@ def _join(selections: list[Selection]) -> Selection:
 
 def _log_advice(rule: nn.Module, _prefix: str, _keep_vars: bool) -> None:  # noqa: FBT001
     """Logs the advice of a rule, once, when its state is saved."""
+    if any(buffer.is_meta for buffer in rule.buffers()):
+        return  # there are no statistics to read
     if isinstance(rule, UpdateRule) and not rule._advised and _distributed.rank() == 0:
         advice = rule.advice()
         if advice is not None:

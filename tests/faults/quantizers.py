@@ -210,6 +210,27 @@ QUANTIZERS = {
         "quantizers/test_random_projection.py",
         "shortest",
     ),
+    "levels-lost-without-memory": Fault(
+        "quantizers/_fsq.py",
+        'self._set_constant("levels", lambda: torch.tensor(self._levels, dtype=torch.int64))',
+        'self.register_buffer("levels", torch.tensor(self._levels), persistent=False)',
+        "contracts/test_meta.py",
+        "fsq",
+    ),
+    "residual-decodes-to-the-dtype-of-its-sum": Fault(
+        "quantizers/_residual.py",
+        "return total.to(self.dtype)",
+        "return total",
+        "contracts/test_value.py",
+        "dtype_of_the_module and residual",
+    ),
+    "residual-rounds-only-in-decode": Fault(
+        "quantizers/_residual.py",
+        "total.to(own).to(x.dtype)",
+        "total.to(x.dtype)",
+        "contracts/test_value.py",
+        "dtype_of_the_module and residual",
+    ),
     "finite-even-where-masked": Fault(
         "quantizers/_require_finite.py",
         "broken = broken & mask",
