@@ -40,8 +40,8 @@ QUANTIZERS = {
     ),
     "texture-without-structure": Fault(
         "quantizers/_texture.py",
-        "mask)\n        return replace_quantized(out, structure + out.quantized)",
-        "mask)\n        return replace_quantized(out, out.quantized)",
+        "mask)\n        return replace_quantized(out, structure + ",
+        "mask)\n        return replace_quantized(out, 0 * structure + ",
         "quantizers/test_texture.py",
     ),
     "texture-shows-nan-to-the-fuse": Fault(
