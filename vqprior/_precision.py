@@ -28,12 +28,12 @@ class KeepsDtypes(nn.Module):
 
 
 def without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
-    """Returns a context in which autocast does nothing, for any type of device.
+    """Returns a context in which autocast does nothing, also for the meta device.
 
-    ``torch.autocast`` raises for devices that it does not know, such as ``"meta"``. Entering it
-    takes microseconds, so it is used only where autocast is enabled, or may be when a graph runs.
+    ``torch.autocast`` does not know that device. Entering it takes microseconds, so it is used only
+    where autocast is enabled, or may be when a traced graph runs.
     """
-    if not torch.amp.is_autocast_available(device_type):
+    if device_type == "meta":
         return _NOTHING
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)

@@ -160,7 +160,10 @@ class ProjectedQuantizer(QuantizerWrapper):
 
 def _dtype_of(module: nn.Module) -> torch.dtype | None:
     """Returns the dtype of the first floating parameter, if there is any."""
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+    for parameter in module.parameters():  # torch 2.6 compiles no `next` with a default
+        if parameter.is_floating_point():
+            return parameter.dtype
+    return None
 
 
 def _run(module: nn.Module, x: Tensor) -> Tensor:
