@@ -122,7 +122,10 @@ class TextureQuantizer(QuantizerBase):
         return self.quantizer.logits(fused, temperature=temperature, indices=indices)
 
     def decode(self, indices: Tensor, structure: Tensor) -> Tensor:
-        """Returns ``structure`` plus the codes named by ``indices``; -1 adds nothing."""
+        """Returns ``structure`` plus the codes named by ``indices``, in the dtype of ``structure``.
+
+        An index of -1 adds nothing.
+        """
         return structure + self.quantizer.decode(indices).to(structure.dtype)
 
     def _fused(self, texture: Tensor, structure: Tensor) -> Tensor:
