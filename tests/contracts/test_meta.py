@@ -46,7 +46,7 @@ OTHERS = {
     "ScaleRefinement": (lambda: blocks.ScaleRefinement(32), lambda m: m(image(0), 0.5)),
     "SwinLayer": (
         lambda: blocks.SwinLayer(3, num_heads=1, window_size=5, shift=2),
-        lambda m: (m(image(0)), torch.func.functionalize(m)(image(0))),  # both forms of attention
+        lambda m: (m(image(0)), m._attend_masked(image(0).movedim(1, -1))),  # as traced, too
     ),
     "IndexPredictor": (lambda: IndexPredictor(32, 8), lambda m: m(image(0))),
     "EmbeddingCodebook": (lambda: EmbeddingCodebook(8, 4, gain=8.0), lambda m: m.codes()),
