@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vqprior import _distributed
 from vqprior._checks import no_codebook_error
+from vqprior._placement import Placed, module_dtype
 from vqprior._precision import KeepsDtypes
 from vqprior._results import QuantizerOutput, Selection
 
@@ -78,7 +79,7 @@ class IndexEstimator(abc.ABC):
         """
 
 
-class QuantizerBase(nn.Module, abc.ABC):
+class QuantizerBase(Placed, abc.ABC):
     """Sizes and codebooks: the part of a quantizer's interface that rules and metrics need."""
 
     has_index_per_token: bool = True  # (...) or (..., q)
@@ -123,7 +124,8 @@ class Quantizer(QuantizerBase):
     Concrete classes are final: wrap one to change it. All obey these laws, which
     ``vqprior.testing.check_quantizer`` checks for any quantizer:
 
-    1. ``decode(out.indices)`` equals ``out.quantized`` in value, bit for bit for lookups.
+    1. ``decode(out.indices)`` has the module's ``dtype``. Cast to the dtype of the input, it
+       equals ``out.quantized``, bit for bit for lookups.
     2. Calls are pure: no parameter or buffer changes in any call, in training mode either; in
        eval mode no random number is drawn. (``SelfUpdating`` is the declared exception.)
     3. The gradient of ``quantized`` is that of the estimator, the identity by default.
@@ -135,8 +137,8 @@ class Quantizer(QuantizerBase):
     6. Nothing of size ``n`` x ``k`` beyond a bounded block is stored, and nothing depends on a
        tensor's value on the host: ``torch.compile(fullgraph=True)`` and ``torch.export`` work.
     7. ``R`` ranks that call ``rule.step(out)`` behave as one process with the joint batch.
-    8. ``state_dict`` loaded strictly into a fresh module continues bit for bit; ``pickle`` and
-       ``deepcopy`` work.
+    8. ``state_dict`` loaded strictly into a fresh module, also one built on the meta device,
+       continues bit for bit; ``pickle`` and ``deepcopy`` work.
     9. Wrong input raises ``ValueError`` or ``TypeError`` in the form "`argument` must
        <requirement>, got <value>. <The way out.>"
     """
@@ -151,7 +153,7 @@ class Quantizer(QuantizerBase):
 
     @abc.abstractmethod
     def decode(self, indices: Tensor) -> Tensor:
-        """Returns the codes ``(..., d)`` named by ``indices``; -1 decodes to zeros.
+        """Returns the codes ``(..., d)`` named by ``indices``, in ``dtype``; -1 decodes to zeros.
 
         Raises ``ValueError`` for other values outside ``[0, codebook_size)`` on the CPU; on a GPU
         the check would force a synchronization.
@@ -181,6 +183,15 @@ class Quantizer(QuantizerBase):
         Raises ``TypeError`` unless the quantizer has exactly one explicit codebook.
         """
         raise no_codebook_error(self, "nearest_indices")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that ``decode`` returns: that of the module, for what follows it in a model.
+
+        The widest dtype of its floating parameters and buffers. Without any, the one of the last
+        ``.to(dtype)``, ``.half()`` or the like, and before torch's default dtype.
+        """
+        return module_dtype(self)
 
     @property
     def _learns_from_result(self) -> bool:
@@ -279,6 +290,8 @@ def _join(selections: list[Selection]) -> Selection:
 
 def _log_advice(rule: nn.Module, _prefix: str, _keep_vars: bool) -> None:  # noqa: FBT001
     """Logs the advice of a rule, once, when its state is saved."""
+    if any(buffer.is_meta for buffer in rule.buffers()):
+        return  # there are no statistics to read
     if isinstance(rule, UpdateRule) and not rule._advised and _distributed.rank() == 0:
         advice = rule.advice()
         if advice is not None:

@@ -94,9 +94,9 @@ def shared_residual():
     return ResidualQuantizer([vq()] * 3)
 
 
-def scaled_fsq(level):
-    """A stage of residual FSQ; its scale shrinks from stage to stage."""
-    return ProjectedQuantizer(FSQ([5] * DIM, symmetric=True), Gain(4.0**level), Gain(4.0**-level))
+def scaled_fsq(gain):
+    """A stage of residual FSQ, whose scale shrinks from stage to stage."""
+    return ProjectedQuantizer(FSQ([5] * DIM, symmetric=True), Gain(gain), Gain(1 / gain))
 
 
 class Gain(nn.Module):
@@ -162,13 +162,14 @@ QUANTIZERS = {
     "residual-beam-of-projected": lambda: ResidualQuantizer(
         [projected(vq(d=2)) for _ in range(2)], beam_size=2
     ),
-    "residual-fsq": lambda: ResidualQuantizer([scaled_fsq(level) for level in range(3)]),
+    "residual-fsq": lambda: ResidualQuantizer([scaled_fsq(4.0**level) for level in range(3)]),
     "residual-of-grouped": lambda: ResidualQuantizer([grouped(), vq(), LFQ(DIM)]),
     "grouped": lambda: grouped(),
     "grouped-of-one": lambda: GroupedQuantizer([vq()]),
     "grouped-shared": lambda: GroupedQuantizer([vq(d=2)] * 2),
     "grouped-mixed": lambda: GroupedQuantizer([vq(k=5, d=1), FSQ([3]), residual_of(2)]),
     "projected": lambda: projected(vq(d=2)),
+    "projected-fsq": lambda: scaled_fsq(3.0),  # whose projections have no parameters
     "projected-lfq": lambda: projected(LFQ(6)),
     "projected-residual": lambda: projected(ResidualQuantizer([vq(d=3), vq(d=3)])),
     "require-finite": lambda: RequireFinite(residual()),

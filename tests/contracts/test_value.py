@@ -1,5 +1,6 @@
 """Law 1: ``decode`` of the indices equals ``quantized``, for any batch dimensions."""
 
+import copy
 import math
 
 import pytest
@@ -22,7 +23,7 @@ from tests.contracts.layouts import (
 )
 from tests.contracts.traits import is_deterministic, is_pure, ranks_codes
 from tests.speeds import full
-from vqprior import MultiScaleQuantizer, QuantizerOutput
+from vqprior import FSQ, MultiScaleQuantizer, QuantizerOutput
 from vqprior.nn import ScaleRefinement
 
 
@@ -47,6 +48,36 @@ def test_decode_returns_what_forward_returned(make, device, dtype, cast):
         if is_pure(quantizer.train()):  # otherwise codes have moved since
             out = quantizer(x, mask)
             exactly(decode(quantizer, out.indices, dtype), out.quantized)
+
+
+@every_quantizer
+@pytest.mark.parametrize("own", [torch.bfloat16, *full(torch.float16, torch.float64)], ids=str)
+def test_decode_returns_the_dtype_of_the_module(make, own):
+    """So the next layer takes it; ``forward`` returns these codes in the dtype of the input."""
+    quantizer = make().to(own).eval()
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        x = draw(quantizer, (8, 5), dtype=dtype)
+        out = quantizer(x)
+        exactly(decode(quantizer, out.indices, dtype), out.quantized)
+        if isinstance(quantizer, GivenStructure):
+            continue  # which has the dtype of the structure
+        decoded = quantizer.decode(out.indices)
+        assert decoded.dtype == quantizer.dtype == own
+        with torch.autocast("cpu", dtype=torch.bfloat16 if own is torch.float64 else own):
+            exactly(quantizer.decode(out.indices), decoded)
+
+
+def test_without_parameters_the_dtype_is_the_one_at_construction_or_of_the_last_cast():
+    torch.set_default_dtype(torch.float64)
+    try:
+        fsq = FSQ([3, 3])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert fsq.decode(torch.tensor(0)).dtype == torch.float64
+    model = torch.nn.Sequential(fsq)
+    assert model.half()[0].decode(torch.tensor(0)).dtype == torch.float16
+    assert copy.deepcopy(model)[0].dtype == torch.float16
+    assert model.to("meta").to(torch.bfloat16)[0].dtype == torch.bfloat16
 
 
 @quantizers_where(is_deterministic, lambda q: is_of_tokens(q) or is_pure(q))

@@ -5,8 +5,8 @@ from tests.faults.fault import Fault
 NESTINGS = {
     "random-residual-counts-a-stage-twice": Fault(
         "quantizers/_residual.py",
-        "quantized = self.estimator(x, total.to(x.dtype))",
-        "quantized = self.estimator(x, total.to(x.dtype)) + (x - x.detach())",
+        "quantized = self.estimator(x, total.to(own).to(x.dtype))",
+        "quantized = self.estimator(x, total.to(own).to(x.dtype)) + (x - x.detach())",
         "contracts/test_cross_product.py",
         "law_3",
     ),
@@ -33,8 +33,8 @@ NESTINGS = {
     ),
     "random-projected-follows-autocast": Fault(
         "quantizers/_projected.py",
-        "with torch.autocast(x.device.type, enabled=False):",
-        "with torch.no_grad() if not torch.is_grad_enabled() else torch.enable_grad():",
+        "with without_autocast(x.device.type):",
+        "if without_autocast(x.device.type):",
         "contracts/test_cross_product.py",
         "law_5",
     ),
@@ -75,8 +75,8 @@ NESTINGS = {
     ),
     "random-simvq-follows-autocast": Fault(
         "codebooks/_transformed.py",
-        "with torch.autocast(codes.device.type, enabled=False):",
-        "with torch.no_grad() if not torch.is_grad_enabled() else torch.enable_grad():",
+        "with without_autocast(codes.device.type):",
+        "if without_autocast(codes.device.type):",
         "contracts/test_cross_product.py",
         "law_5",
     ),

@@ -3,6 +3,13 @@
 from tests.faults.fault import Fault
 
 OTHERS = {
+    "constants-follow-to-new-memory": Fault(
+        "_placement.py",
+        "setattr(self, name, _moved(getattr(self, name), placed.device))",
+        "setattr(self, name, fn(getattr(self, name)))",
+        "contracts/test_meta.py",
+        "materialized",
+    ),
     "statistics-follow-half": Fault(
         "_precision.py",
         "new.dtype != old.dtype",

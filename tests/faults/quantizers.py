@@ -40,8 +40,8 @@ QUANTIZERS = {
     ),
     "texture-without-structure": Fault(
         "quantizers/_texture.py",
-        "mask)\n        return replace_quantized(out, structure + out.quantized)",
-        "mask)\n        return replace_quantized(out, out.quantized)",
+        "mask)\n        return replace_quantized(out, structure + ",
+        "mask)\n        return replace_quantized(out, 0 * structure + ",
         "quantizers/test_texture.py",
     ),
     "texture-shows-nan-to-the-fuse": Fault(
@@ -156,8 +156,8 @@ QUANTIZERS = {
     ),
     "fsq-offset-of-odd-levels": Fault(
         "quantizers/_fsq.py",
-        "torch.where(self.levels % 2 == 0, 0.5, 0.0)",
-        "torch.where(self.levels % 2 == 0, 0.0, 0.5)",
+        "torch.where(counts % 2 == 0, 0.5, 0.0)",
+        "torch.where(counts % 2 == 0, 0.0, 0.5)",
         "quantizers/test_fsq.py",
         "formula",
     ),
@@ -177,7 +177,7 @@ QUANTIZERS = {
     ),
     "fsq-leaves-the-code-space": Fault(
         "quantizers/_fsq.py",
-        "torch.minimum(nearest.clamp_min(0), self.levels - 1)",
+        "torch.minimum(nearest.clamp_min(0), levels - 1)",
         "nearest",
         "quantizers/test_fsq.py",
         "saturation",
@@ -209,6 +209,27 @@ QUANTIZERS = {
         "projection.T.contiguous()",
         "quantizers/test_random_projection.py",
         "shortest",
+    ),
+    "levels-lost-without-memory": Fault(
+        "quantizers/_fsq.py",
+        'self._set_constant("levels", lambda: torch.tensor(self._levels, dtype=torch.int64))',
+        'self.register_buffer("levels", torch.tensor(self._levels), persistent=False)',
+        "contracts/test_meta.py",
+        "fsq",
+    ),
+    "residual-decodes-to-the-dtype-of-its-sum": Fault(
+        "quantizers/_residual.py",
+        "return total.to(self.dtype)",
+        "return total",
+        "contracts/test_value.py",
+        "dtype_of_the_module and residual",
+    ),
+    "residual-rounds-only-in-decode": Fault(
+        "quantizers/_residual.py",
+        "total.to(own).to(x.dtype)",
+        "total.to(x.dtype)",
+        "contracts/test_value.py",
+        "dtype_of_the_module and residual",
     ),
     "finite-even-where-masked": Fault(
         "quantizers/_require_finite.py",

@@ -108,11 +108,12 @@ def test_a_texture_of_another_size_is_the_business_of_the_fuse():
 
 
 def test_the_structure_keeps_its_dtype_in_decode():
-    quantizer = TextureQuantizer(VectorQuantizer(4, 16)).bfloat16()
     texture, structure = (torch.randn(7, 4).bfloat16() for _ in range(2))
-    out = quantizer(texture, structure)
-    exactly(quantizer.decode(out.indices, structure), out.quantized)
-    assert out.quantized.dtype == torch.bfloat16
+    for fuse in (None, lambda structure, texture: texture.float() - structure):
+        quantizer = TextureQuantizer(VectorQuantizer(4, 16), fuse=fuse).bfloat16()
+        out = quantizer(texture, structure)
+        exactly(quantizer.decode(out.indices, structure), out.quantized)
+        assert out.quantized.dtype == torch.bfloat16
 
 
 X = torch.zeros(7, 4)

@@ -54,6 +54,11 @@ class FollowsAutocast(QuantizerWrapper):
         return self.quantizer(x @ torch.eye(4), mask)
 
 
+class DecodesToFloat32(QuantizerWrapper):
+    def decode(self, indices):
+        return self.quantizer.decode(indices).float()
+
+
 class Waits(QuantizerWrapper):
     def forward(self, x, mask=None):
         return self.quantizer(x if torch.count_nonzero(x).item() >= 0 else -x, mask)
@@ -79,6 +84,7 @@ class TakesAnything(QuantizerWrapper):
         (Draws, "purity: a call in eval mode drew a random number"),
         (IgnoresTheMask, "gradient: a masked token has a gradient"),
         (FollowsAutocast, "precision: autocast changes `indices`"),
+        (DecodesToFloat32, "precision: `decode` of a bfloat16 module is not bfloat16"),
         (Waits, "graph: a call synchronizes the device: aten::_local_scalar_dense"),
         (Forgets, "state: `deepcopy` changes"),
         (TakesAnything, "errors: a float tensor of `indices` is accepted silently"),

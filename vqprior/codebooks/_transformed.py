@@ -2,11 +2,11 @@
 
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from vqprior._checks import check_module, check_shape
 from vqprior._interfaces import Codebook
+from vqprior._precision import without_autocast
 
 
 @final
@@ -68,7 +68,7 @@ class TransformedCodebook(Codebook):
         """Returns the transformed codes ``(k, d)``, with the gradient to module and codes."""
         codes = self.codebook.codes()
         # Codes in half precision would be other codes.
-        with torch.autocast(codes.device.type, enabled=False):
+        with without_autocast(codes.device.type):
             vectors: Tensor = self.module(codes)
         return vectors
 

@@ -13,6 +13,7 @@ from vqprior._checks import (
     check_positive,
     check_shape,
 )
+from vqprior._precision import without_autocast
 from vqprior.functional._location import find_center, sizes_of
 
 
@@ -134,7 +135,7 @@ def _neighbors(indices: Tensor, codes: Tensor, temperature: float) -> Tensor:
     """Returns the target distribution of each index: ``(...) -> (..., k)``."""
     # With fewer codes than tokens, it is cheaper to compute all pairs of codes once.
     by_code = codes.shape[0] < indices.numel()
-    with torch.autocast(codes.device.type, enabled=False):
+    with without_autocast(codes.device.type):
         finite = sizes_of(codes) < torch.inf
         codes = torch.where(finite.unsqueeze(1), codes, 0.0)
         codes = codes - find_center(codes)  # a common offset would cost precision

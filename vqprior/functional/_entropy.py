@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from vqprior import _distributed
 from vqprior._checks import check_at_least, check_logits, check_mask
+from vqprior._precision import without_autocast
 
 _MAX_GROUP_SIZE = 20  # the joint distribution of 20 bits has a million entries
 
@@ -237,7 +238,7 @@ def _joint(logits: Tensor, valid: Tensor) -> Tensor:
     half = (logits.shape[-1] + 1) // 2
     first, second = _product(logits[:, :half]), _product(logits[:, half:])
     first = torch.where(valid.unsqueeze(-1), first, 0.0)
-    with torch.autocast(logits.device.type, enabled=False):
+    with without_autocast(logits.device.type):
         return first.T @ second
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqprior._checks import check_codes
+from vqprior._precision import without_autocast
 from vqprior._results import QuantizerOutput, Selection
 from vqprior.functional._losses import selections, total
 
@@ -90,7 +91,7 @@ def orthogonality_loss(codes: Tensor) -> Tensor:
     # constant and does not change the direction.
     peak = wide.detach().abs().amax(dim=1, keepdim=True)
     unit = F.normalize(wide / torch.where(peak > 0, peak, 1.0), dim=1)
-    with torch.autocast(codes.device.type, enabled=False):
+    with without_autocast(codes.device.type):
         # |C C^T|_F equals |C^T C|_F, which needs only d x d numbers.
         return (unit.T @ unit).square().sum() / codes.shape[0] ** 2 - 1 / codes.shape[0]
 
@@ -110,6 +111,6 @@ def _gram_difference(selection: Selection) -> Tensor:
         z = torch.where(valid.unsqueeze(-1), z.flatten(1, -2).to(dtype), 0.0)
         return z.mT @ z / num_tokens.clamp_min(1)[:, None, None]
 
-    with torch.autocast(inputs.device.type, enabled=False):
+    with without_autocast(inputs.device.type):
         per_sample = (gram(inputs) - gram(codes)).square().mean(dim=(1, 2))
     return per_sample.sum() / (num_tokens > 0).sum().clamp_min(1)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vqprior._checks import check_choice, check_positive
 from vqprior._interfaces import IndexEstimator
+from vqprior._precision import without_autocast
 from vqprior.functional._location import find_center, finite_codes
 from vqprior.functional._random import counter_uniform, to_gumbel
 from vqprior.functional._scores import score_codes, score_gradients
@@ -145,7 +146,7 @@ def _select_backward(  # noqa: PLR0913
     table = finite_codes(codes)  # a probability of 0 times infinity would be NaN
     grad_x = torch.empty_like(flat)
     grad_codes = torch.zeros_like(codes).index_add_(0, chosen, wanted)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         for part in row_blocks(flat.shape[0], k, flat.device):
             logits = score_codes(flat[part], codes, metric)
             if seed is not None:

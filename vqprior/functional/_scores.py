@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from vqprior._precision import without_autocast
 from vqprior.functional._location import find_center, sizes_of
 from vqprior.functional._unit import to_unit_length
 
@@ -15,7 +16,7 @@ def score_codes(x: Tensor, codes: Tensor, metric: str) -> Tensor:
     """
     finite = sizes_of(codes) < torch.inf
     codes = torch.where(finite.unsqueeze(1), codes, 0.0)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         if metric == "cosine":
             scores = to_unit_length(x) @ to_unit_length(codes).T
         elif metric == "dot":

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from vqprior._checks import check_at_least, check_choice, check_floating, check_last_dim
+from vqprior._precision import without_autocast
 from vqprior.functional._kernels import _triton
 from vqprior.functional._kernels._operators import is_traced
 from vqprior.functional._kernels._search_blocks import search_blocks
@@ -110,7 +111,7 @@ def _search(x: Tensor, codes: Tensor, metric: str, num_nearest: int) -> Tensor:
     """Searches by the Triton kernel or by plain operators; returns ``(..., [q,] m)``."""
     several = codes.ndim == 3
     dtype = torch.promote_types(torch.promote_types(x.dtype, codes.dtype), torch.float32)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         tables = codes.to(dtype) if several else codes.to(dtype).unsqueeze(0)
         prepared = _prepare(tables, metric)
         tokens = x.reshape(-1, len(tables), x.shape[-1]).transpose(0, 1)

@@ -11,6 +11,7 @@ from vqprior._checks import (
     check_floating,
     check_positive,
 )
+from vqprior._precision import without_autocast
 from vqprior.functional._kernels._operators import with_signature
 from vqprior.functional._location import finite_codes
 from vqprior.functional._random import to_gumbel
@@ -146,7 +147,7 @@ def _mean_code(logits: Tensor, codes: Tensor, temperature: float) -> Tensor:
     codes = finite_codes(codes)
     flat = logits.reshape(-1, k)
     mean = torch.empty(len(flat), d, dtype=codes.dtype, device=codes.device)
-    with torch.autocast(logits.device.type, enabled=False):
+    with without_autocast(logits.device.type):
         for part in row_blocks(len(flat), k, flat.device):
             mean[part] = (flat[part] / temperature).softmax(dim=-1) @ codes.to(flat.dtype)
     return mean.reshape(*logits.shape[:-1], d)
@@ -177,7 +178,7 @@ def _gradients(  # noqa: PLR0913
     if of_codes and estimator != "soft":
         grad_codes.index_add_(0, chosen, wide)
     by_blocks = of_logits or estimator == "soft"
-    with torch.autocast(logits.device.type, enabled=False):
+    with without_autocast(logits.device.type):
         for part in row_blocks(len(flat), k, flat.device) if by_blocks else ():
             probabilities = (flat[part] / temperature).softmax(dim=-1)
             if of_codes and estimator == "soft":

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqprior._checks import check_feature_map, check_interval, check_shape
-from vqprior._precision import KeepsDtypes
+from vqprior._placement import Placed
+from vqprior._precision import without_autocast
 
 _SIGMA = 0.8
 _RADIUS = 2  # 2.5 standard deviations
@@ -26,7 +27,7 @@ _OPPONENT = ((0.299, 0.587, 0.114), (0.5, -0.5, 0.0), (-0.25, -0.25, 0.5))
 
 
 @final
-class FilterBank(KeepsDtypes):
+class FilterBank(Placed):
     """Computes responses of fixed edge, bar and blob filters, normalized by local contrast.
 
     The image is split into luma and two opponent chroma channels. Each is filtered with six
@@ -76,8 +77,8 @@ class FilterBank(KeepsDtypes):
         super().__init__()
         check_interval("num_scales", num_scales, 1, _MAX_SCALES + 1)
         self.num_scales = num_scales
-        self.register_buffer("filters", _derivative_filters(), persistent=False)
-        self.register_buffer("opponent", torch.tensor(_OPPONENT), persistent=False)
+        self._set_constant("filters", _derivative_filters)
+        self._set_constant("opponent", lambda: torch.tensor(_OPPONENT, dtype=torch.float32))
 
     def extra_repr(self) -> str:
         """Shows the number of scales in ``repr``."""
@@ -93,8 +94,9 @@ class FilterBank(KeepsDtypes):
         """
         check_feature_map("x", x, 3, min_size=_MIN_SIZE)
         dtype = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
-            split = torch.einsum("oc,bchw->bohw", self.opponent.to(dtype), x.to(dtype))
+        opponent = self._constant("opponent", x.device)
+        with without_autocast(x.device.type):
+            split = torch.einsum("oc,bchw->bohw", opponent.to(dtype), x.to(dtype))
             luma, chroma = split[:, :1], F.avg_pool2d(split[:, 1:], 2)
             maps = [self._responses(luma), self._responses(chroma)]
             for _ in range(1, self.num_scales):
@@ -109,9 +111,10 @@ class FilterBank(KeepsDtypes):
         # times as fast as the plain one, forward and backward.
         planes = F.pad(signal, (_RADIUS,) * 4, mode="replicate").flatten(0, 1).unsqueeze(0)
         num_planes = planes.shape[1]
+        filters = self._constant("filters", signal.device)
         responses = F.conv2d(
             planes.contiguous(memory_format=torch.channels_last),
-            self.filters.to(signal.dtype).repeat(num_planes, 1, 1, 1),
+            filters.to(signal.dtype).repeat(num_planes, 1, 1, 1),
             groups=num_planes,
         ).reshape(*signal.shape[:2], _NUM_FILTERS, height, width)
         energy = responses.square().sum(dim=2)

@@ -13,6 +13,7 @@ from vqprior._checks import (
     check_interval,
     check_positive,
 )
+from vqprior._placement import Placed
 from vqprior.nn._windows import arrange_windows, name_offsets
 
 # Initial standard deviation of the relative position bias, from the authors' code.
@@ -20,7 +21,7 @@ _BIAS_STD = 0.02
 
 
 @final
-class SwinLayer(nn.Module):
+class SwinLayer(Placed):
     """Swin transformer layer: (shifted) window attention and a two-layer MLP, both residual.
 
     With windows of ``m`` x ``m`` positions and a shift ``s``, two positions attend to each other
@@ -99,8 +100,8 @@ class SwinLayer(nn.Module):
         )
         self.relative_bias = nn.Parameter(torch.empty(num_heads, (2 * window_size - 1) ** 2))
         nn.init.trunc_normal_(self.relative_bias, std=_BIAS_STD)
-        relative_index = torch.tensor(name_offsets(window_size, window_size, window_size))
-        self.register_buffer("relative_index", relative_index, persistent=False)
+        offsets = name_offsets(window_size, window_size, window_size)
+        self._set_constant("relative_index", lambda: torch.from_numpy(offsets))
 
     def extra_repr(self) -> str:
         """Shows the geometry in ``repr``."""
@@ -165,7 +166,8 @@ class SwinLayer(nn.Module):
             y=m,
             x=m,
         ).unbind(0)
-        bias = self.relative_bias[:, self.relative_index].to(q.dtype)
+        relative_index = self._constant("relative_index", tokens.device)
+        bias = self.relative_bias[:, relative_index].to(q.dtype)
         if self.shift or bottom or right:
             # One mask per window. Windows are merged with heads, so the batch shares the mask and
             # attention stays four-dimensional, as its fast kernels require.

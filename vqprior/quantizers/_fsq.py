@@ -80,9 +80,7 @@ class FSQ(Quantizer):
             )
         self.symmetric = symmetric
         self._levels = tuple(levels)
-        # As integers: casting the module does not change them.
-        counts = torch.tensor(self._levels, dtype=torch.int64)
-        self.register_buffer("levels", counts, persistent=False)
+        self._set_constant("levels", lambda: torch.tensor(self._levels, dtype=torch.int64))
 
     @property
     def dim(self) -> int:
@@ -141,24 +139,26 @@ class FSQ(Quantizer):
         """
         validate_indices(indices, self.codebook_sizes)
         digits = split_indices(indices.long(), self._levels)
-        codes = self._values(digits.to(torch.float32))
-        return torch.where((indices >= 0).unsqueeze(-1), codes, 0.0)
+        dtype = self.dtype
+        codes = self._values(digits.to(torch.promote_types(dtype, torch.float32)))
+        return torch.where((indices >= 0).unsqueeze(-1), codes, 0.0).to(dtype)
 
     def _fractional_digits(self, x: Tensor) -> Tensor:
         """Maps features to fractional digits, which round to 0 to ``levels - 1``."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        levels = self.levels.to(wide.dtype)
+        counts = self._constant("levels", x.device)
+        levels = counts.to(wide.dtype)
         if self.symmetric:
             return (levels - 1) * (wide.tanh() + 1) / 2
         # The bound exceeds the outermost levels a little: tanh reaches them without saturating.
         half = (levels - 1) * (1 + 1e-3) / 2
-        offset = torch.where(self.levels % 2 == 0, 0.5, 0.0).to(wide.dtype)
+        offset = torch.where(counts % 2 == 0, 0.5, 0.0).to(wide.dtype)
         shift = (offset / half).atanh()
         return (wide + shift).tanh() * half - offset + torch.floor(levels / 2)
 
     def _values(self, digits: Tensor) -> Tensor:
         """Maps digits, whole or fractional, to features in ``[-1, 1]``."""
-        levels = self.levels.to(digits.dtype)
+        levels = self._constant("levels", digits.device).to(digits.dtype)
         if self.symmetric:
             return digits * 2 / (levels - 1) - 1
         half = torch.floor(levels / 2)
@@ -168,7 +168,8 @@ class FSQ(Quantizer):
         # Ties go to the lower level; `round` would choose the even one.
         # With more than 1000 levels, the bound exceeds the outermost by over half a level: clamp.
         nearest = (digits - 0.5).ceil().long()
-        whole = torch.minimum(nearest.clamp_min(0), self.levels - 1)
+        levels = self._constant("levels", digits.device)
+        whole = torch.minimum(nearest.clamp_min(0), levels - 1)
         return join_indices(whole, self._levels)
 
     def _output(

@@ -15,6 +15,7 @@ from vqprior._checks import (
     check_shape,
 )
 from vqprior._interfaces import Codebook, Quantizer
+from vqprior._precision import without_autocast
 from vqprior._results import QuantizerOutput
 from vqprior.functional import straight_through
 from vqprior.functional._losses import commitment_and_codebook_mse
@@ -173,7 +174,8 @@ class MultiScaleQuantizer(Quantizer):
         """
         parts, leading = self._layout.split(indices)
         total = sum(self._enlarged(part, number) for number, part in enumerate(parts))
-        return cast("Tensor", total).reshape(*leading, *self.scales[-1], self.dim)
+        whole = cast("Tensor", total).reshape(*leading, *self.scales[-1], self.dim)
+        return whole.to(self.dtype)
 
     def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result as if ``indices`` ``(..., n)`` had been chosen.
@@ -244,7 +246,8 @@ class MultiScaleQuantizer(Quantizer):
             if weight > 0:
                 term = weight * losses[name] / len(self.scales)
                 terms[name] = terms[name] + term if name in terms else term
-        codes = total.detach().reshape(*leading, *self.scales[-1], self.dim).to(x.dtype)
+        codes = total.detach().reshape(*leading, *self.scales[-1], self.dim)
+        codes = codes.to(self.dtype).to(x.dtype)  # rounded as in `decode`
         inputs = torch.where(valid.reshape(codes.shape[:-1]).unsqueeze(-1), x, 0.0)
         quantized = straight_through(inputs, codes)
         return make_output(quantized, joined.indices, terms, joined.selections)
@@ -282,7 +285,7 @@ class MultiScaleQuantizer(Quantizer):
     def _enlarged(self, indices: Tensor, number: int) -> Tensor:
         """Returns the refined codes of one scale at full size ``(b, *spatial, d)``."""
         codes = self.quantizer.decode(indices).to(code_dtype(self))
-        with torch.autocast(codes.device.type, enabled=False):
+        with without_autocast(codes.device.type):
             if number < len(self.scales) - 1:
                 codes = enlarge(codes, self.scales[-1])
             if self.refine is None:

@@ -13,6 +13,7 @@ from vqprior._checks import (
     check_shape,
 )
 from vqprior._interfaces import Quantizer
+from vqprior._precision import without_autocast
 from vqprior._results import QuantizerOutput
 from vqprior.quantizers._shared._columns import has_any_index, mask_indices
 from vqprior.quantizers._shared._inputs import (
@@ -105,7 +106,7 @@ class ProjectedQuantizer(QuantizerWrapper):
             TypeError: If ``indices`` is not an integer tensor.
         """
         check_indices(indices, self.num_codebooks)
-        vectors = _run(self.up, self.quantizer.decode(indices))
+        vectors = self._raise(self.quantizer.decode(indices)).to(self.dtype)
         return torch.where(has_any_index(indices, self.num_codebooks).unsqueeze(-1), vectors, 0.0)
 
     def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
@@ -139,19 +140,33 @@ class ProjectedQuantizer(QuantizerWrapper):
     def _project_down(self, x: Tensor) -> Tensor:
         check_floating("x", x)
         check_last_dim("x", x, self.dim)
-        lowered = _run(self.down, x)
+        # A module without parameters computes in the dtype of the codes, or wider.
+        dtype = _dtype_of(self.down) or torch.promote_types(x.dtype, self.quantizer.dtype)
+        lowered = _run(self.down, x.to(dtype))
         check_shape("down(x)", lowered, (*x.shape[:-1], self.quantizer.dim))
         return lowered
 
     def _project_up(self, out: QuantizerOutput, x: Tensor) -> QuantizerOutput:
-        raised = _run(self.up, out.quantized).to(x.dtype)
+        raised = self._raise(out.quantized).to(x.dtype)
         check_shape("up(codes)", raised, x.shape)
         named = has_any_index(out.indices, self.num_codebooks)
         return replace_quantized(out, torch.where(named.unsqueeze(-1), raised, 0.0))
 
+    def _raise(self, codes: Tensor) -> Tensor:
+        """Runs ``up`` in one dtype for ``forward`` and ``decode``, so that both round alike."""
+        dtype = _dtype_of(self.up) or self.quantizer.dtype
+        return _run(self.up, codes.to(dtype)).to(dtype)
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype | None:
+    """Returns the dtype of the first floating parameter, if there is any."""
+    for parameter in module.parameters():  # torch 2.6 compiles no `next` with a default
+        if parameter.is_floating_point():
+            return parameter.dtype
+    return None
+
 
 def _run(module: nn.Module, x: Tensor) -> Tensor:
-    floating = (p.dtype for p in module.parameters() if p.is_floating_point())
-    with torch.autocast(x.device.type, enabled=False):
-        y: Tensor = module(x.to(next(floating, x.dtype)))
+    with without_autocast(x.device.type):
+        y: Tensor = module(x)
     return y

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from vqprior._checks import check_at_least
 from vqprior._interfaces import Codebook, Quantizer
-from vqprior._precision import KeepsDtypes
+from vqprior._precision import KeepsDtypes, without_autocast
 from vqprior._results import QuantizerOutput
 from vqprior.functional import nearest_indices, straight_through
 from vqprior.quantizers._shared._inputs import (
@@ -77,7 +77,7 @@ class RandomProjectionQuantizer(KeepsDtypes, Quantizer):
         codes = torch.randn(codebook_size, code_dim, generator=generator, dtype=torch.float32)
         self.register_buffer("projection", projection)
         self.register_buffer("codes", F.normalize(codes, dim=1))
-        with torch.autocast(projection.device.type, enabled=False):
+        with without_autocast(projection.device.type):
             self.register_buffer("back", torch.linalg.pinv(projection))
 
     @property
@@ -124,9 +124,9 @@ class RandomProjectionQuantizer(KeepsDtypes, Quantizer):
         """
         validate_indices(indices, self.codebook_sizes)
         codes = F.embedding(indices.long().clamp_min(0), self.codes)
-        with torch.autocast(codes.device.type, enabled=False):
+        with without_autocast(codes.device.type):
             vectors = codes @ self.back
-        return torch.where((indices >= 0).unsqueeze(-1), vectors, 0.0)
+        return torch.where((indices >= 0).unsqueeze(-1), vectors, 0.0).to(self.dtype)
 
     def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result as if ``indices`` had been chosen."""
@@ -139,5 +139,5 @@ class RandomProjectionQuantizer(KeepsDtypes, Quantizer):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         # Only directions matter: scaled so that a sum cannot overflow.
         largest = wide.abs().amax(dim=-1, keepdim=True)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             return wide / torch.where(largest > 0, largest, 1.0) @ self.projection.to(wide.dtype)

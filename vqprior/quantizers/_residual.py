@@ -167,7 +167,7 @@ class ResidualQuantizer(Quantizer):
         # In the order of `forward`, because float sums depend on the order.
         for stage, part in zip(self.stages, self.stages.split(indices), strict=True):
             total = total + stage.decode(part).to(dtype)
-        return total
+        return total.to(self.dtype)
 
     def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result as if ``indices`` ``(..., q)`` had been chosen; -1 drops a stage."""
@@ -210,7 +210,8 @@ class ResidualQuantizer(Quantizer):
         self, x: Tensor, valid: Tensor, quantize: Callable[[int, Tensor], QuantizerOutput]
     ) -> QuantizerOutput:
         """Runs all stages; ``quantize(number, residual)`` returns the result of one."""
-        dtype = code_dtype(self)
+        own = self.dtype
+        dtype = torch.promote_types(own, torch.float32)
         wide = x.to(torch.promote_types(x.dtype, dtype))
         total = torch.zeros_like(wide, dtype=dtype)
         trained, rest, outs = None, wide, []
@@ -224,7 +225,7 @@ class ResidualQuantizer(Quantizer):
             total = total + out.quantized.detach().to(dtype)
             rest = wide - total.to(wide.dtype)
             outs.append(out)
-        quantized = self.estimator(x, total.to(x.dtype))
+        quantized = self.estimator(x, total.to(own).to(x.dtype))  # rounded as in `decode`
         if trained is not None:
             quantized = quantized + trained.to(x.dtype)
         quantized = torch.where(valid.unsqueeze(-1), quantized, 0.0)

@@ -94,7 +94,7 @@ class TextureQuantizer(QuantizerBase):
                 default, if ``texture`` does not.
         """
         out = self.quantizer(self._fused(texture, structure), mask)
-        return replace_quantized(out, structure + out.quantized)
+        return replace_quantized(out, structure + out.quantized.to(structure.dtype))
 
     def encode(self, texture: Tensor, structure: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the indices of ``texture`` given ``structure``, without gradients."""
@@ -103,7 +103,7 @@ class TextureQuantizer(QuantizerBase):
     def quantize_as(self, texture: Tensor, structure: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result as if ``indices`` had been chosen."""
         out = self.quantizer.quantize_as(self._fused(texture, structure), indices)
-        return replace_quantized(out, structure + out.quantized)
+        return replace_quantized(out, structure + out.quantized.to(structure.dtype))
 
     def logits(
         self,
@@ -122,7 +122,10 @@ class TextureQuantizer(QuantizerBase):
         return self.quantizer.logits(fused, temperature=temperature, indices=indices)
 
     def decode(self, indices: Tensor, structure: Tensor) -> Tensor:
-        """Returns ``structure`` plus the codes named by ``indices``; -1 adds nothing."""
+        """Returns ``structure`` plus the codes named by ``indices``, in the dtype of ``structure``.
+
+        An index of -1 adds nothing.
+        """
         return structure + self.quantizer.decode(indices).to(structure.dtype)
 
     def _fused(self, texture: Tensor, structure: Tensor) -> Tensor:

@@ -183,7 +183,7 @@ def _mask(subject: Subject) -> None:
 
 
 def _precision(subject: Subject) -> None:
-    """Autocast changes no index or loss; bfloat16 input gives bfloat16 output."""
+    """Autocast changes no index or loss; input and module in bfloat16 give bfloat16 output."""
     quantizer, x = subject.quantizer(training=False), subject.x()
     plain = quantizer(x)
     with torch.autocast(x.device.type, torch.bfloat16):
@@ -195,6 +195,10 @@ def _precision(subject: Subject) -> None:
     expect(found.quantized.dtype == low.dtype, "precision", "`quantized` of bfloat16 is not")
     wide = quantizer(low.float()).indices
     expect(same(found.indices, wide), "precision", "bfloat16 input is not searched in float32")
+    out = quantizer.bfloat16()(low)
+    codes = quantizer.decode(out.indices)
+    expect(codes.dtype == low.dtype, "precision", "`decode` of a bfloat16 module is not bfloat16")
+    expect(close(codes, out.quantized), "precision", "`decode` of a bfloat16 module differs")
 
 
 class _NoWait(TorchDispatchMode):

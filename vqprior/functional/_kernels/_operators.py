@@ -10,12 +10,14 @@ _Function = TypeVar("_Function", bound=type[torch.autograd.Function])
 
 
 def is_traced(*tensors: Tensor) -> bool:
-    """Whether these tensors are being traced, so that a custom operator is needed.
+    """Whether these tensors are traced or have no values, so that a custom operator is needed.
 
     Otherwise callers call the function directly: dispatching a Python operator takes tens of
     microseconds, longer than a small search.
     """
-    return torch.compiler.is_compiling() or any(type(tensor) is not Tensor for tensor in tensors)
+    return torch.compiler.is_compiling() or any(
+        type(tensor) is not Tensor or tensor.is_meta for tensor in tensors
+    )
 
 
 def with_signature(function: _Function) -> _Function:

@@ -132,7 +132,9 @@ class BinaryQuantizer(Quantizer):
         """
         validate_indices(indices, self.codebook_sizes)
         bits = split_indices(indices.long(), (2,) * self.num_bits)
-        return torch.where(bits < 0, 0, 2 * bits - 1).to(torch.float32) * self.scale
+        dtype = self.dtype
+        signs = torch.where(bits < 0, 0, 2 * bits - 1)
+        return (signs.to(torch.promote_types(dtype, torch.float32)) * self.scale).to(dtype)
 
     def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result as if ``indices`` ``(...)`` had been chosen."""

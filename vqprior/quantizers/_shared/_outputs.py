@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from vqprior._interfaces import Quantizer
 from vqprior._results import QuantizerOutput, Selection
 
 
@@ -75,10 +76,6 @@ def merge_outputs(
     return make_output(quantized, indices, terms, (s for out in outs for s in out.selections))
 
 
-def code_dtype(module: nn.Module) -> torch.dtype:
-    """Returns the dtype in which a module sums codes: float32, or wider if its tensors are."""
-    dtype = torch.float32
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.is_floating_point():
-            dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
+def code_dtype(quantizer: Quantizer) -> torch.dtype:
+    """Returns the dtype in which a quantizer sums codes: float32, or wider if its own is."""
+    return torch.promote_types(quantizer.dtype, torch.float32)
