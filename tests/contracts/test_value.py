@@ -23,7 +23,6 @@ from tests.contracts.layouts import (
 from tests.contracts.traits import is_deterministic, is_pure, ranks_codes
 from tests.speeds import full
 from vqprior import MultiScaleQuantizer, QuantizerOutput
-from vqprior.nn import ScaleRefinement
 
 
 def positions(quantizer):
@@ -93,7 +92,7 @@ def test_results_are_float32_whatever_the_default_dtype(make):
     assert out.quantized.dtype == out.loss.dtype == torch.float32
 
 
-@quantizers_where(lambda q: not has(q, ScaleRefinement))  # which may have a bias
+@every_quantizer
 def test_indices_name_codes_and_minus_one_names_nothing(make):
     quantizer = make().eval()
     indices = quantizer.encode(draw(quantizer, (1000,), scale=100.0))

@@ -170,6 +170,22 @@ def test_scales_without_indices_add_nothing():
     assert all(later < earlier for earlier, later in itertools.pairwise(errors))
 
 
+def test_a_scale_of_a_map_without_indices_is_not_refined():
+    """The bias belongs to scales with an index, of this map alone; within one, -1 is a zero code."""
+    quantizer = refined()
+    indices = quantizer.encode(draw(quantizer, (2,)))
+    indices[0, 1:] = -1  # 1, 2, 6 and 20 positions
+    indices[1, :2] = indices[1, 3:9] = -1
+    coarse, fine = quantizer.decode(indices)
+    inner = quantizer.quantizer
+    first = inner.decode(indices[:1, :1, None].expand(1, 4, 5))
+    assert_close(coarse, quantizer.refine(first, 0.0)[0])
+    second = inner.decode(indices[1:, 1:3, None]).movedim(-1, 1)
+    second = F.interpolate(second, size=(4, 5), mode="bicubic", align_corners=False)
+    last = quantizer.refine(inner.decode(indices[1:, 9:].unflatten(1, (4, 5))), 1.0)
+    assert_close(fine, (quantizer.refine(second.movedim(1, -1), 1 / 3) + last)[0])
+
+
 def test_teacher_forced_logits_equal_a_hand_written_loop():
     quantizer = refined()
     x = draw(quantizer)

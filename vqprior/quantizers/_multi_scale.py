@@ -163,9 +163,11 @@ class MultiScaleQuantizer(Quantizer):
         return self._layout.join(found, leading)
 
     def decode(self, indices: Tensor) -> Tensor:
-        """Returns the sum over scales ``(..., *spatial, d)``; an index of -1 adds nothing.
+        """Returns the sum over scales ``(..., *spatial, d)``; a scale of -1 adds nothing.
 
-        For a coarse version, set the indices of later scales to -1.
+        For a coarse version, set the indices of later scales to -1. Within a scale, -1 stands for a
+        code of zeros, which ``refine`` sees like any other; a scale of a map without any index
+        adds exactly nothing.
 
         Raises:
             TypeError: If ``indices`` is not an integer tensor.
@@ -289,4 +291,6 @@ class MultiScaleQuantizer(Quantizer):
                 return codes
             refined = self.refine(codes, number / max(len(self.scales) - 1, 1))
         check_shape("refine(codes, position)", refined, codes.shape)
-        return refined
+        # `refine` may have a bias: of zeros it makes something.
+        known = (indices >= 0).flatten(1).any(dim=1)
+        return torch.where(known.reshape(-1, *[1] * (codes.ndim - 1)), refined, 0.0)
