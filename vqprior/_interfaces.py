@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vqprior import _distributed
-from vqprior._checks import no_codebook_error
+from vqprior._checks import check_instance, no_codebook_error
 from vqprior._precision import KeepsDtypes
 from vqprior._results import QuantizerOutput, Selection
 
@@ -214,6 +214,7 @@ class UpdateRule(KeepsDtypes, abc.ABC):
 
     def __init__(self, quantizer: QuantizerBase) -> None:
         super().__init__()
+        check_instance("quantizer", quantizer, QuantizerBase, "For example a `VectorQuantizer`.")
         if not quantizer.codebooks:
             raise ValueError(
                 f"`quantizer` must have a codebook that can learn, got {type(quantizer).__name__} "
@@ -253,6 +254,9 @@ class UpdateRule(KeepsDtypes, abc.ABC):
         """Sorts the selections of all results by the codebook they were made from."""
         groups: list[list[Selection]] = [[] for _ in self._codebooks]
         for out in outs:
+            check_instance(
+                "out", out, QuantizerOutput, "Pass what the quantizer returned; several as `*outs`."
+            )
             if len(out.selections) != len(self._owner_of_selection):
                 raise ValueError(
                     f"`out` must hold {len(self._owner_of_selection)} selections, one for each "

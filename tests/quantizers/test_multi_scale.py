@@ -171,7 +171,7 @@ def test_scales_without_indices_add_nothing():
 
 
 def test_a_scale_of_a_map_without_indices_is_not_refined():
-    """The bias belongs to scales with an index, of this map alone; within one, -1 is a zero code."""
+    """The bias belongs to scales of a map with an index; within one, -1 is a code of zeros."""
     quantizer = refined()
     indices = quantizer.encode(draw(quantizer, (2,)))
     indices[0, 1:] = -1  # 1, 2, 6 and 20 positions

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vqprior import _distributed
-from vqprior._checks import check_choice
+from vqprior._checks import check_choice, check_instance
 from vqprior._interfaces import QuantizerBase
 from vqprior.functional import kmeans
 
@@ -46,6 +46,7 @@ def initialize_codebooks_(
         >>> vq(x).indices.unique().numel()
         16
     """
+    check_instance("quantizer", quantizer, QuantizerBase, "For example a `VectorQuantizer`.")
     check_choice("method", method, ("kmeans", "sample"))
     iterations = 10 if method == "kmeans" else 0
     modes = [(module, module.training) for module in quantizer.modules()]

@@ -4,7 +4,7 @@ from typing import final
 
 from torch import Tensor
 
-from vqprior._checks import check_mask
+from vqprior._checks import check_mask, check_tensor
 from vqprior._interfaces import Quantizer
 from vqprior._results import QuantizerOutput
 from vqprior.quantizers._shared._inputs import check_features_last
@@ -102,6 +102,7 @@ class ChannelsFirst(QuantizerWrapper):
         return self.quantizer.nearest_indices(self._features_last(x, None), num_nearest)
 
     def _features_last(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        check_tensor("x", x)
         if x.ndim < 2 or x.shape[1] != self.dim:
             raise ValueError(
                 f"`x` must have shape (b, {self.dim}, *spatial), got {tuple(x.shape)}. For "

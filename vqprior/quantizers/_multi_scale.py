@@ -10,6 +10,7 @@ from vqprior._checks import (
     check_at_least,
     check_callable,
     check_floating,
+    check_integer,
     check_mask,
     check_scales,
     check_shape,
@@ -182,6 +183,7 @@ class MultiScaleQuantizer(Quantizer):
 
         Indices do not say which positions are masked: set masked positions of ``x`` to NaN.
         """
+        check_integer("indices", indices)
         return self._run(x, None, indices)
 
     def logits(

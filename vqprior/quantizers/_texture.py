@@ -123,6 +123,7 @@ class TextureQuantizer(QuantizerBase):
 
     def decode(self, indices: Tensor, structure: Tensor) -> Tensor:
         """Returns ``structure`` plus the codes named by ``indices``; -1 adds nothing."""
+        check_floating("structure", structure)
         return structure + self.quantizer.decode(indices).to(structure.dtype)
 
     def _fused(self, texture: Tensor, structure: Tensor) -> Tensor:

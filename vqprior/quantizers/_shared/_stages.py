@@ -18,7 +18,7 @@ class Stages(nn.Module):
 
     def __init__(self, quantizers: Sequence[Quantizer]) -> None:
         super().__init__()
-        if isinstance(quantizers, nn.Module) and not isinstance(quantizers, nn.ModuleList):
+        if not isinstance(quantizers, Sequence | nn.ModuleList):
             raise TypeError(
                 f"`quantizers` must be a sequence, got {type(quantizers).__name__}. Put it in a "
                 "list."
