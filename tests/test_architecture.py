@@ -27,7 +27,7 @@ LAYERS = {
     "functional": {"_checks", "_distributed", "_interfaces", "_results"},
     "nn": {"_checks", "functional"},
     "codebooks": {"_checks", "_distributed", "_interfaces", "_results", "functional"},
-    "_default_rules": {"_interfaces", "codebooks"},
+    "_default_rules": {"_checks", "_interfaces", "codebooks"},
     "metrics": {"_checks", "_distributed", "_precision", "_interfaces", "functional"},
     "losses": {
         "_checks",

@@ -83,6 +83,7 @@ class QuantizerBase(nn.Module, abc.ABC):
 
     has_index_per_token: bool = True  # (...) or (..., q)
     features_last: bool = True  # the layout of nesting
+    _layout_is_known: bool = False  # inside a quantizer that has seen to the layout
     _positions_per_token: float = 1.0  # that have indices: more where a map has several scales
 
     @property

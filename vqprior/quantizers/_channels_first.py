@@ -7,7 +7,7 @@ from torch import Tensor
 from vqprior._checks import check_mask, check_tensor
 from vqprior._interfaces import Quantizer
 from vqprior._results import QuantizerOutput
-from vqprior.quantizers._shared._inputs import check_features_last
+from vqprior.quantizers._shared._inputs import check_features_last, know_layout
 from vqprior.quantizers._shared._outputs import replace_quantized
 from vqprior.quantizers._shared._wrapper import QuantizerWrapper
 
@@ -44,6 +44,7 @@ class ChannelsFirst(QuantizerWrapper):
     def __init__(self, quantizer: Quantizer) -> None:
         super().__init__(quantizer)
         check_features_last("quantizer", quantizer)
+        know_layout([quantizer])
         self.features_last = False
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:

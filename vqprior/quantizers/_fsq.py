@@ -12,7 +12,12 @@ from vqprior._interfaces import Codebook, Quantizer
 from vqprior._results import QuantizerOutput
 from vqprior.functional import join_indices, split_indices, straight_through
 from vqprior.quantizers._shared._columns import mask_indices
-from vqprior.quantizers._shared._inputs import validate_assignment, validate_indices, validate_input
+from vqprior.quantizers._shared._inputs import (
+    validate_assignment,
+    validate_indices,
+    validate_input,
+    warn_of_channels_first,
+)
 from vqprior.quantizers._shared._outputs import make_output
 
 
@@ -115,6 +120,7 @@ class FSQ(Quantizer):
             ValueError: If ``x`` or ``mask`` has the wrong shape.
         """
         x, valid = validate_input(x, mask, self.dim)
+        warn_of_channels_first(self, x)
         digits = self._fractional_digits(x)
         indices = torch.where(valid, self._index(digits), -1)
         return self._output(digits, indices, valid, x.dtype)

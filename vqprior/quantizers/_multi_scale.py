@@ -21,7 +21,7 @@ from vqprior.functional import straight_through
 from vqprior.functional._losses import commitment_and_codebook_mse
 from vqprior.functional._resizing import average_down, enlarge
 from vqprior.quantizers._shared._columns import mask_indices
-from vqprior.quantizers._shared._inputs import check_index_per_token
+from vqprior.quantizers._shared._inputs import check_index_per_token, know_layout
 from vqprior.quantizers._shared._outputs import code_dtype, make_output, merge_outputs
 from vqprior.quantizers._shared._scales import ScaleLayout
 
@@ -92,6 +92,7 @@ class MultiScaleQuantizer(Quantizer):
         super().__init__()
         self.scales = check_scales(scales)
         check_index_per_token("quantizer", quantizer)
+        know_layout([quantizer])
         if refine is not None:
             check_callable("refine", refine, "For example `nn.ScaleRefinement`.")
         check_at_least("commitment_weight", commitment_weight, 0.0)

@@ -25,6 +25,7 @@ from vqprior.quantizers._shared._inputs import (
     validate_assignment,
     validate_indices,
     validate_input,
+    warn_of_channels_first,
 )
 from vqprior.quantizers._shared._outputs import make_output
 
@@ -162,6 +163,7 @@ class VectorQuantizer(Quantizer):
                 shape than the tokens.
         """
         x, valid = validate_input(x, mask, self.dim)
+        warn_of_channels_first(self, x)
         return self._result(x, valid, None)
 
     @torch.no_grad()

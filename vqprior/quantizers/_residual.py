@@ -11,7 +11,12 @@ from vqprior._interfaces import Codebook, GradientEstimator, Quantizer
 from vqprior._results import QuantizerOutput
 from vqprior.functional import straight_through
 from vqprior.quantizers._shared._columns import mask_indices, stack_logits
-from vqprior.quantizers._shared._inputs import check_indices, validate_assignment, validate_input
+from vqprior.quantizers._shared._inputs import (
+    check_indices,
+    validate_assignment,
+    validate_input,
+    warn_of_channels_first,
+)
 from vqprior.quantizers._shared._outputs import code_dtype, merge_outputs
 from vqprior.quantizers._shared._stages import Stages
 
@@ -127,6 +132,7 @@ class ResidualQuantizer(Quantizer):
             ValueError: If ``x`` or ``mask`` has the wrong shape.
         """
         x, valid = validate_input(x, mask, self.dim)
+        warn_of_channels_first(self, x)
         kept = self._kept(valid)
         if self.beam_size == 1:
             return self._run(x, valid, lambda i, rest: self.stages[i](rest, valid & kept[i]))
