@@ -21,6 +21,9 @@ def default_rules(quantizer: QuantizerBase) -> ChainedRules:
     Returns:
         A module to be stepped; as a member of the model it is part of the ``state_dict``.
 
+    Raises:
+        TypeError: If ``quantizer`` is not a quantizer.
+
     Shape:
         - no tensors
 

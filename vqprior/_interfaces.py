@@ -171,8 +171,8 @@ class Quantizer(QuantizerBase):
         """Returns logits over the codes: ``(..., d) -> (..., k)``, or ``(..., q, k)``.
 
         Quantizers that choose one index after the other take ``indices`` for the earlier choices
-        (teacher forcing), by default their own. Raises ``TypeError`` without an explicit
-        codebook.
+        (teacher forcing), by default their own; -1 is a choice not made yet, and adds nothing.
+        Raises ``TypeError`` without an explicit codebook.
         """
         raise no_codebook_error(self, "logits")
 
@@ -205,7 +205,8 @@ class UpdateRule(KeepsDtypes, abc.ABC):
     can be set and leaves the others to their gradient.
 
     A rule is a module: make it a member of the model, and its statistics, float32 buffers whatever
-    the dtype of the model, are saved and restored with the model's ``state_dict``. It refers to
+    the dtype of the model, are saved and restored with the model's ``state_dict``. Several go into
+    ``ChainedRules`` or ``nn.ModuleList``; a plain list is not part of a model. A rule refers to
     the quantizer without owning it: the parameters of the quantizer are not parameters of the
     rule.
 

@@ -205,6 +205,14 @@ def test_teacher_forced_logits_equal_a_hand_written_loop():
     assert_close(logits, torch.cat(expected, dim=1), rtol=1e-4, atol=1e-4)
 
 
+def test_logits_without_choices_so_far_are_those_of_the_whole_map():
+    quantizer = refined()
+    x = draw(quantizer)
+    logits = quantizer.logits(x, indices=torch.full_like(quantizer.encode(x), -1))
+    whole = [F.adaptive_avg_pool2d(x.movedim(-1, 1), size).flatten(2) for size in SIZES[2]]
+    assert_close(logits, quantizer.quantizer.logits(torch.cat(whole, dim=-1).movedim(1, -1)))
+
+
 def test_logits_rank_the_choices_first():
     quantizer = MultiScaleQuantizer(residual_of(DIM), SIZES[2])
     x = draw(quantizer)

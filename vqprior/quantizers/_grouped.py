@@ -27,7 +27,7 @@ class GroupedQuantizer(Quantizer):
 
     This is product quantization: ``q`` codebooks of ``k`` codes represent ``k ** q`` vectors. A
     token with any non-finite feature is masked as a whole. Loss terms are summed over groups.
-    Codebooks of equal shape and metric are searched in one batched product.
+    Stored codebooks of equal shape and metric are searched in one batched product.
 
     Args:
         quantizers: One for each group, in the order of the features. Pass the same one several

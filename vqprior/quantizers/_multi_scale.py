@@ -196,7 +196,7 @@ class MultiScaleQuantizer(Quantizer):
             x: The map ``(..., *spatial, d)``.
             temperature: Divides the logits, greater than 0.
             indices: Indices ``(..., n)`` to use for smaller scales (teacher forcing); by default
-                those that ``encode`` chooses.
+                those that ``encode`` chooses. -1 is a choice not made yet, as in ``decode``.
 
         Raises:
             TypeError: If the quantizer has no explicit codebook.

@@ -142,8 +142,11 @@ class VectorQuantizer(Quantizer):
         return learns and isinstance(self.estimator, IndexEstimator)
 
     def _search_space(self) -> tuple[Tensor, str] | None:
-        """Returns the codes and the metric, unless the estimator has a way of its own to choose."""
-        if isinstance(self.estimator, IndexEstimator):
+        """Returns the codes and the metric, unless another module or the estimator has a part.
+
+        Codes that a module computes are computed once a call, in ``forward``.
+        """
+        if isinstance(self.estimator, IndexEstimator) or not self.codebook.can_be_set:
             return None
         return self.codebook.codes(), self.metric
 
