@@ -192,6 +192,18 @@ def test_a_large_offset_does_not_hide_errors():
     assert quantizer(1000 + torch.randn(2000, 4)).indices.unique().numel() >= 30
 
 
+def test_a_massive_token_does_not_hide_errors():
+    """The spread of the tokens is that of most of them."""
+    torch.manual_seed(0)
+    quantizer, revival = make(torch.randn(32, 4), patience=4.0)
+    quantizer.codebook.weight.data[1:] += 500
+    for _ in range(30):
+        x = torch.randn(256, 4)
+        x[3] = 1e6
+        revival.step(quantizer(x))
+    assert quantizer(torch.randn(2000, 4)).indices.unique().numel() >= 28
+
+
 def test_continues_exactly_from_its_state():
     quantizer, revival = make(100 + torch.randn(16, 2), patience=6.0)
     batches = torch.randn(9, 50, 2)

@@ -300,3 +300,12 @@ def test_wrong_weights(cross_entropy, weights, error, message):
 def test_distance_rejects_wrong_arguments(logits, codes, temperature, error, message):
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         distance_cross_entropy(logits, torch.zeros(2).long(), codes, temperature=temperature)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
+def test_a_broken_code_is_no_neighbor(value):
+    codes, logits, indices = torch.randn(6, 3), torch.randn(20, 6), torch.randint(0, 5, (20,))
+    logits[:, 5] = -torch.inf
+    expected = distance_cross_entropy(logits[:, :5], indices, codes[:5])
+    codes[5] = value
+    assert_close(distance_cross_entropy(logits, indices, codes), expected)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from vqprior.functional import kmeans
+from vqprior.functional import kmeans, nearest_indices
 
 
 def lloyd_by_definition(x, means, iterations):
@@ -74,6 +74,20 @@ def test_the_error_never_grows():
         errors.append(torch.cdist(x, means).amin(dim=1).square().mean().item())
     # Equal up to rounding once it has converged.
     assert all(after <= before * (1 + 1e-5) for before, after in pairwise(errors))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_a_massive_vector_costs_the_others_no_accuracy(offset):
+    x = offset + torch.randint(-16, 17, (2000, 2)).float() / 4
+    x[7] = 1e6
+    means = kmeans(x, 16, generator=torch.Generator().manual_seed(0)).double()
+    distances = torch.cdist(x.double(), means, compute_mode="donot_use_mm_for_euclid_dist")
+    chosen = distances.gather(1, nearest_indices(x, means.float()).unsqueeze(1)).squeeze(1)
+    assert_close(chosen, distances.amin(dim=1), rtol=0, atol=1e-6)
+    others = torch.arange(2000) != 7
+    errors = chosen[others].square().mean()
+    alone = kmeans(x[others], 15, generator=torch.Generator().manual_seed(0)).double()
+    assert errors < 1.3 * torch.cdist(x[others].double(), alone).amin(dim=1).square().mean()
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

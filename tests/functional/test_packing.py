@@ -1,5 +1,6 @@
 """Packed indices: exact round trips, exact sizes, and no damage that goes unnoticed."""
 
+import contextlib
 import math
 import re
 import struct
@@ -14,7 +15,7 @@ from torch.testing import assert_close
 
 from tests.contracts.observers import NoHostSync
 from vqprior.functional import index_bits, pack_indices, unpack_indices
-from vqprior.functional._packing import _CHUNK
+from vqprior.functional._index_columns import BLOCKS, CHUNK, EMPTY
 
 DAMAGED = r"^`data` must be the unchanged result of `pack_indices`, got .+\. Copy or download it"
 
@@ -27,12 +28,33 @@ def header_size(num_lead, num_columns):
     return 20 + 8 * num_lead + 9 * num_columns
 
 
-def column_bytes(n, k, *, holes=False):
-    """Bits by trial: the fewest that can tell the symbols apart."""
-    symbols, width = k + holes, 0
+def bits_for(symbols):
+    """By trial: the fewest that can tell the symbols apart."""
+    width = 0
     while 2**width < symbols:
         width += 1
-    return math.ceil(n * width / 8)
+    return width
+
+
+def in_bytes(bits):
+    return math.ceil(bits / 8)
+
+
+def column_bytes(column, k):
+    """The smaller of -1 as one more symbol and of marks on blocks of 64 and their tokens."""
+    column = column.tolist()
+    if min(column, default=0) >= 0:
+        return in_bytes(len(column) * bits_for(k))
+    if max(column) < 0:
+        return 0
+    marked = 0
+    for start in range(0, len(column), CHUNK):
+        chunk = column[start : start + CHUNK]
+        blocks = [chunk[i : i + 64] for i in range(0, len(chunk), 64)]
+        mixed = [block for block in blocks if min(block) < 0 <= max(block)]
+        marked += 2 * in_bytes(len(blocks)) + 8 * len(mixed)
+        marked += in_bytes(sum(index >= 0 for index in chunk) * bits_for(k))
+    return min(marked, in_bytes(len(column) * bits_for(k + 1)))
 
 
 sizes = st.one_of(
@@ -65,20 +87,54 @@ def test_round_trip(packing):
     flat = indices.reshape(-1, len(ks))
     lead = indices.ndim - isinstance(columns, list)
     assert len(data) == header_size(lead, len(ks)) + sum(
-        column_bytes(len(flat), k, holes=bool((flat[:, place] < 0).any()))
-        for place, k in enumerate(ks)
+        column_bytes(flat[:, place], k) for place, k in enumerate(ks)
     )
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 1000, 2**31 + 1, 2**62 - 1, 2**62])
-@pytest.mark.parametrize("n", [_CHUNK - 1, _CHUNK, 2 * _CHUNK + 3])
-@pytest.mark.parametrize("hole", [False, True])
-def test_round_trip_of_several_chunks(n, k, hole):
+@pytest.mark.parametrize("n", [CHUNK - 1, CHUNK, 2 * CHUNK + 3])
+@pytest.mark.parametrize("share", [0.0, 1e-4, 0.3, 0.999, 1.0])
+def test_round_trip_of_several_chunks(n, k, share):
     indices = torch.randint(0, k, (n,))
-    indices[-1] = -1 if hole else k - 1
+    indices[torch.rand(n) < share] = -1
     data = pack_indices(indices, k)
     exactly(unpack_indices(data), indices)
-    assert len(data) == header_size(1, 1) + column_bytes(n, k, holes=hole)
+    assert len(data) == header_size(1, 1) + column_bytes(indices, k)
+
+
+@pytest.mark.parametrize("kept", range(7))
+def test_dropped_stages_take_no_bytes(kept):
+    indices = torch.randint(0, 64, (4, 1024, 6))
+    indices[..., kept:] = -1
+    data = pack_indices(indices, (64,) * 6)
+    exactly(unpack_indices(data), indices)
+    assert len(data) == header_size(2, 6) + 4096 * 6 * kept // 8
+
+
+def test_dropout_by_sample_takes_next_to_no_bytes():
+    indices = torch.randint(0, 64, (8, 500, 6))
+    for sample in range(8):
+        indices[sample, :, 1 + sample % 6 :] = -1
+    data = pack_indices(indices, (64,) * 6)
+    exactly(unpack_indices(data), indices)
+    ideal = float(index_bits(indices, (64,) * 6).sum()) / 8
+    assert len(data) - header_size(2, 6) < 1.05 * ideal
+
+
+def test_masked_tokens_take_at_most_a_bit():
+    indices = torch.randint(0, 64, (64 * CHUNK,))
+    indices[torch.rand(len(indices)) < 0.5] = -1
+    ideal = float(index_bits(indices.unsqueeze(0), 64)) / 8
+    assert len(pack_indices(indices, 64)) - header_size(1, 1) < ideal + 1.05 * len(indices) / 8
+
+
+def test_what_would_look_forged_is_packed_at_greater_length():
+    """An entry must stand for a bounded share of a byte, or no reader could trust the header."""
+    indices = torch.full((2**20, 24), -1, dtype=torch.int8)
+    indices[5, 3] = 0
+    data = pack_indices(indices, (2,) * 24)
+    assert len(data) == header_size(1, 24) + 24 * 2 * 2**20 // 8
+    exactly(unpack_indices(data), indices.long())
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32], ids=str)
@@ -88,7 +144,7 @@ def test_any_integer_dtype_and_layout(dtype):
 
 
 def test_the_bytes_do_not_change():
-    """A format is a promise: these bytes were written by version 1."""
+    """A format is a promise: these bytes were written by version 1, which holds what it can."""
     data = pack_indices(torch.tensor([[5, 0], [-1, 2], [7, 1]]), (8, 3))
     header = b"vqix" + struct.pack("<HHI", 1, 1, 2) + struct.pack("<QQQBB", 3, 8, 3, 1, 0)
     # Nine symbols, four bits each, 0 for -1: 6, 0, 8. Three symbols, two bits: 0, 2, 1.
@@ -97,70 +153,109 @@ def test_the_bytes_do_not_change():
     assert data == header + struct.pack("<I", zlib.crc32(header)) + payload
 
 
-def test_packing_is_bounded_in_memory():
+def test_the_bytes_of_version_2_do_not_change():
+    indices = torch.full((130, 3), -1)
+    indices[:64, 1], indices[129, 1] = 5, 7
+    indices[:, 2] = torch.arange(130) % 3
+    data = pack_indices(indices, (8, 8, 3))
+    header = b"vqix" + struct.pack("<HHI", 2, 1, 3) + struct.pack("<4Q3B", 130, 8, 8, 3, 2, 3, 0)
+    # Three blocks: the first and the third have indices, the first has no -1. Of the third, the
+    # second row is one. Then 64 times 5 and once 7, three bits each, lowest bit first.
+    numbers = sum(5 << 3 * i for i in range(64)) | 7 << 3 * 64
+    payload = bytes([0b101, 0b001]) + struct.pack("<Q", 2) + numbers.to_bytes(25, "little")
+    payload += sum((i % 3) << 2 * i for i in range(130)).to_bytes(33, "little")
+    header += struct.pack("<I", zlib.crc32(payload))
+    assert data == header + struct.pack("<I", zlib.crc32(header)) + payload
+    exactly(unpack_indices(data), indices)
+
+
+@pytest.mark.parametrize("hole", [False, True])
+def test_packing_is_bounded_in_memory(hole):
     indices = torch.randint(0, 2**40, (200_000,))
+    indices[100_000 : 100_000 + hole] = -1
     tracemalloc.start()
     data = pack_indices(indices, 2**40)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 4 * len(data) + 64 * 3 * _CHUNK
+    assert peak < 4 * len(data) + 64 * 3 * CHUNK
 
 
 SMALL = pack_indices(torch.tensor([[5, 0], [-1, 2], [7, 1]]), (8, 3))
+SPARSE = pack_indices(torch.tensor([[-1, -1]] * 70 + [[7, -1]]), (8, 3))
+every_file = pytest.mark.parametrize("file", [SMALL, SPARSE], ids=["version 1", "version 2"])
 
 
-@pytest.mark.parametrize("place", range(len(SMALL)))
-def test_every_flipped_bit_raises(place):
-    for bit in range(8):
-        data = bytearray(SMALL)
-        data[place] ^= 1 << bit
+@every_file
+def test_every_flipped_bit_raises(file):
+    for place in range(8 * len(file)):
+        data = bytearray(file)
+        data[place // 8] ^= 1 << place % 8
         with pytest.raises(ValueError, match=r"^`data` must (be|have) .+, got .+\. \w.+\.$"):
             unpack_indices(bytes(data))
 
 
-@pytest.mark.parametrize("length", range(len(SMALL)))
-def test_every_truncation_raises(length):
-    with pytest.raises(ValueError, match=DAMAGED):
-        unpack_indices(SMALL[:length])
+@every_file
+def test_every_truncation_raises(file):
+    for length in range(len(file)):
+        with pytest.raises(ValueError, match=DAMAGED):
+            unpack_indices(file[:length])
 
 
+@every_file
 @pytest.mark.parametrize("tail", [b"\0", b"\xff", SMALL])
-def test_every_extension_raises(tail):
+def test_every_extension_raises(file, tail):
     with pytest.raises(ValueError, match=DAMAGED):
-        unpack_indices(SMALL + tail)
+        unpack_indices(file + tail)
 
 
 @given(st.binary(max_size=200))
 def test_noise_raises(noise):
-    for data in (noise, b"vqix" + noise, b"vqix\1\0" + noise):
+    for data in (noise, b"vqix" + noise, b"vqix\1\0" + noise, b"vqix\2\0" + noise):
         with pytest.raises(ValueError, match=r"^`data` must "):
             unpack_indices(data)
 
 
-def forged(lead, ks, holes, payload=b"", columns=None):
+def forged(lead, ks, kinds, payload=b"", version=1):
     """A file with right checksums, whatever else is wrong with it."""
-    columns = len(ks) if columns is None else columns
-    header = b"vqix" + struct.pack("<HHI", 1, len(lead), columns)
-    header += struct.pack(f"<{len(lead)}Q{len(ks)}Q{len(ks)}B", *lead, *ks, *holes)
+    header = b"vqix" + struct.pack("<HHI", version, len(lead), len(ks))
+    header += struct.pack(f"<{len(lead)}Q{len(ks)}Q{len(ks)}B", *lead, *ks, *kinds)
     header += struct.pack("<I", zlib.crc32(payload))
     return header + struct.pack("<I", zlib.crc32(header)) + payload
 
 
 def test_forgeries_can_be_right():
     exactly(unpack_indices(forged([2], [4], [0], b"\x07")), torch.tensor([[3], [1]]))
+    ones = struct.pack("<BBQB", 1, 0, 2, 3)  # of one block of two rows, the second is index 3
+    exactly(unpack_indices(forged([2], [4], [BLOCKS], ones, 2)), torch.tensor([[-1], [3]]))
+
+
+@given(st.binary(max_size=60), st.integers(0, 200), st.integers(1, 9))
+def test_forged_blocks_raise_or_are_indices(payload, n, k):
+    data = forged([n], [k, k], [BLOCKS, EMPTY], payload, 2)
+    with contextlib.suppress(ValueError):
+        indices = unpack_indices(data)
+        assert indices.shape == (n, 2)
+        assert bool(((indices >= -1) & (indices < k)).all())
 
 
 @pytest.mark.parametrize(
     ("data", "what"),
     [
         (forged([2**40], [8], [0]), "0 bytes of indices instead of 412316860416"),
-        (forged([2**40], [1], [0]), "1099511627776 indices that take no bits"),
-        (forged([2**23], [1, 1, 1], [0, 0, 0]), "25165824 indices that take no bits"),
+        (forged([2**40], [1], [0]), "1099511627776 indices in 0 bytes"),
+        (forged([2**23], [1, 1, 1], [0, 0, 0]), "25165824 indices in 0 bytes"),
+        (forged([2**40], [8], [EMPTY], b"", 2), "1099511627776 indices in 0 bytes"),
+        (forged([2**25], [8], [BLOCKS], b"", 2), "0 bytes of indices instead of 131072"),
+        (forged([2**25], [8], [BLOCKS], b"\0" * 131072, 2), "33554432 indices in 131072 bytes"),
+        (forged([1], [8], [BLOCKS], b"\1\1", 2), "too few bytes of indices"),
+        (forged([1], [8], [BLOCKS], b"\0\0\0", 2), "1 bytes after the indices"),
+        (forged([1], [8], [EMPTY], b""), "a header with unknown kinds of columns"),
+        (forged([1], [8], [4], b"", 2), "a header with unknown kinds of columns"),
         (forged([2**40, 2**40], [1], [0]), "a header with sizes out of range"),
         (forged([0, 2**63], [1], [0]), "a header with sizes out of range"),
         (forged([1], [0], [0]), "a header with sizes out of range"),
         (forged([1], [2**62 + 1], [0], b"\0" * 8), "a header with sizes out of range"),
-        (forged([1], [2], [2], b"\0"), "a header with sizes out of range"),
+        (forged([1], [2], [2], b"\0"), "a header with unknown kinds of columns"),
         (forged([1], [3], [0], b"\3"), "an index of 3 or more"),
         (forged([1], [2], [1], b"\3"), "an index of 2 or more"),
         (b"vqix\1\0" + b"\xff" * 6, "12 bytes, less than a header"),
@@ -185,10 +280,10 @@ def test_nothing_is_allocated_for_impossible_headers(data, what):
 
 
 def test_future_versions_say_what_to_do():
-    data = SMALL[:4] + struct.pack("<H", 2) + SMALL[6:]
+    data = SMALL[:4] + struct.pack("<H", 3) + SMALL[6:]
     message = (
-        "`data` must have format version 1, got 2. Read it with a version of vqprior at least as "
-        "new as the one that wrote it."
+        "`data` must have format version 1 or 2, got 3. Read it with a version of vqprior at least "
+        "as new as the one that wrote it."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         unpack_indices(data)

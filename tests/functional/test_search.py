@@ -45,8 +45,6 @@ def integers(*shape, generator, low=-3, high=4):
 @given(**sizes, seed=st.integers(0, 999), metric=st.sampled_from(["euclidean", "dot"]))
 def test_integers_match_the_definition_ties_included(n, k, d, seed, metric):
     generator = torch.Generator().manual_seed(seed)
-    # k is a power of two in the mean: with 1, 2, 4 or 8 codes the shift is exact too.
-    k = 1 << (k.bit_length() - 1)
     x, codes = integers(n, d, generator=generator), integers(k, d, generator=generator)
     exactly(nearest_indices(x, codes, metric=metric), nearest_by_definition(x, codes, metric))
 
@@ -107,6 +105,44 @@ def test_a_common_offset_costs_no_accuracy(offset):
     x = offset + integers(500, 4, generator=generator, low=-16, high=17) / 4
     codes = offset + integers(64, 4, generator=generator, low=-16, high=17) / 4
     exactly(nearest_indices(x, codes), nearest_by_definition(x, codes))
+
+
+ODD_CODES = [1e4, 1e6, -1e12, 1e20, 3e38, torch.inf, -torch.inf, torch.nan]
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+@pytest.mark.parametrize("num_odd", [1, 10])
+@pytest.mark.parametrize("odd", ODD_CODES)
+def test_distant_or_broken_codes_cost_the_others_no_accuracy(offset, num_odd, odd):
+    """A shift by the mean code would take the digits of all others with it."""
+    generator = torch.Generator().manual_seed(0)
+    x = offset + integers(500, 4, generator=generator, low=-16, high=17) / 4
+    codes = offset + integers(64, 4, generator=generator, low=-16, high=17) / 4
+    codes[3 : 3 + 6 * num_odd : 6, 1] = odd
+    for m in (1, 5):
+        expected = nearest_by_definition(x, codes.nan_to_num(torch.inf), num_nearest=m)
+        exactly(nearest_indices(x, codes, num_nearest=m), expected)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_codes_that_are_not_finite_are_never_chosen(metric, value):
+    x, codes = torch.randn(200, 4), torch.randn(16, 4)
+    kept = torch.tensor([code for code in range(16) if code not in (0, 5)])
+    codes[0, 2] = codes[5] = value
+    expected = kept[nearest_by_definition(x, codes[kept], metric, num_nearest=14)]
+    exactly(nearest_indices(x, codes, metric=metric), expected[:, 0])
+    found = nearest_indices(x, codes, metric=metric, num_nearest=16)
+    exactly(found, torch.cat([expected, expected[:, :1].expand(-1, 2)], dim=1))
+
+
+def test_equal_distances_stay_equal_around_zero():
+    """A shift that rounds would decide by chance between a code and its mirror image."""
+    codes = torch.randn(50, 3) + 0.4
+    codes[20], codes[30] = codes[0] / 8, -codes[0] / 8
+    exactly(nearest_indices(torch.zeros(2, 3), codes), torch.tensor([20, 20]))
+    codes = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
+    exactly(nearest_indices(torch.zeros(4, 2), codes), torch.zeros(4).long())
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -441,3 +441,21 @@ def test_compiles_in_one_graph(estimator):
 def test_wrong_arguments(logits, codes, options, error, message):
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         select_codes(logits, codes, **options)
+
+
+@pytest.mark.parametrize("estimator", ["straight_through", "soft", "gumbel", "reinmax"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_broken_code_of_no_probability_harms_no_gradient(estimator, value):
+    logits, codes = torch.randn(20, 8), torch.randn(8, 3)
+    logits[:, 5] = -torch.inf
+    expected, broken = codes.clone(), codes.clone()
+    expected[5], broken[5] = 0.0, value
+    found = []
+    for table in (expected, broken):
+        leaf = logits.clone().requires_grad_()
+        vectors, _ = select_codes(
+            leaf, table, estimator=estimator, generator=torch.Generator().manual_seed(0)
+        )
+        vectors.square().sum().backward()
+        found.append((vectors.detach(), leaf.grad))
+    assert_close(found[1], found[0], rtol=0, atol=0)

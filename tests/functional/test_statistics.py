@@ -93,3 +93,13 @@ def test_no_one_hot_and_no_host_sync():
 def test_wrong_arguments(x, indices, num_codes, error, message):
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         code_sums_and_counts(x, indices, num_codes)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_a_massive_vector_costs_other_codes_no_accuracy(offset):
+    x, indices = offset + torch.randn(5000, 3), torch.randint(0, 7, (5000,))
+    expected = code_sums_and_counts(x.double(), torch.where(indices == 2, -1, indices), 7)
+    x[indices == 2] = 1e30
+    found = code_sums_and_counts(x, indices, 7).double()
+    found[2] = 0
+    assert_close(found, expected, rtol=1e-5, atol=1e-3)

@@ -24,6 +24,7 @@ from vqprior.functional import code_sums_and_counts, nearest_indices
 from vqprior.functional._kernels import _triton, _triton_search, _triton_statistics
 from vqprior.functional._kernels._triton_search import nearest, plan_search
 from vqprior.functional._kernels._triton_statistics import add_statistics_
+from vqprior.functional._search import _prepare as prepare_codes
 
 LOW = [torch.float16, torch.bfloat16]
 # No size a multiple of a block: one block and several of rows, codes and features, which are
@@ -140,6 +141,18 @@ def test_shift_and_scale_are_applied_before_the_product():
     shift, scale = torch.full((1, 4), 1e4), torch.full((1,), 2.0**-9)
     arguments = rest + 1e4, keys, (keys.square().sum(dim=2) * scale), shift, scale
     exactly(search(*arguments), (rest.unsqueeze(2) - keys.unsqueeze(1)).norm(dim=3).argmin(dim=2))
+
+
+@pytest.mark.parametrize("odd", [1e6, 1e20, torch.inf, torch.nan])
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_odd_codes_cost_the_others_no_accuracy(odd, offset):
+    x, codes = offset + integers(1, 70, 4) / 4, offset + integers(1, 33, 4, seed=1) / 4
+    codes[0, 5:9, 1] = odd
+    prepared = [part.contiguous() for part in prepare_codes(codes, "euclidean")]
+    distances = (
+        x.double().unsqueeze(2) - codes.nan_to_num(torch.inf).double().unsqueeze(1)
+    ).square()
+    exactly(search(x, *prepared), distances.sum(dim=3).argmin(dim=2))
 
 
 def test_a_row_far_away_is_clamped():

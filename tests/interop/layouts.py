@@ -1,5 +1,7 @@
 """State dicts in the layouts of other projects, of small random numbers, and their readers."""
 
+from functools import partial
+
 import torch
 
 from vqprior import interop
@@ -112,21 +114,24 @@ def vqp_lfq():
     return {"mask": torch.tensor([32, 16, 8, 4, 2, 1]), **vqp_projections()}
 
 
-def from_small_var(state, **options):
-    return interop.from_var(state, scales=SCALES, **options)
-
-
-def from_small_fsq(state, **options):
-    return interop.from_vqp_fsq(state, [3, 4, 5, 3, 4, 5], **options)
+from_taming = partial(interop.from_taming, metric="euclidean")
+from_normalized_taming = partial(interop.from_taming, metric="cosine")
+from_ibq = partial(interop.from_taming, metric="dot")
+from_dac = partial(interop.from_dac, strides=1)
+from_small_var = partial(interop.from_var, metric="euclidean", scales=SCALES)
+from_small_fsq = partial(interop.from_vqp_fsq, levels=[3, 4, 5, 3, 4, 5], residual=False)
+from_spherical_lfq = partial(interop.from_vqp_lfq, spherical=True)
 
 
 LAYOUTS = {
-    "taming": (interop.from_taming, taming),
+    "taming": (from_taming, taming),
+    "taming-normalized": (from_normalized_taming, taming),
+    "taming-dot": (from_ibq, taming),
     "simvq": (interop.from_simvq, simvq),
     "encodec": (interop.from_encodec, encodec),
-    "dac": (interop.from_dac, dac),
-    "dac-parametrizations": (interop.from_dac, lambda: dac("parametrizations")),
-    "dac-plain": (interop.from_dac, lambda: dac("plain")),
+    "dac": (from_dac, dac),
+    "dac-parametrizations": (from_dac, lambda: dac("parametrizations")),
+    "dac-plain": (from_dac, lambda: dac("plain")),
     "var": (from_small_var, var),
     "var-none": (from_small_var, lambda: var("none")),
     "var-fully": (from_small_var, lambda: var("fully")),
@@ -146,4 +151,5 @@ LAYOUTS = {
     "vqp-sim": (interop.from_vqp_sim_vq, vqp_sim),
     "vqp-fsq": (from_small_fsq, vqp_projections),
     "vqp-lfq": (interop.from_vqp_lfq, vqp_lfq),
+    "vqp-lfq-spherical": (from_spherical_lfq, vqp_lfq),
 }

@@ -21,7 +21,7 @@ def seed():
 
 def test_taming_indices_values_and_loss():
     state, x = taming(), torch.randn(2, 5, 6)
-    quantizer = interop.from_taming(state)
+    quantizer = interop.from_taming(state, metric="euclidean")
     out, codes = quantizer(x), state["embedding.weight"]
     indices = nearest(x, codes)
     assert isinstance(quantizer, VectorQuantizer)
@@ -33,7 +33,9 @@ def test_taming_indices_values_and_loss():
 
 
 def test_taming_weights_are_two_numbers():
-    quantizer = interop.from_taming(taming(), commitment_weight=0.25, codebook_weight=1.0)
+    quantizer = interop.from_taming(
+        taming(), metric="euclidean", commitment_weight=0.25, codebook_weight=1.0
+    )
     assert (quantizer.commitment_weight, quantizer.codebook_weight) == (0.25, 1.0)
 
 
@@ -96,7 +98,7 @@ def test_dac_searches_directions_in_projections(form):
         raised = codes[chosen[-1]].transpose(1, 2)
         raised = F.conv1d(raised, convolution(name + ".out_proj"), state[name + ".out_proj.bias"])
         total, rest = total + raised, rest - raised
-    quantizer = interop.from_dac(state)
+    quantizer = interop.from_dac(state, strides=1)
     out = quantizer(x)
     assert torch.equal(out.indices, torch.stack(chosen, dim=-1))
     torch.testing.assert_close(out.quantized, total.transpose(1, 2))
@@ -140,15 +142,16 @@ def test_var_refines_what_each_scale_adds(form, metric):
 
 def test_var_default_scales_are_those_of_the_release():
     state = var() | {"ema_vocab_hit_SV": torch.zeros(10, 16)}
-    quantizer = interop.from_var(state)
+    quantizer = interop.from_var(state, metric="euclidean")
     assert quantizer.decode(torch.zeros(1, 680, dtype=torch.long)).shape == (1, 16, 16, 6)
 
 
 def test_reading_leaves_the_random_state_of_convolutions_alone():
     state = var()
     torch.manual_seed(0)
-    interop.from_var({key: state[key] for key in list(state)[:2]}, scales=SCALES)
+    less = {key: state[key] for key in list(state)[:2]}
+    interop.from_var(less, metric="euclidean", scales=SCALES)
     without = torch.rand(())
     torch.manual_seed(0)
-    interop.from_var(state, scales=SCALES)
+    interop.from_var(state, metric="euclidean", scales=SCALES)
     assert torch.rand(()) == without

@@ -151,7 +151,7 @@ def test_fsq(options, symmetric):
     theirs = peer.FSQ([3, 4, 5], preserve_symmetry=symmetric, **options).eval()
     count = options.get("num_codebooks", 1)
     ours = interop.from_vqp_fsq(
-        theirs.state_dict(), [3, 4, 5], symmetric=symmetric, num_codebooks=count
+        theirs.state_dict(), [3, 4, 5], residual=False, symmetric=symmetric, num_codebooks=count
     )
     same(ours, theirs, 2 * torch.randn(2, 30, theirs.dim))
 
@@ -170,3 +170,25 @@ def test_lfq_has_the_order_of_bits(options):
     (grad,) = torch.autograd.grad(out.quantized.square().sum() + out.loss, x)
     (their_grad,) = torch.autograd.grad(quantized.square().sum() + loss, x)
     torch.testing.assert_close(grad, their_grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"dim": 8}, {"num_codebooks": 2}])
+def test_spherical_lfq(options):
+    theirs = peer.LFQ(codebook_size=32, spherical=True, **options).eval()
+    count = options.get("num_codebooks", 1)
+    ours = interop.from_vqp_lfq(theirs.state_dict(), spherical=True, num_codebooks=count)
+    x = torch.randn(2, 30, theirs.dim)
+    same(ours, theirs, x)
+    torch.testing.assert_close(ours.train()(x).loss, theirs.train()(x)[2], rtol=0.0, atol=2e-4)
+
+
+@pytest.mark.parametrize("num_quantizers", [1, 3])
+@pytest.mark.parametrize("dim", [3, 8])
+def test_residual_fsq_looks_like_fsq(dim, num_quantizers):
+    """The reason why ``residual`` has no default."""
+    theirs = peer.ResidualFSQ(levels=[3, 4, 5], num_quantizers=num_quantizers, dim=dim).eval()
+    state = theirs.state_dict()
+    assert state.keys() == peer.FSQ([3, 4, 5], dim=dim).state_dict().keys()
+    x = 2 * torch.randn(2, 300, dim)
+    ours = interop.from_vqp_fsq(state, [3, 4, 5], residual=False, symmetric=True)
+    assert (ours.encode(x) != theirs(x)[1][..., 0]).any()

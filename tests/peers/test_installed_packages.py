@@ -6,6 +6,7 @@ says in its reason for skipping how to install the one that it compares with.
 
 import sys
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -99,10 +100,11 @@ def test_nothing_stays_loaded(module):
 def test_from_taming(module, decode):
     theirs = module().VectorQuantizer(32, 8, 0.25)
     nn.init.normal_(theirs.embedding.weight)  # those of its start are all but equal
-    plain = interop.from_taming(theirs.state_dict())
+    read = partial(interop.from_taming, metric="euclidean")
+    plain = read(theirs.state_dict())
     ours, codes = ChannelsFirst(plain), plain.codebook.weight
     x = torch.randn(2, 8, 10, 12, requires_grad=True)
-    assert_decided(interop.from_taming, theirs.state_dict(), x.detach().permute(0, 2, 3, 1))
+    assert_decided(read, theirs.state_dict(), x.detach().permute(0, 2, 3, 1))
     out, (quantized, loss, info) = ours(x), theirs(x)
     indices = info["min_encoding_indices"] if isinstance(info, dict) else info[2]
     assert torch.equal(out.indices, indices.view(2, 10, 12))
@@ -182,11 +184,12 @@ def test_from_dac(form, dtype):
             nn.utils.remove_weight_norm(stage.out_proj)
     state = theirs.state_dict()
     assert len(state) == len(sizes) * (7 if form == "hooks" else 5)
-    ours = interop.from_dac(state)
+    read = partial(interop.from_dac, strides=1)
+    ours = read(state)
     assert {parameter.dtype for parameter in ours.parameters()} == {dtype}
     x = torch.randn(2, 12, 25, dtype=dtype)
     last = x.transpose(1, 2)
-    assert_decided(interop.from_dac, state, last)
+    assert_decided(read, state, last)
     # The largest feature and projected feature of any stage: a sum of products is, by Cauchy, at
     # most the length of the row times that of the vector, and there is the bias. A rest is no
     # longer than `x` and what was taken from it.

@@ -49,7 +49,7 @@ def relative(ours, theirs):
 
 def quantizer_of(tag):
     codes = draw(f"w:{WEIGHTS[tag]}", SIZES[tag])
-    return ChannelsFirst(interop.from_taming({"embedding.weight": codes}))
+    return ChannelsFirst(interop.from_taming({"embedding.weight": codes}, metric="euclidean"))
 
 
 def test_the_rule_gives_its_known_answers():

@@ -99,3 +99,15 @@ def test_wrong_input_is_named_before_it_is_searched():
         quantizer(torch.full((2, 5), torch.nan))
     with pytest.raises(ValueError, match=r"^`mask` must have shape \(2,\), got \(3,\)\.$"):
         quantizer(torch.zeros(2, 4), torch.ones(3) > 0)
+
+
+@pytest.mark.parametrize("call", ["forward", "encode"])
+def test_broken_codes_are_named(call):
+    inner = VectorQuantizer(4, 16)
+    inner.codebook.weight.data[3, :2] = torch.tensor([torch.nan, torch.inf])
+    message = (
+        "`quantizer` must hold finite numbers, got a NaN or an infinity in 2 of 64 numbers of "
+        "`codebook.weight`. Quantizers never choose such a code, and `CodebookRevival` replaces it."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        getattr(RequireFinite(inner), call)(torch.randn(5, 4))

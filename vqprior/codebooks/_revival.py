@@ -25,7 +25,8 @@ class CodebookRevival(UpdateRule):
 
     A codebook that starts far from the data does not wait for a window: while the first one is
     open, all unused codes move as soon as fewer than a quarter of the codes are in use that as many
-    evenly spread tokens would use. A codebook that fits the data, such as a loaded one, stays.
+    evenly spread tokens would use. A codebook that fits the data, such as a loaded one, stays. A
+    code with a NaN or an infinity moves at the next step.
 
     The random choice depends only on ``seed`` and the number of steps: it is the same on all
     ranks, restored with the ``state_dict``, and independent of the global generator.
@@ -126,8 +127,10 @@ class CodebookRevival(UpdateRule):
         closes = tokens >= self.patience * codebook.num_codes
         rare = uses < self.threshold * tokens / codebook.num_codes
         starts = (windows == 0) & _has_collapsed(uses, tokens)
+        vectors = codebook.codes()
         dead = (closes & rare) | (starts & (uses == 0))
-        dead = dead & _is_new(candidates, errors, codebook)
+        dead = dead & _is_new(candidates, errors, vectors.dtype)
+        dead = dead | (~vectors.isfinite().all(dim=1) & (total > 0))
         codebook.set_codes_(candidates, dead)
         for optimizer in self._optimizers:
             _reset_moments(optimizer, codebook, dead)
@@ -179,15 +182,18 @@ def _draw_candidates(selections: list[Selection], chance: Tensor) -> tuple[Tenso
     return payload[:, :-2], payload[:, -2], payload[:, -1]
 
 
-def _is_new(candidates: Tensor, errors: Tensor, codebook: Codebook) -> Tensor:
+def _is_new(candidates: Tensor, errors: Tensor, dtype: torch.dtype) -> Tensor:
     """Whether a token is further from its code than a learned code settles from its tokens.
 
     A code on top of its tokens still keeps a distance: what its dtype cannot resolve, and the
     bias of a smoothed average. Without the margin, revival on data with fewer distinct vectors
-    than codes would never end. The spread is that of the drawn tokens: an offset is no spread.
+    than codes would never end. The spread is that of the drawn tokens: an offset is no spread, and
+    neither are a few tokens far from all others.
     """
-    spread = (candidates - candidates.mean(dim=0)).square().sum(dim=1).mean()
-    resolution = 1e-5 + torch.finfo(codebook.codes().dtype).eps
+    center = candidates.sort(dim=0).values[len(candidates) // 2]
+    distances = (candidates - center).square().sum(dim=1).sort().values
+    spread = distances[9 * len(candidates) // 10]
+    resolution = 1e-5 + torch.finfo(dtype).eps
     return errors > 1e-6 * spread + resolution**2 * candidates.square().sum(dim=1)
 
 

@@ -13,6 +13,7 @@ from vqprior._checks import (
     check_positive,
     check_shape,
 )
+from vqprior.functional._location import find_center, sizes_of
 
 
 def index_cross_entropy(
@@ -134,9 +135,12 @@ def _neighbors(indices: Tensor, codes: Tensor, temperature: float) -> Tensor:
     # With fewer codes than tokens, it is cheaper to compute all pairs of codes once.
     by_code = codes.shape[0] < indices.numel()
     with torch.autocast(codes.device.type, enabled=False):
-        codes = codes - codes.mean(dim=0)  # a common offset would cost precision
+        finite = sizes_of(codes) < torch.inf
+        codes = torch.where(finite.unsqueeze(1), codes, 0.0)
+        codes = codes - find_center(codes)  # a common offset would cost precision
         rows = codes if by_code else codes[indices]
-        distances = codes.square().sum(dim=1) - 2 * rows @ codes.T  # up to a constant per row
+        lengths = torch.where(finite, codes.square().sum(dim=1), torch.inf)
+        distances = lengths - 2 * rows @ codes.T  # up to a constant per row
         # With a minimum of 0, a small temperature cannot make all of them infinite.
         distances = distances - distances.amin(dim=-1, keepdim=True)
         temperature = max(temperature, torch.finfo(codes.dtype).tiny)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vqprior._checks import check_choice, check_positive
 from vqprior._interfaces import IndexEstimator
+from vqprior.functional._location import find_center, finite_codes
 from vqprior.functional._random import counter_uniform, to_gumbel
 from vqprior.functional._scores import score_codes, score_gradients
 from vqprior.functional._search import nearest_indices
@@ -141,6 +142,7 @@ def _select_backward(  # noqa: PLR0913
     """Computes both gradients in blocks of the softmax."""
     k, d = codes.shape
     flat, chosen, wanted = x.reshape(-1, d), indices.reshape(-1), grad.reshape(-1, d)
+    table = finite_codes(codes)  # a probability of 0 times infinity would be NaN
     grad_x = torch.empty_like(flat)
     grad_codes = torch.zeros_like(codes).index_add_(0, chosen, wanted)
     with torch.autocast(x.device.type, enabled=False):
@@ -148,12 +150,12 @@ def _select_backward(  # noqa: PLR0913
             logits = score_codes(flat[part], codes, metric)
             if seed is not None:
                 logits = logits + _noise(seed, part, logits)
-            value = wanted[part] @ (codes - codes.mean(dim=0)).T
+            value = wanted[part] @ (table - find_center(table)).T
             probabilities = (logits / temperature).softmax(dim=-1)
             inner = softmax_gradient(
                 logits, probabilities, chosen[part], value, temperature, estimator
             )
-            grad_x[part], of_codes = score_gradients(inner, flat[part], codes, metric)
+            grad_x[part], of_codes = score_gradients(inner, flat[part], table, metric)
             grad_codes += of_codes
     return grad_x.reshape(x.shape), grad_codes
 

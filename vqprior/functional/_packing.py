@@ -3,7 +3,7 @@
 import math
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,26 +11,37 @@ import torch
 from torch import Tensor
 
 from vqprior._checks import check_at_least, check_integer
+from vqprior.functional._index_columns import (
+    BLOCKS,
+    EMPTY,
+    FULL,
+    SYMBOL,
+    BitReader,
+    fixed_bytes,
+    pack_simply,
+    pack_smallest,
+    unpack_column,
+)
 
 _MAGIC = b"vqix"
-_VERSION = 1
+_KINDS = {1: (FULL, SYMBOL), 2: (FULL, SYMBOL, EMPTY, BLOCKS)}  # of columns, by format version
 # Little-endian: magic, version, number of leading dimensions, number of columns (0: no column
-# dimension). Then the leading sizes and the codebook sizes (64 bits each), whether each column
-# contains -1 (8 bits each), and the checksums of payload and header (32 bits each).
+# dimension). Then the leading sizes and the codebook sizes (64 bits each), the kind of each column
+# (8 bits each), and the checksums of payload and header (32 bits each).
 _PREFIX = struct.Struct("<4sHHI")
 _MAX_SIZE = 1 << 62
-_CHUNK = 1 << 13  # indices at a time; a multiple of 8, so that chunks end on a byte
-# Columns of a codebook of size 1 take no bits: without a limit, a few bytes could claim any memory.
+# Some columns take no or hardly any bits: without limits, a few bytes could claim any memory.
 _MAX_FREE_INDICES = 1 << 24
+_MAX_INDICES_PER_BYTE = 64
 
 
 def pack_indices(indices: Tensor, codebook_sizes: int | Sequence[int]) -> bytes:
     """Packs indices into bytes, with ``ceil(log2(k))`` bits per index.
 
-    In a column that contains -1, the -1 counts as one more symbol. Each column is padded to whole
-    bytes. A header stores the shape, the codebook sizes and checksums, so ``unpack_indices``
-    needs only the bytes and detects corruption. Runs on the host, in bounded memory beyond the
-    result.
+    In a column with -1, an entry takes at most about one bit more; stretches of -1 take next to
+    nothing, and a column without any index takes no bytes. Columns are padded to whole bytes. A
+    header stores the shape, the codebook sizes and checksums, so ``unpack_indices`` needs only the
+    bytes and detects corruption. Runs on the host, in bounded memory beyond the result.
 
     Args:
         indices: Indices of one codebook, or of several in the last dimension; -1 for masked or
@@ -68,20 +79,21 @@ def pack_indices(indices: Tensor, codebook_sizes: int | Sequence[int]) -> bytes:
                 f"`indices` must be in [-1, {size}) in column {place}, got values from {low} to "
                 f"{high}. Pass the size of the codebook that produced them."
             )
-    holes = [low < 0 for low, _ in ranges]
-    widths = _widths(sizes, holes)
-    if len(columns) * widths.count(0) > _MAX_FREE_INDICES:
+    num_free = len(columns) * sum(
+        k == 1 and low == 0 for k, (low, _) in zip(sizes, ranges, strict=True)
+    )
+    if num_free > _MAX_FREE_INDICES:
         raise ValueError(
             f"`indices` must hold at most {_MAX_FREE_INDICES} entries of codebooks of one code, "
-            f"got {len(columns) * widths.count(0)}. Drop these columns: they carry no information."
+            f"got {num_free}. Drop these columns: they carry no information."
         )
-    payload = b"".join(
-        _pack_column(column, hole, width)
-        for column, hole, width in zip(columns.T, holes, widths, strict=True)
-    )
+    kinds, payload = _pack_columns(columns, sizes, pack_smallest)
+    if columns.size > _most_indices(len(payload)):  # `unpack_indices` would take it for a forgery
+        kinds, payload = _pack_columns(columns, sizes, pack_simply)
     lead = indices.shape[:-1] if has_columns else indices.shape
-    header = _PREFIX.pack(_MAGIC, _VERSION, len(lead), len(sizes) if has_columns else 0)
-    header += struct.pack(f"<{len(lead)}Q{len(sizes)}Q{len(sizes)}B", *lead, *sizes, *holes)
+    version = min(version for version, known in _KINDS.items() if set(kinds) <= set(known))
+    header = _PREFIX.pack(_MAGIC, version, len(lead), len(sizes) if has_columns else 0)
+    header += struct.pack(f"<{len(lead)}Q{len(sizes)}Q{len(sizes)}B", *lead, *sizes, *kinds)
     header += struct.pack("<I", zlib.crc32(payload))
     return header + struct.pack("<I", zlib.crc32(header)) + payload
 
@@ -115,25 +127,18 @@ def unpack_indices(data: bytes) -> Tensor:
     """
     if not isinstance(data, bytes):
         raise TypeError(f"`data` must be bytes, got {type(data).__name__}.")
-    lead, sizes, holes, has_columns, start = _read_header(data)
-    widths = _widths(sizes, holes)
+    lead, sizes, kinds, has_columns, start = _read_header(data)
     num_rows = math.prod(lead)
-    lengths = [-(-num_rows * width // 8) for width in widths]
     payload = memoryview(data)[start + 8 :]
-    if len(payload) != sum(lengths):
-        raise _damaged(f"{len(payload)} bytes of indices instead of {sum(lengths)}")
+    fewest = sum(fixed_bytes(num_rows, *part) for part in zip(sizes, kinds, strict=True))
+    if len(payload) < fewest or (len(payload) > fewest and BLOCKS not in kinds):
+        raise _damaged(f"{len(payload)} bytes of indices instead of {fewest}")
     if zlib.crc32(payload) != struct.unpack_from("<I", data, start)[0]:
         raise _damaged("indices with a wrong checksum")
-    if num_rows * widths.count(0) > _MAX_FREE_INDICES:
-        raise _damaged(f"{num_rows * widths.count(0)} indices that take no bits")
+    if num_rows * len(sizes) > _most_indices(len(payload)):
+        raise _damaged(f"{num_rows * len(sizes)} indices in {len(payload)} bytes")
     columns = np.empty((num_rows, len(sizes)), dtype=np.int64)
-    offset = 0
-    for place, (size, hole, width) in enumerate(zip(sizes, holes, widths, strict=True)):
-        packed = np.frombuffer(payload, np.uint8, lengths[place], offset)
-        _unpack_column(packed, columns[:, place], hole, width)
-        offset += lengths[place]
-        if _range(columns[:, place])[1] >= size:
-            raise _damaged(f"an index of {size} or more")
+    _unpack_columns(payload, columns, sizes, kinds)
     return torch.from_numpy(columns.reshape((*lead, len(sizes)) if has_columns else lead))
 
 
@@ -212,41 +217,42 @@ def _sizes_of_columns(
     return sizes, has_columns
 
 
-def _widths(sizes: Sequence[int], holes: Sequence[bool]) -> list[int]:
-    return [(size + hole - 1).bit_length() for size, hole in zip(sizes, holes, strict=True)]
+def _most_indices(num_bytes: int) -> int:
+    return _MAX_FREE_INDICES + _MAX_INDICES_PER_BYTE * num_bytes
 
 
 def _range(column: npt.NDArray[np.integer]) -> tuple[int, int]:
     return (int(column.min()), int(column.max())) if column.size else (0, 0)
 
 
-def _pack_column(column: npt.NDArray[np.integer], hole: bool, width: int) -> bytes:  # noqa: FBT001
-    parts = []
-    for start in range(0, len(column) if width else 0, _CHUNK):
-        symbols = column[start : start + _CHUNK].astype(np.int64) + hole  # -1 becomes symbol 0
-        numbers = symbols.astype("<i8").view(np.uint8).reshape(-1, 8)
-        bits = np.unpackbits(numbers, axis=1, bitorder="little")[:, :width]
-        parts.append(np.packbits(bits, bitorder="little").tobytes())
-    return b"".join(parts)
+def _pack_columns(
+    columns: npt.NDArray[np.integer],
+    sizes: Sequence[int],
+    pack: Callable[[npt.NDArray[np.integer], int], tuple[int, bytes]],
+) -> tuple[list[int], bytes]:
+    packed = [pack(column, size) for column, size in zip(columns.T, sizes, strict=True)]
+    return [kind for kind, _ in packed], b"".join(part for _, part in packed)
 
 
-def _unpack_column(
-    packed: npt.NDArray[np.uint8],
-    column: npt.NDArray[np.int64],
-    hole: bool,  # noqa: FBT001
-    width: int,
+def _unpack_columns(
+    payload: memoryview, columns: npt.NDArray[np.int64], sizes: Sequence[int], kinds: Sequence[int]
 ) -> None:
-    for start in range(0, len(column), _CHUNK):
-        count = min(_CHUNK, len(column) - start)
-        numbers = np.zeros((count, 64), dtype=np.uint8)
-        bits = np.unpackbits(packed[start * width // 8 :], count=count * width, bitorder="little")
-        numbers[:, :width] = bits.reshape(count, width)
-        symbols = np.packbits(numbers, axis=1, bitorder="little").view("<i8")[:, 0]
-        column[start : start + count] = symbols.astype(np.int64) - hole
+    bits = BitReader(payload)
+    for column, size, kind in zip(columns.T, sizes, kinds, strict=True):
+        try:
+            unpack_column(bits, column, size, kind)
+        except EOFError:
+            raise _damaged("too few bytes of indices") from None
+        if _range(column)[1] >= size:
+            raise _damaged(f"an index of {size} or more")
+    if bits.num_left:
+        raise _damaged(f"{bits.num_left} bytes after the indices")
 
 
-def _read_header(data: bytes) -> tuple[tuple[int, ...], tuple[int, ...], list[bool], bool, int]:
-    """Returns leading sizes, codebook sizes, which columns contain -1, and two layout values.
+def _read_header(
+    data: bytes,
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], bool, int]:
+    """Returns leading sizes, codebook sizes, kinds of columns, and two layout values.
 
     These are whether there is a column dimension, and the offset of the checksums.
     """
@@ -255,10 +261,10 @@ def _read_header(data: bytes) -> tuple[tuple[int, ...], tuple[int, ...], list[bo
     if len(data) < _PREFIX.size:
         raise _damaged(f"{len(data)} bytes, less than a header")
     _, version, num_lead, num_columns = _PREFIX.unpack_from(data)
-    if version != _VERSION:
+    if version not in _KINDS:
         raise ValueError(
-            f"`data` must have format version {_VERSION}, got {version}. Read it with a version "
-            "of vqprior at least as new as the one that wrote it."
+            f"`data` must have format version 1 or 2, got {version}. Read it with a version of "
+            "vqprior at least as new as the one that wrote it."
         )
     num_sizes = max(num_columns, 1)
     start = _PREFIX.size + 8 * num_lead + 9 * num_sizes
@@ -270,10 +276,12 @@ def _read_header(data: bytes) -> tuple[tuple[int, ...], tuple[int, ...], list[bo
     lead, sizes = numbers[:num_lead], numbers[num_lead:-num_sizes]
     # A checksum can be forged; these bounds keep all later arithmetic in 64 bits.
     entries = math.prod(max(size, 1) for size in lead) * num_sizes
-    holes = numbers[-num_sizes:]
-    if entries > _MAX_SIZE or not all(1 <= k <= _MAX_SIZE for k in sizes) or max(holes) > 1:
+    kinds = numbers[-num_sizes:]
+    if entries > _MAX_SIZE or not all(1 <= k <= _MAX_SIZE for k in sizes):
         raise _damaged("a header with sizes out of range")
-    return lead, sizes, [hole == 1 for hole in holes], num_columns > 0, start
+    if not set(kinds) <= set(_KINDS[version]):
+        raise _damaged("a header with unknown kinds of columns")
+    return lead, sizes, kinds, num_columns > 0, start
 
 
 def _damaged(what: str) -> ValueError:

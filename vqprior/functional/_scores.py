@@ -2,38 +2,44 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from vqprior.functional._location import find_center, sizes_of
+from vqprior.functional._unit import to_unit_length
 
 
 def score_codes(x: Tensor, codes: Tensor, metric: str) -> Tensor:
     """Scores codes: minus the squared distance, cosine or dot product; higher is better.
 
     ``(..., d), (k, d) -> (..., k)``, in the dtype of the inputs, also under autocast. Squared
-    distances are correct up to a constant per vector.
+    distances are correct up to a constant per vector. Codes that are not finite get minus infinity.
     """
+    finite = sizes_of(codes) < torch.inf
+    codes = torch.where(finite.unsqueeze(1), codes, 0.0)
     with torch.autocast(x.device.type, enabled=False):
         if metric == "cosine":
-            return F.normalize(x, dim=-1) @ F.normalize(codes, dim=-1).T
-        if metric == "dot":
-            # Copied, so that a rule may change the codebook before the backward pass.
-            return x @ codes.clone().T
-        center = codes.mean(dim=0).detach()  # keeps precision if both share an offset
-        x, codes = x - center, codes - center
-        return 2 * x @ codes.T - codes.square().sum(dim=1)
+            scores = to_unit_length(x) @ to_unit_length(codes).T
+        elif metric == "dot":
+            scores = x @ codes.T
+        else:
+            center = find_center(codes)  # keeps precision if both share an offset
+            x, codes = x - center, codes - center
+            scores = 2 * x @ codes.T
+        bias = codes.square().sum(dim=1) if metric == "euclidean" else codes.new_zeros(len(codes))
+        return scores - torch.where(finite, bias, torch.inf)
 
 
 def score_gradients(grad: Tensor, x: Tensor, codes: Tensor, metric: str) -> tuple[Tensor, Tensor]:
     """Gradients ``(n, d)`` and ``(k, d)`` of ``score_codes`` for ``grad`` ``(n, k)``.
 
-    Rows of ``grad`` must sum to 0, as they do after a softmax.
+    Rows of ``grad`` must sum to 0, as they do after a softmax; codes must be finite.
     """
     if metric == "dot":
         return grad @ codes, grad.T @ x
     if metric == "euclidean":
-        center = codes.mean(dim=0)
+        center = find_center(codes)
         x, codes = x - center, codes - center
         return 2 * grad @ codes, 2 * (grad.T @ x - grad.sum(dim=0).unsqueeze(1) * codes)
-    unit_x, unit_codes = F.normalize(x, dim=-1), F.normalize(codes, dim=-1)
+    unit_x, unit_codes = to_unit_length(x), to_unit_length(codes)
     return (
         _normalize_backward(grad @ unit_codes, unit_x, x),
         _normalize_backward(grad.T @ unit_x, unit_codes, codes),

@@ -7,8 +7,12 @@ from vqprior._checks import check_at_least, check_choice, check_floating, check_
 from vqprior.functional._kernels import _triton
 from vqprior.functional._kernels._operators import is_traced
 from vqprior.functional._kernels._search_blocks import search_blocks
+from vqprior.functional._location import find_center, find_scale, sizes_of
+from vqprior.functional._unit import to_unit_length
 
 _METRICS = ("euclidean", "cosine", "dot")
+# Beyond this multiple of the usual code's size, squares and products could overflow.
+_FAR = 2.0**40
 
 
 def nearest_indices(
@@ -17,10 +21,11 @@ def nearest_indices(
     """Finds the nearest code of each vector.
 
     Scores are computed in float32 or wider, also under ``torch.autocast``. Vectors and codes are
-    shifted and scaled first, so a large offset or scale that they share costs no precision. Ties
-    go to the lowest index. Duplicate codes tie if the matrix product computes every column alike,
-    as the CUDA kernel and MKL do, or is exact; otherwise any of them may be chosen. Vectors with a
-    non-finite feature get an arbitrary valid index.
+    shifted and scaled first, so a large offset or scale that most codes share costs no precision,
+    whatever the others are. Ties go to the lowest index. Duplicate codes tie if the matrix product
+    computes every column alike, as the CUDA kernel and MKL do, or is exact; otherwise any of them
+    may be chosen. Vectors with a non-finite feature get an arbitrary valid index; codes with a
+    non-finite feature are chosen only if there is no other.
 
     The full ``n`` x ``k`` matrix of scores is never stored, only a block of bounded size. On a CUDA
     device with Triton, one fused kernel computes the result if ``num_nearest`` is 1 and no input
@@ -130,23 +135,20 @@ def _prepare(codes: Tensor, metric: str) -> tuple[Tensor, Tensor, Tensor, Tensor
     """Expresses a metric as ``argmin_k bias[k] - 2 <(x - shift) * scale, keys[k]>``.
 
     ``||x||^2`` is the same for every code and would only cost precision, so it is left out.
-    Shifting by the mean code does not change distances, and scaling by a power of two does not
-    round. For codes ``(q, k, d)`` returns keys ``(q, k, d)``, bias ``(q, k)``, shift ``(q, d)``
-    and scale ``(q,)``.
+    Shifting by a center does not change distances, and scaling by a power of two does not round.
+    A code that is not finite gets an infinite bias. For codes ``(q, k, d)`` returns keys
+    ``(q, k, d)``, bias ``(q, k)``, shift ``(q, d)`` and scale ``(q,)``.
     """
-    shift = torch.zeros_like(codes[:, 0])
-    if metric == "euclidean":
-        shift = codes.mean(dim=1)
-        codes = codes - shift.unsqueeze(1)
-    elif metric == "cosine":
-        # Scale rows first: squares of very small or large lengths under- or overflow.
-        rows = codes / codes.abs().amax(dim=2, keepdim=True).clamp_min(
-            torch.finfo(codes.dtype).tiny
-        )
-        codes = torch.nn.functional.normalize(rows, dim=2)
-    largest = torch.maximum(codes.amax(dim=(1, 2)), -codes.amin(dim=(1, 2)))
-    _, exponent = torch.frexp(largest)
-    scale = torch.ldexp(torch.ones_like(largest), -exponent.clamp(-120, 120))
-    keys = codes * scale[:, None, None]
+    sizes = sizes_of(codes)
+    shift, scale = torch.zeros_like(codes[:, 0]), torch.ones_like(codes[:, 0, 0])
+    if metric == "cosine":
+        keys = to_unit_length(codes)
+    else:
+        if metric == "euclidean":
+            shift = find_center(codes)
+            codes = codes - shift.unsqueeze(1)
+        scale = find_scale(sizes)
+        keys = codes * scale[:, None, None]
+    keys.clamp_(-_FAR, _FAR).nan_to_num_(0.0)
     bias = keys.square().sum(dim=2) if metric == "euclidean" else keys.new_zeros(keys.shape[:2])
-    return keys, bias, shift, scale
+    return keys, torch.where(sizes < torch.inf, bias, torch.inf), shift, scale

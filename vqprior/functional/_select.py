@@ -12,6 +12,7 @@ from vqprior._checks import (
     check_positive,
 )
 from vqprior.functional._kernels._operators import with_signature
+from vqprior.functional._location import finite_codes
 from vqprior.functional._random import to_gumbel
 from vqprior.functional._softmax_gradient import row_blocks, softmax_gradient
 
@@ -142,6 +143,7 @@ class _Select(torch.autograd.Function):
 def _mean_code(logits: Tensor, codes: Tensor, temperature: float) -> Tensor:
     """Computes the mean code under the softmax of the logits, in blocks."""
     k, d = codes.shape
+    codes = finite_codes(codes)
     flat = logits.reshape(-1, k)
     mean = torch.empty(len(flat), d, dtype=codes.dtype, device=codes.device)
     with torch.autocast(logits.device.type, enabled=False):
@@ -167,6 +169,7 @@ def _gradients(  # noqa: PLR0913
 ) -> tuple[Tensor, Tensor]:
     """Computes both gradients in blocks of the softmax; a gradient not asked for is empty."""
     (k, d), dtype = codes.shape, logits.dtype
+    codes = finite_codes(codes)  # a probability of 0 times infinity would be NaN
     flat, chosen = logits.reshape(-1, k), indices.reshape(-1)
     wide, table = grad.reshape(-1, d).to(dtype), codes.to(dtype)
     grad_logits = torch.empty_like(flat) if of_logits else flat.new_empty(0)

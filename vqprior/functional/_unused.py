@@ -5,6 +5,7 @@ from torch import Tensor
 
 from vqprior._checks import check_codes, check_instance
 from vqprior._results import Selection
+from vqprior.functional._location import sizes_of
 
 
 def unused_code_loss(selection: Selection, codes: Tensor) -> Tensor:
@@ -14,7 +15,7 @@ def unused_code_loss(selection: Selection, codes: Tensor) -> Tensor:
     chosen. Each unused code has another valid token as its target, evenly spaced over the
     batch; under ``torch.distributed``, over that of the rank. A small weight is enough: Adam
     rescales the gradient of codes that get no other, and codes that are chosen now and then hardly
-    notice.
+    notice. Codes that are not finite are left out: no gradient repairs them.
 
     Args:
         selection: What one codebook saw and chose.
@@ -61,5 +62,5 @@ def unused_code_loss(selection: Selection, codes: Tensor) -> Tensor:
     turn = torch.arange(size, device=mask.device) * count // size
     place = torch.searchsorted(mask.cumsum(0), turn + 1).clamp_max(mask.shape[0] - 1)
     targets = selection.inputs.detach().reshape(-1, codes.shape[1])[place].to(wide.dtype)
-    pulled = (~used & (count > 0)).unsqueeze(1)
+    pulled = (~used & (sizes_of(wide) < torch.inf) & (count > 0)).unsqueeze(1)
     return torch.where(pulled, wide - targets, 0.0).square().mean()

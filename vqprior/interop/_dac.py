@@ -1,6 +1,6 @@
 """The residual quantizer of the Descript Audio Codec."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -17,22 +17,30 @@ _WEIGHT_NORM_FORMS = (
 )
 
 
-def from_dac(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> ResidualQuantizer:
+def from_dac(
+    state_dict: Mapping[str, Tensor], *, strides: int | Sequence[int], prefix: str = ""
+) -> ResidualQuantizer:
     """Reads the residual quantizer of the Descript Audio Codec.
 
     Each stage searches by cosine in a projection of the features; codes are not normalized. The
     weight norm of the projections, in either form of torch, is folded into the weights; plain
     weights are read too. Indices are ``(..., q)`` where the original has ``(b, q, n)``.
 
+    Warning:
+        SNAC saves tensors of the same names and shapes, but its stages average over frames
+        (``vq_strides`` of its configuration). The state dict does not show it.
+
     Args:
         state_dict: The tensors of the checkpoint, by name.
+        strides: Frames per index of each stage, or of all: 1 for the Descript Audio Codec. Other
+            strides, which SNAC has, are not supported.
         prefix: Prefix of the quantizer's keys: ``"quantizer."`` in the checkpoint of a whole model.
 
     Returns:
         The quantizer, in the dtype of the checkpoint.
 
     Raises:
-        ValueError: If a key is missing, unexpected or has another shape.
+        ValueError: If a key is missing, unexpected or has another shape, or a stride is not 1.
 
     Shape:
         - ``quantizers.{i}.codebook.weight``: ``(k, e)``
@@ -55,9 +63,14 @@ def from_dac(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> ResidualQ
         ...     "quantizers.0.out_proj.weight_v": torch.randn(8, 2, 1),
         ...     "quantizers.0.out_proj.bias": torch.zeros(8),
         ... }
-        >>> from_dac(state)(torch.randn(5, 8)).quantized.shape
+        >>> from_dac(state, strides=1)(torch.randn(5, 8)).quantized.shape
         torch.Size([5, 8])
     """
+    if set(strides if isinstance(strides, Sequence) else [strides]) != {1}:
+        raise ValueError(
+            f"`strides` must be 1 for every stage, got {strides}. Stages with strides, as those of "
+            "SNAC, are not supported."
+        )
     reader = Reader(state_dict, prefix, "ResidualVectorQuantize of the Descript Audio Codec")
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
     for number in range(max(reader.count("quantizers."), 1)):

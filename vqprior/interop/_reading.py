@@ -95,6 +95,19 @@ class Reader:
             )
 
 
+def check_stated(name: str, value: object, meanings: Mapping[str, str]) -> None:
+    """Raises unless ``value`` is a key of ``meanings``, whose values say which projects mean it.
+
+    For what several projects do differently with tensors of the same names and shapes.
+    """
+    if value not in meanings:
+        listed = ", ".join(f"{choice!r} ({who})" for choice, who in meanings.items())
+        raise ValueError(
+            f"`{name}` must be one of {listed}, got {value!r}. Look it up in the code that saved "
+            "the state dict, which does not show it."
+        )
+
+
 def reject(key: str, requirement: str, got: object, way_out: str) -> ValueError:
     """Returns the error for a tensor whose value cannot be used."""
     return ValueError(f"`state_dict` must {requirement} at {key!r}, got {got}. {way_out}")

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from vqprior._checks import check_choice
 from vqprior.codebooks._embedding import EmbeddingCodebook
-from vqprior.interop._reading import Reader
+from vqprior.interop._reading import Reader, check_stated
 from vqprior.nn import ScaleRefinement
 from vqprior.quantizers._multi_scale import MultiScaleQuantizer
 from vqprior.quantizers._plain import VectorQuantizer
@@ -15,13 +14,14 @@ from vqprior.quantizers._plain import VectorQuantizer
 # Names of the convolutions: shared by neighboring scales, one per scale, one for all scales.
 _FORMS = ("quant_resi.qresi_ls.", "quant_resi.")
 _SHARED = "quant_resi.qresi"
+_METRICS = {"euclidean": "VAR", "cosine": "`using_znorm=True`"}
 
 
 def from_var(
     state_dict: Mapping[str, Tensor],
     *,
+    metric: str,
     scales: Sequence[int | tuple[int, ...]] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
-    metric: str = "euclidean",
     ratio: float = 0.5,
     prefix: str = "",
 ) -> MultiScaleQuantizer:
@@ -32,9 +32,11 @@ def from_var(
 
     Args:
         state_dict: The tensors of the checkpoint, by name.
+        metric: ``"euclidean"`` for the released tokenizer; ``"cosine"`` for
+            ``using_znorm=True``, the default of many projects that build on VAR. The state dict
+            does not show it.
         scales: Side of each scale, smallest first; the default is that of the released
             tokenizer for 256 x 256 images.
-        metric: ``"cosine"`` for ``using_znorm=True``, else ``"euclidean"``.
         ratio: Weight of the convolutions, ``quant_resi`` in VAR.
         prefix: Prefix of the quantizer's keys: ``"quantize."`` in the checkpoint of a whole model.
 
@@ -61,11 +63,11 @@ def from_var(
         >>> for i in range(4):
         ...     state[f"quant_resi.qresi_ls.{i}.weight"] = torch.randn(4, 4, 3, 3)
         ...     state[f"quant_resi.qresi_ls.{i}.bias"] = torch.zeros(4)
-        >>> var = from_var(state, scales=(1, 2, 4))
+        >>> var = from_var(state, metric="euclidean", scales=(1, 2, 4))
         >>> var.decode(torch.zeros(2, 21, dtype=torch.long)).shape
         torch.Size([2, 4, 4, 4])
     """
-    check_choice("metric", metric, ("cosine", "euclidean"))
+    check_stated("metric", metric, _METRICS)
     reader = Reader(state_dict, prefix, "VectorQuantizer2 of VAR")
     codes = reader.take("embedding.weight", None, None)
     size, dim = codes.shape

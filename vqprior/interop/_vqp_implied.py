@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vqprior._checks import check_at_least
 from vqprior._interfaces import Quantizer
 from vqprior.interop._reading import Layer, Reader, reject, to_linear
+from vqprior.quantizers._bsq import BSQ
 from vqprior.quantizers._fsq import FSQ
 from vqprior.quantizers._grouped import GroupedQuantizer
 from vqprior.quantizers._lfq import LFQ
@@ -19,6 +20,7 @@ def from_vqp_fsq(
     state_dict: Mapping[str, Tensor],
     levels: Sequence[int],
     *,
+    residual: bool,
     symmetric: bool = False,
     num_codebooks: int = 1,
     prefix: str = "",
@@ -29,9 +31,16 @@ def from_vqp_fsq(
     ``ProjectedQuantizer`` if the checkpoint has projections. The projections are its only tensors,
     so ``state_dict`` may be empty. Indices are the same.
 
+    Warning:
+        A ``ResidualFSQ``, as in X-Codec2, saves tensors of the same names and shapes, but bounds
+        its features otherwise. The state dict does not show it, nor the options
+        ``bound_hard_clamp`` and ``noise_dropout``, which are not supported.
+
     Args:
         state_dict: The tensors of the checkpoint, by name.
         levels: Number of levels of each feature.
+        residual: Whether a ``ResidualFSQ`` saved the state dict, with any number of stages. It
+            must be False: those are not supported.
         symmetric: As in ``FSQ``; ``preserve_symmetry`` in that package.
         num_codebooks: Number of codebooks, at least 1.
         prefix: Prefix of the quantizer's keys in ``state_dict``.
@@ -49,13 +58,19 @@ def from_vqp_fsq(
     Examples:
         >>> import torch
         >>> from vqprior.interop import from_vqp_fsq
-        >>> from_vqp_fsq({}, levels=[8, 5, 5, 5]).codebook_size
+        >>> from_vqp_fsq({}, levels=[8, 5, 5, 5], residual=False).codebook_size
         1000
         >>> state = {"project_in.weight": torch.ones(3, 16)}
         >>> state |= {"project_out.weight": torch.ones(16, 3)}
-        >>> from_vqp_fsq(state, levels=[5, 5, 5])(torch.randn(2, 16)).quantized.shape
+        >>> fsq = from_vqp_fsq(state, levels=[5, 5, 5], residual=False)
+        >>> fsq(torch.randn(2, 16)).quantized.shape
         torch.Size([2, 16])
     """
+    if residual is not False:
+        raise ValueError(
+            f"`residual` must be False, got {residual}. The stages of a ResidualFSQ of "
+            "vector-quantize-pytorch, as in X-Codec2, are not supported."
+        )
     check_at_least("num_codebooks", num_codebooks, 1)
     projections = None
     if any(key.startswith(prefix) for key in state_dict):
@@ -66,19 +81,26 @@ def from_vqp_fsq(
 
 
 def from_vqp_lfq(
-    state_dict: Mapping[str, Tensor], *, num_codebooks: int = 1, prefix: str = ""
+    state_dict: Mapping[str, Tensor],
+    *,
+    spherical: bool = False,
+    num_codebooks: int = 1,
+    prefix: str = "",
 ) -> Quantizer:
     """Reads an ``LFQ`` of vector-quantize-pytorch; indices are the same.
 
     In that package the first feature is the highest bit of an index, in ``LFQ`` the lowest, so a
     ``ProjectedQuantizer`` reverses the features before and after quantization. Loss weights are
     the defaults of that package: 0 on the commitment and 0.1 on the entropies, which are computed
-    over groups of at most 9 bits. The options ``spherical``, ``codebook_scale``,
-    ``soft_clamp_input_value`` and ``cosine_sim_project_in`` are not supported, and cannot be
-    detected from the checkpoint.
+    over groups of at most 9 bits.
+
+    Warning:
+        The options ``codebook_scale`` and ``soft_clamp_input_value`` are not supported. The state
+        dict does not show them; nor does that of a stage of ``ResidualLFQ``, which has a scale.
 
     Args:
         state_dict: The tensors of the checkpoint, by name.
+        spherical: As in that package: the codes have length 1. The state dict does not show it.
         num_codebooks: Number of codebooks, at least 1.
         prefix: Prefix of the quantizer's keys in ``state_dict``.
 
@@ -113,10 +135,14 @@ def from_vqp_lfq(
     projections = _projections(reader, num_codebooks * bits)
     reader.finish()
     weight = 0.1 / num_codebooks  # terms are summed over groups here, averaged there
-    lfq = LFQ(
-        bits, commitment_weight=0.0, sample_entropy_weight=weight, batch_entropy_weight=weight
+    inner = (BSQ if spherical else LFQ)(
+        bits,
+        commitment_weight=0.0,
+        sample_entropy_weight=weight,
+        batch_entropy_weight=weight,
+        temperature=0.01,
     )
-    return _assembled(ProjectedQuantizer(lfq, Reversed(), Reversed()), num_codebooks, projections)
+    return _assembled(ProjectedQuantizer(inner, Reversed(), Reversed()), num_codebooks, projections)
 
 
 @final

@@ -48,8 +48,9 @@ def from_vqp_vector_quantize(
         The quantizer, in the dtype of the checkpoint.
 
     Raises:
-        ValueError: If a key is missing, unexpected or has another shape, ``metric`` is unknown,
-            ``heads`` does not match the codebooks, or the codebook was not initialized yet.
+        ValueError: If a key is missing, unexpected or has another shape, ``metric`` is unknown
+            or contradicts the codes, ``heads`` does not match the codebooks, or the codebook was
+            not initialized yet.
 
     Shape:
         - ``_codebook.embed``: ``(1, k, d)``, or ``(heads, k, d)`` for separate codebooks
@@ -79,6 +80,7 @@ def from_vqp_vector_quantize(
         raise reject(key, f"hold 1 or {heads} codebooks", codes.shape[0], way_out)
     projections = _projections(reader, heads * codes.shape[2])
     reader.finish()
+    _check_metric(metric, list(codes))
     tables = [_searching(part, metric, 1 / heads) for part in codes]
     if heads == 1:
         return _projected(tables[0], projections)
@@ -104,8 +106,8 @@ def from_vqp_residual_vq(
         The quantizer, in the dtype of the checkpoint.
 
     Raises:
-        ValueError: If a key is missing, unexpected or has another shape, ``metric`` is unknown,
-            or a codebook was not initialized yet.
+        ValueError: If a key is missing, unexpected or has another shape, ``metric`` is unknown
+            or contradicts the codes, or a codebook was not initialized yet.
 
     Shape:
         - ``layers.{i}._codebook.embed``: ``(1, k, d)``
@@ -127,6 +129,7 @@ def from_vqp_residual_vq(
     reader = Reader(state_dict, prefix, "ResidualVQ of vector-quantize-pytorch")
     tables, projections = _residual(reader, "", prefix)
     reader.finish()
+    _check_metric(metric, tables)
     return _stacked(tables, projections, metric)
 
 
@@ -147,8 +150,8 @@ def from_vqp_grouped_residual_vq(
         The quantizer, in the dtype of the checkpoint.
 
     Raises:
-        ValueError: If a key is missing, unexpected or has another shape, ``metric`` is unknown,
-            or a codebook was not initialized yet.
+        ValueError: If a key is missing, unexpected or has another shape, ``metric`` is unknown
+            or contradicts the codes, or a codebook was not initialized yet.
 
     Shape:
         - ``rvqs.{g}.layers.{i}._codebook.embed``: ``(1, k, d)``
@@ -171,6 +174,7 @@ def from_vqp_grouped_residual_vq(
     count = max(reader.count("rvqs."), 1)
     groups = [_residual(reader, f"rvqs.{number}.", prefix) for number in range(count)]
     reader.finish()
+    _check_metric(metric, [codes for tables, _ in groups for codes in tables])
     return GroupedQuantizer([_stacked(*group, metric) for group in groups])
 
 
@@ -217,6 +221,18 @@ def _codebook(reader: Reader, name: str, prefix: str, dim: int | None = None) ->
         key = f"{prefix}{name}.initted"
         raise reject(key, "hold an initialized codebook", "False", "Run a training step first.")
     return codes
+
+
+def _check_metric(metric: str, tables: list[Tensor]) -> None:
+    """Raises if the codes contradict ``metric``: ``use_cosine_sim`` keeps them at length 1."""
+    lengths = torch.cat([codes.float().norm(dim=-1) for codes in tables])
+    # So loose that codes saved in bfloat16 pass.
+    found = "cosine" if bool(((lengths - 1).abs() < 0.01).all()) else "euclidean"
+    if metric != found:
+        raise ValueError(
+            f"`metric` must be {found!r} for codes with lengths from {float(lengths.min()):.3g} to "
+            f"{float(lengths.max()):.3g}, got {metric!r}. `use_cosine_sim=True` keeps them at 1."
+        )
 
 
 def _projections(reader: Reader, inner: int, before: str = "") -> _Projections:

@@ -1,5 +1,6 @@
 """A check for NaN and infinity."""
 
+import itertools
 from typing import final
 
 import torch
@@ -14,11 +15,12 @@ from vqprior.quantizers._shared._wrapper import QuantizerWrapper
 
 @final
 class RequireFinite(QuantizerWrapper):
-    """Raises if an unmasked token is not finite; quantizers mask such tokens by default.
+    """Raises if an unmasked token, a parameter or a buffer is not finite.
 
-    Use it to find where a NaN or an infinity comes from. Each call synchronizes with the device
-    and cannot be compiled into one graph. ``forward`` and ``encode`` check their input;
-    ``quantize_as``, ``logits`` and ``nearest_indices`` do not.
+    Quantizers mask such tokens and never choose such codes. Use this wrapper to find where a NaN
+    or an infinity comes from. Each call synchronizes with the device and cannot be compiled into
+    one graph. ``forward`` and ``encode`` check; ``quantize_as``, ``logits`` and
+    ``nearest_indices`` do not.
 
     Args:
         quantizer: Any quantizer with features last. For feature maps, wrap the result in
@@ -52,7 +54,8 @@ class RequireFinite(QuantizerWrapper):
 
         Raises:
             TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
-            ValueError: If an unmasked token is not finite, or a shape is wrong.
+            ValueError: If an unmasked token, a parameter or a buffer is not finite, or a shape is
+                wrong.
         """
         self._check(x, mask)
         return self.quantizer(x, mask)
@@ -61,7 +64,8 @@ class RequireFinite(QuantizerWrapper):
         """Returns the indices.
 
         Raises:
-            ValueError: If an unmasked token is not finite, or a shape is wrong.
+            ValueError: If an unmasked token, a parameter or a buffer is not finite, or a shape is
+                wrong.
         """
         self._check(x, mask)
         return self.quantizer.encode(x, mask)
@@ -79,3 +83,12 @@ class RequireFinite(QuantizerWrapper):
                 f"`x` must be finite, got a NaN or an infinity in {count} of {broken.numel()} "
                 "tokens. Mask them, or remove `RequireFinite`: quantizers mask such tokens."
             )
+        state = itertools.chain(self.quantizer.named_parameters(), self.quantizer.named_buffers())
+        for name, tensor in state:
+            count = int(torch.count_nonzero(~tensor.isfinite()))
+            if count:
+                raise ValueError(
+                    f"`quantizer` must hold finite numbers, got a NaN or an infinity in {count} of "
+                    f"{tensor.numel()} numbers of `{name}`. Quantizers never choose such a code, "
+                    "and `CodebookRevival` replaces it."
+                )

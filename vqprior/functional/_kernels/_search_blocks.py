@@ -47,6 +47,8 @@ def search_blocks(
             torch.baddbmm(bias[:, None, columns], block, some.mT, alpha=-2.0, out=out)
             minimum = minima[: size // group].view(len(best), -1)
             _take_best(out.flatten(0, 1), minimum, columns.start, best, nearest)
+        if num_nearest > 1:  # a code of infinite bias must not fill the last places
+            nearest = torch.where(best < torch.inf, nearest, nearest[:, :1])
         found[:, rows] = nearest.view(q, -1, num_nearest)
     return found
 
