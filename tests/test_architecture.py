@@ -35,7 +35,7 @@ LAYERS = {
         "_results",
         "functional",
     },
-    "_default_rules": {"_interfaces", "codebooks"},
+    "_default_rules": {"_checks", "_interfaces", "codebooks"},
     "metrics": {"_checks", "_distributed", "_precision", "_interfaces", "functional"},
     "losses": {
         "_checks",

@@ -5,10 +5,32 @@ to do instead.
 """
 
 import itertools
+import numbers
 from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
+
+# torch computes hardly anything in the wider unsigned dtypes.
+_INDEX_DTYPES = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
+_UNSIGNED_DTYPES = frozenset({torch.uint16, torch.uint32, torch.uint64})
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Raises ``TypeError`` unless ``value`` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"`{name}` must be a tensor, got {type(value).__name__}. Convert arrays and lists with "
+            "`torch.as_tensor`."
+        )
+
+
+def check_instance(name: str, value: object, kind: type, way_out: str) -> None:
+    """Raises ``TypeError`` unless ``value`` is an instance of ``kind``."""
+    if not isinstance(value, kind):
+        raise TypeError(
+            f"`{name}` must be a {kind.__name__}, got {type(value).__name__}. {way_out}"
+        )
 
 
 def check_last_dim(name: str, tensor: Tensor, dim: int) -> None:
@@ -29,14 +51,19 @@ def check_shape(name: str, tensor: Tensor, shape: Collection[int]) -> None:
 
 def check_floating(name: str, tensor: Tensor) -> None:
     """Raises ``TypeError`` unless ``tensor`` has a floating-point dtype."""
+    check_tensor(name, tensor)
     if not tensor.is_floating_point():
         raise TypeError(f"`{name}` must be a floating-point tensor, got {tensor.dtype}.")
 
 
 def check_integer(name: str, tensor: Tensor) -> None:
-    """Raises ``TypeError`` unless ``tensor`` has an integer dtype."""
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise TypeError(f"`{name}` must be an integer tensor, got {tensor.dtype}.")
+    """Raises ``TypeError`` unless ``tensor`` has an integer dtype that torch computes in."""
+    check_tensor(name, tensor)
+    if tensor.dtype not in _INDEX_DTYPES:
+        unsigned = tensor.dtype in _UNSIGNED_DTYPES
+        way_out = " Convert it with `.long()`." if unsigned else ""
+        requirement = "a signed or 8-bit integer tensor" if unsigned else "an integer tensor"
+        raise TypeError(f"`{name}` must be {requirement}, got {tensor.dtype}.{way_out}")
 
 
 def check_index_range(name: str, indices: Tensor, size: int) -> None:
@@ -58,6 +85,7 @@ def check_index_range(name: str, indices: Tensor, size: int) -> None:
 
 def check_mask(mask: Tensor, shape: Collection[int]) -> None:
     """Raises unless ``mask`` is a boolean tensor of ``shape``, ``True`` for real tokens."""
+    check_tensor("mask", mask)
     if mask.dtype != torch.bool:
         raise TypeError(
             f"`mask` must be a boolean tensor, True for real tokens, got {mask.dtype}. "
@@ -84,14 +112,43 @@ def check_logits(name: str, logits: Tensor) -> None:
         )
 
 
+def check_number(name: str, value: object) -> None:
+    """Raises ``TypeError`` unless ``value`` is a number or a tensor of one."""
+    if isinstance(value, (int, float, numbers.Real, torch.SymInt, torch.SymFloat)):
+        return
+    if not (isinstance(value, Tensor) and value.numel() == 1):
+        raise TypeError(f"`{name}` must be a number, got {_brief(value)}.")
+
+
+def check_integer_number(name: str, value: object) -> None:
+    """Raises ``TypeError`` unless ``value`` is an integer number."""
+    if not isinstance(value, (int, numbers.Integral, torch.SymInt)):
+        raise TypeError(f"`{name}` must be an integer, got {_brief(value)}.")
+
+
+def _brief(value: object) -> str:
+    return type(value).__name__ if isinstance(value, (Tensor, torch.nn.Module)) else repr(value)
+
+
+def check_sequence(name: str, value: object, way_out: str) -> None:
+    """Raises ``TypeError`` unless ``value`` is a sequence, such as a tuple or a list."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"`{name}` must be a sequence, got {_brief(value)}. {way_out}")
+
+
 def check_at_least(name: str, value: float, minimum: float) -> None:
-    """Raises ``ValueError`` unless ``value >= minimum``."""
+    """Raises unless ``value >= minimum``, and is an integer if ``minimum`` is one."""
+    if isinstance(minimum, int):
+        check_integer_number(name, value)
+    else:
+        check_number(name, value)
     if not value >= minimum:
         raise ValueError(f"`{name}` must be at least {minimum}, got {value}.")
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raises ``ValueError`` unless ``value > 0``."""
+    """Raises unless ``value > 0``."""
+    check_number(name, value)
     if not value > 0:
         raise ValueError(f"`{name}` must be greater than 0, got {value}.")
 
@@ -112,13 +169,15 @@ def check_module(name: str, value: object) -> None:
 
 
 def check_interval(name: str, value: float, low: float, high: float) -> None:
-    """Raises ``ValueError`` unless ``low <= value < high``."""
+    """Raises unless ``low <= value < high``."""
+    check_number(name, value)
     if not low <= value < high:
         raise ValueError(f"`{name}` must be in [{low}, {high}), got {value}.")
 
 
 def check_fraction(name: str, value: float) -> None:
-    """Raises ``ValueError`` unless ``0 <= value <= 1``."""
+    """Raises unless ``0 <= value <= 1``."""
+    check_number(name, value)
     if not 0 <= value <= 1:
         raise ValueError(f"`{name}` must be in [0, 1], got {value}.")
 
@@ -157,6 +216,10 @@ def no_codebook_error(quantizer: object, method: str) -> TypeError:
 
 def check_scales(scales: Sequence[int | tuple[int, ...]]) -> list[tuple[int, ...]]:
     """Checks that sizes have 1 to 3 dimensions and never decrease; ``p`` becomes ``(p, p)``."""
+    check_sequence("scales", scales, "Pass sizes such as (1, 2, 4).")
+    for scale in scales:
+        for size in scale if isinstance(scale, tuple | list) else (scale,):
+            check_integer_number("scales", size)
     sizes = [(scale, scale) if isinstance(scale, int) else tuple(scale) for scale in scales]
     ranks = {len(size) for size in sizes}
     steps = (pair for two in itertools.pairwise(sizes) for pair in zip(*two, strict=False))

@@ -1,5 +1,6 @@
 """The rules that keep a codebook in use, as one call."""
 
+from vqprior._checks import check_instance
 from vqprior._interfaces import QuantizerBase
 from vqprior.codebooks._chained import ChainedRules
 from vqprior.codebooks._ema import CodebookEMA
@@ -20,6 +21,9 @@ def default_rules(quantizer: QuantizerBase) -> ChainedRules:
     Returns:
         A module to be stepped; as a member of the model it is part of the ``state_dict``.
 
+    Raises:
+        TypeError: If ``quantizer`` is not a quantizer.
+
     Shape:
         - no tensors
 
@@ -34,6 +38,7 @@ def default_rules(quantizer: QuantizerBase) -> ChainedRules:
         >>> vq.encode(x).unique().numel()
         16
     """
+    check_instance("quantizer", quantizer, QuantizerBase, "For example a `VectorQuantizer`.")
     if not any(codebook.can_be_set for codebook in quantizer.codebooks):
         return ChainedRules()
     return ChainedRules(CodebookEMA(quantizer), CodebookRevival(quantizer))

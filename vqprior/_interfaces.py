@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vqprior import _distributed
-from vqprior._checks import no_codebook_error
+from vqprior._checks import check_instance, no_codebook_error
 from vqprior._placement import Placed, module_dtype
 from vqprior._precision import KeepsDtypes
 from vqprior._results import QuantizerOutput, Selection
@@ -84,6 +84,7 @@ class QuantizerBase(Placed, abc.ABC):
 
     has_index_per_token: bool = True  # (...) or (..., q)
     features_last: bool = True  # the layout of nesting
+    _layout_is_known: bool = False  # inside a quantizer that has seen to the layout
     _positions_per_token: float = 1.0  # that have indices: more where a map has several scales
 
     @property
@@ -172,8 +173,8 @@ class Quantizer(QuantizerBase):
         """Returns logits over the codes: ``(..., d) -> (..., k)``, or ``(..., q, k)``.
 
         Quantizers that choose one index after the other take ``indices`` for the earlier choices
-        (teacher forcing), by default their own. Raises ``TypeError`` without an explicit
-        codebook.
+        (teacher forcing), by default their own; -1 is a choice not made yet, and adds nothing.
+        Raises ``TypeError`` without an explicit codebook.
         """
         raise no_codebook_error(self, "logits")
 
@@ -215,7 +216,8 @@ class UpdateRule(KeepsDtypes, abc.ABC):
     can be set and leaves the others to their gradient.
 
     A rule is a module: make it a member of the model, and its statistics, float32 buffers whatever
-    the dtype of the model, are saved and restored with the model's ``state_dict``. It refers to
+    the dtype of the model, are saved and restored with the model's ``state_dict``. Several go into
+    ``ChainedRules`` or ``nn.ModuleList``; a plain list is not part of a model. A rule refers to
     the quantizer without owning it: the parameters of the quantizer are not parameters of the
     rule.
 
@@ -225,6 +227,7 @@ class UpdateRule(KeepsDtypes, abc.ABC):
 
     def __init__(self, quantizer: QuantizerBase) -> None:
         super().__init__()
+        check_instance("quantizer", quantizer, QuantizerBase, "For example a `VectorQuantizer`.")
         if not quantizer.codebooks:
             raise ValueError(
                 f"`quantizer` must have a codebook that can learn, got {type(quantizer).__name__} "
@@ -264,6 +267,9 @@ class UpdateRule(KeepsDtypes, abc.ABC):
         """Sorts the selections of all results by the codebook they were made from."""
         groups: list[list[Selection]] = [[] for _ in self._codebooks]
         for out in outs:
+            check_instance(
+                "out", out, QuantizerOutput, "Pass what the quantizer returned; several as `*outs`."
+            )
             if len(out.selections) != len(self._owner_of_selection):
                 raise ValueError(
                     f"`out` must hold {len(self._owner_of_selection)} selections, one for each "

@@ -51,9 +51,10 @@ def test_masked_and_non_finite_vectors_are_left_out(method):
     )
     x[~mask] = 1e6
     x[:10] = torch.nan
-    initialize_codebooks_(quantizer, x, mask, method=method, generator=seeded())
-    actual = quantizer.codebook.codes().detach()
-    assert_close(actual, expected.codebook.codes().detach(), rtol=0, atol=0)
+    for inputs, options in [((x, mask), {}), ((x,), {"mask": mask})]:
+        initialize_codebooks_(quantizer, *inputs, method=method, generator=seeded(), **options)
+        actual = quantizer.codebook.codes().detach()
+        assert_close(actual, expected.codebook.codes().detach(), rtol=0, atol=0)
 
 
 def test_it_reaches_through_wrappers():

@@ -2,12 +2,14 @@
 
 import itertools
 import re
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
 from tests.contracts.factories import every_quantizer
-from tests.contracts.layouts import draw, feature_axis, map_size, tokens
+from tests.contracts.layouts import GivenStructure, draw, feature_axis, map_size, tokens
 
 pytestmark = every_quantizer
 CALLS = ("forward", "encode")
@@ -37,6 +39,34 @@ def test_integer_input(make):
             getattr(quantizer, call)(draw(quantizer).long())
 
 
+def bare(quantizer):
+    """Without the test's own wrapper, which would look at a shape first."""
+    is_texture = isinstance(quantizer, GivenStructure)
+    return quantizer.texture_quantizer.quantizer if is_texture else quantizer
+
+
+@pytest.mark.parametrize("wrong", [None, [0], np.zeros(3)], ids=["None", "list", "numpy"])
+def test_what_is_not_a_tensor(make, wrong):
+    quantizer = bare(make())
+    x = draw(quantizer)
+    calls = [
+        ("x", lambda: quantizer(wrong)),
+        ("x", lambda: quantizer.encode(wrong)),
+        ("x", lambda: quantizer.quantize_as(wrong, quantizer.encode(x))),
+        ("indices", lambda: quantizer.quantize_as(x, wrong)),
+        ("indices", lambda: quantizer.decode(wrong)),
+    ]
+    if wrong is not None:
+        calls += [
+            ("mask", lambda: quantizer(x, wrong)),
+            ("mask", lambda: quantizer.encode(x, wrong)),
+        ]
+    for name, call in calls:
+        message = rf"^`{name}` must be a tensor, got {type(wrong).__name__}\. Convert arrays and "
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
 def test_mask_that_is_not_boolean(make):
     quantizer = make()
     message = (
@@ -64,6 +94,21 @@ def test_indices_that_are_not_integers(make):
         message = rf"^`indices` must be an integer tensor, got {dtype}\.$"
         with pytest.raises(TypeError, match=message):
             quantizer.decode(torch.ones(3, dtype=dtype))
+
+
+def test_indices_of_unsigned_dtypes(make):
+    """In which torch computes hardly anything."""
+    quantizer = make()
+    x = draw(quantizer)
+    for dtype in (torch.uint16, torch.uint32, torch.uint64):
+        indices = torch.zeros_like(quantizer.encode(x)).to(dtype)
+        message = (
+            rf"^`indices` must be a signed or 8-bit integer tensor, got {dtype}\. Convert it with "
+            r"`\.long\(\)`\.$"
+        )
+        for call in (quantizer.decode, partial(quantizer.quantize_as, x)):
+            with pytest.raises(TypeError, match=message):
+                call(indices)
 
 
 def test_indices_that_name_no_code(make):

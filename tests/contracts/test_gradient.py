@@ -117,7 +117,7 @@ def test_one_step_reaches_every_parameter_whether_or_not_the_input_has_a_gradien
         out = quantizer(draw(quantizer).requires_grad_(requires_grad))
         (out.quantized.square().sum() + out.loss).backward()
         found.append({n: p.grad for n, p in quantizer.named_parameters() if p.requires_grad})
-    exactly(found[1], found[0])
+    assert_close(found[1], found[0])  # not exactly: gradients are summed in another order
     assert all(gradient is not None and gradient.any() for gradient in found[0].values())
 
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from tests.contracts.factories import every_learned_quantizer, every_rule, state
 from tests.contracts.layouts import draw, exactly
-from vqprior import CodebookEMA, CodebookRevival
+from vqprior import FSQ, CodebookEMA, CodebookRevival
 
 
 @every_learned_quantizer
@@ -148,15 +148,11 @@ def test_micro_batches_are_one_step(make, rule):
     assert_close(state(learners[1]), state(learners[0]))
 
 
-class Codeless(nn.Module):
-    codebooks = ()
-
-
 @pytest.mark.parametrize("rule", [CodebookEMA, CodebookRevival])
 def test_a_quantizer_without_codebooks(rule):
     message = (
-        r"^`quantizer` must have a codebook that can learn, got Codeless without one\. Train it "
+        r"^`quantizer` must have a codebook that can learn, got FSQ without one\. Train it "
         r"without rules\.$"
     )
     with pytest.raises(ValueError, match=message):
-        rule(Codeless())
+        rule(FSQ([5, 5]))

@@ -323,11 +323,6 @@ def test_wrong_values(indices, columns, message):
         pack_indices(indices, columns)
 
 
-def test_wrapped_unsigned_numbers_are_out_of_range():
-    with pytest.raises(ValueError, match=r"^`indices` must be in \[-1, 3\) in column 0"):
-        pack_indices(torch.tensor([2**64 - 1], dtype=torch.uint64), 3)
-
-
 @pytest.mark.parametrize("function", [pack_indices, index_bits])
 @pytest.mark.parametrize(
     ("indices", "columns", "error", "message"),

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from collections import Counter
 
 import pytest
@@ -114,3 +115,12 @@ def test_rejects():
 
 def test_repr_shows_the_size():
     assert repr(CodebookUsage(5)) == "CodebookUsage(5)"
+
+
+def test_a_codebook_too_large_to_count():
+    message = (
+        "`codebook_size` must be at most 2**24, got 68719476736. Count parts of the indices: one "
+        "meter for each digit of `functional.split_indices`."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        CodebookUsage(2**36)

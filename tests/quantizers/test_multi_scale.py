@@ -170,6 +170,22 @@ def test_scales_without_indices_add_nothing():
     assert all(later < earlier for earlier, later in itertools.pairwise(errors))
 
 
+def test_a_scale_of_a_map_without_indices_is_not_refined():
+    """The bias belongs to scales of a map with an index; within one, -1 is a code of zeros."""
+    quantizer = refined()
+    indices = quantizer.encode(draw(quantizer, (2,)))
+    indices[0, 1:] = -1  # 1, 2, 6 and 20 positions
+    indices[1, :2] = indices[1, 3:9] = -1
+    coarse, fine = quantizer.decode(indices)
+    inner = quantizer.quantizer
+    first = inner.decode(indices[:1, :1, None].expand(1, 4, 5))
+    assert_close(coarse, quantizer.refine(first, 0.0)[0])
+    second = inner.decode(indices[1:, 1:3, None]).movedim(-1, 1)
+    second = F.interpolate(second, size=(4, 5), mode="bicubic", align_corners=False)
+    last = quantizer.refine(inner.decode(indices[1:, 9:].unflatten(1, (4, 5))), 1.0)
+    assert_close(fine, (quantizer.refine(second.movedim(1, -1), 1 / 3) + last)[0])
+
+
 def test_teacher_forced_logits_equal_a_hand_written_loop():
     quantizer = refined()
     x = draw(quantizer)
@@ -187,6 +203,14 @@ def test_teacher_forced_logits_equal_a_hand_written_loop():
     logits = quantizer.logits(x, temperature=0.5, indices=given)
     # Sums in another order; distances are up to about ten.
     assert_close(logits, torch.cat(expected, dim=1), rtol=1e-4, atol=1e-4)
+
+
+def test_logits_without_choices_so_far_are_those_of_the_whole_map():
+    quantizer = refined()
+    x = draw(quantizer)
+    logits = quantizer.logits(x, indices=torch.full_like(quantizer.encode(x), -1))
+    whole = [F.adaptive_avg_pool2d(x.movedim(-1, 1), size).flatten(2) for size in SIZES[2]]
+    assert_close(logits, quantizer.quantizer.logits(torch.cat(whole, dim=-1).movedim(1, -1)))
 
 
 def test_logits_rank_the_choices_first():

@@ -7,6 +7,9 @@ from torch.testing import assert_close
 from tests.quantizers.stages import exactly, plain
 from vqprior import (
     CodebookRevival,
+    GroupedQuantizer,
+    ResidualQuantizer,
+    VectorQuantizer,
 )
 
 
@@ -82,6 +85,18 @@ def test_a_single_vector_is_one_sample():
     residual = plain(3, dropout=1.0).train()
     seen = {tuple((residual(torch.randn(4)).indices >= 0).tolist()) for _ in range(60)}
     assert seen == {(True, False, False), (True, True, False), (True, True, True)}
+
+
+def test_stages_of_groups_draw_once_for_all_groups_with_the_same_codes():
+    stages = [[VectorQuantizer(2, 8) for _ in range(2)] for _ in range(3)]
+    outer = ResidualQuantizer([GroupedQuantizer(groups) for groups in stages], dropout=1.0)
+    inner = GroupedQuantizer([ResidualQuantizer(list(s)) for s in zip(*stages, strict=True)])
+    x = torch.randn(50, 6, 4)
+    groups_first = inner.encode(x).unflatten(-1, (2, 3)).movedim(-1, -2).flatten(-2)
+    exactly(outer.encode(x), groups_first)
+    depths = (outer.train()(x).indices.unflatten(-1, (3, 2)) >= 0).sum(dim=-2)
+    exactly(depths, depths[:, :1, :1].expand_as(depths))
+    assert depths.unique().tolist() == [1, 2, 3]
 
 
 def test_revival_counts_dropped_stages_as_unused():

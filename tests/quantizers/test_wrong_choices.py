@@ -59,7 +59,7 @@ CASES = [
         lambda: MultiScaleQuantizer(VQ, (1, 2), refine=0.5),
         "`refine` must be callable, got float. For example `nn.ScaleRefinement`.",
     ),
-    (lambda: FSQ(8), "`levels` must be a sequence, got 8. Write `[8]`."),
+    (lambda: FSQ(8), "`levels` must be a sequence, got 8. For example `[8, 5, 5]`."),
 ]
 
 

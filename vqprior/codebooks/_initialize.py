@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vqprior import _distributed
-from vqprior._checks import check_choice
+from vqprior._checks import check_choice, check_instance
 from vqprior._interfaces import QuantizerBase
 from vqprior.functional import kmeans
 
@@ -14,6 +14,7 @@ def initialize_codebooks_(
     quantizer: QuantizerBase,
     *inputs: Tensor,
     method: str = "kmeans",
+    mask: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> None:
     """Initializes all codebooks of a quantizer from the vectors that reach them, in place.
@@ -26,6 +27,7 @@ def initialize_codebooks_(
         quantizer: Any quantizer or wrapper.
         *inputs: What the quantizer is called with.
         method: ``"kmeans"`` (10 iterations), or ``"sample"`` for distinct random vectors.
+        mask: True for real tokens; by default all. Masked tokens are left out.
         generator: Source of randomness.
 
     Raises:
@@ -46,8 +48,10 @@ def initialize_codebooks_(
         >>> vq(x).indices.unique().numel()
         16
     """
+    check_instance("quantizer", quantizer, QuantizerBase, "For example a `VectorQuantizer`.")
     check_choice("method", method, ("kmeans", "sample"))
     iterations = 10 if method == "kmeans" else 0
+    options = {} if mask is None else {"mask": mask}
     modes = [(module, module.training) for module in quantizer.modules()]
     quantizer.eval()
     try:
@@ -56,7 +60,7 @@ def initialize_codebooks_(
             if id(codebook) in done:
                 continue
             done.add(id(codebook))
-            selection = quantizer(*inputs).selections[number]
+            selection = quantizer(*inputs, **options).selections[number]
             seen = _distributed.gather_rows(selection.inputs[selection.mask])
             vectors = kmeans(seen, codebook.num_codes, iterations=iterations, generator=generator)
             everywhere = torch.ones(len(vectors), dtype=torch.bool, device=vectors.device)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqprior._checks import check_floating, check_positive, check_shape
+from vqprior._checks import check_floating, check_positive, check_shape, check_tensor
 from vqprior.functional._kernels._operators import with_signature
 
 
@@ -40,6 +40,8 @@ def straight_through(x: Tensor, codes: Tensor) -> Tensor:
         >>> x.grad
         tensor([1., 1.])
     """
+    check_tensor("x", x)
+    check_tensor("codes", codes)
     check_shape("codes", codes, x.shape)
     passed: Tensor = _PassGradient.apply(x, codes.detach())
     return passed

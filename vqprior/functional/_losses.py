@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqprior._checks import check_mask
+from vqprior._checks import check_instance, check_mask, check_tensor
 from vqprior._results import QuantizerOutput, Selection
 from vqprior.functional._kernels._operators import with_signature
 
@@ -36,6 +36,7 @@ def masked_mean_square(difference: Tensor, mask: Tensor) -> Tensor:
         >>> masked_mean_square(x, torch.tensor([True, False]))
         tensor(5.)
     """
+    check_tensor("difference", difference)
     check_mask(mask, difference.shape[:-1])
     wide = difference.to(torch.promote_types(difference.dtype, torch.float32))
     squares = torch.where(mask.unsqueeze(-1), wide, 0.0).square()
@@ -200,4 +201,7 @@ def total(losses: list[Tensor]) -> Tensor:
 
 def selections(out: QuantizerOutput | Selection) -> tuple[Selection, ...]:
     """Returns the selections of a result, or the given selection as a tuple."""
-    return (out,) if isinstance(out, Selection) else out.selections
+    if isinstance(out, Selection):
+        return (out,)
+    check_instance("out", out, QuantizerOutput, "Pass what a quantizer returned.")
+    return out.selections

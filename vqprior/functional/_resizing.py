@@ -25,4 +25,5 @@ def enlarge(x: Tensor, size: tuple[int, ...]) -> Tensor:
     """Upsamples ``(b, *spatial, d)`` to ``(b, *size, d)``: linear, bicubic or trilinear."""
     channels_first = x.movedim(-1, 1)
     mode = _MODES[len(size)]
-    return F.interpolate(channels_first, size=size, mode=mode, align_corners=False).movedim(1, -1)
+    enlarged = F.interpolate(channels_first, size=size, mode=mode, align_corners=False)
+    return enlarged.movedim(1, -1).contiguous()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vqprior._checks import check_at_least, check_logits
+from vqprior._checks import check_at_least, check_logits, check_number
 from vqprior.functional._select import gumbel_noise
 
 
@@ -62,8 +62,10 @@ def sample_indices(
     check_at_least("temperature", temperature, 0.0)
     if top_k is not None:
         check_at_least("top_k", top_k, 1)
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"`top_p` must be in (0, 1], got {top_p}.")
+    if top_p is not None:
+        check_number("top_p", top_p)
+        if not 0 < top_p <= 1:
+            raise ValueError(f"`top_p` must be in (0, 1], got {top_p}.")
     if temperature == 0:
         return logits.argmax(dim=-1)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vqprior._checks import check_codes
+from vqprior._checks import check_codes, check_instance
 from vqprior._results import Selection
 from vqprior.functional._location import sizes_of
 
@@ -49,6 +49,7 @@ def unused_code_loss(selection: Selection, codes: Tensor) -> Tensor:
         >>> torch.equal(vq.codebook.weight.grad.any(dim=1), unused)
         True
     """
+    check_instance("selection", selection, Selection, "Pass one of the `selections` of a result.")
     check_codes("codes", codes)
     size, mask = codes.shape[0], selection.mask.reshape(-1)
     wide = codes.to(torch.promote_types(codes.dtype, torch.float32))

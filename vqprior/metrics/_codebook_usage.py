@@ -11,6 +11,8 @@ from vqprior._checks import check_at_least, check_index_range, check_integer
 from vqprior._distributed import all_reduce_sum_
 from vqprior.metrics._accumulator import Accumulator
 
+_MAX_SIZE = 2**24  # 128 MiB of counts
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UsageSummary:
@@ -56,7 +58,8 @@ class CodebookUsage(Accumulator):
         codebook_size: Number of codes ``k``, at least 1.
 
     Raises:
-        ValueError: If ``codebook_size`` is below 1.
+        ValueError: If ``codebook_size`` is below 1 or above ``2**24``: a count for each code would
+            take too much memory.
 
     Shape:
         - ``indices``: any
@@ -78,6 +81,11 @@ class CodebookUsage(Accumulator):
     def __init__(self, codebook_size: int) -> None:
         super().__init__()
         check_at_least("codebook_size", codebook_size, 1)
+        if codebook_size > _MAX_SIZE:
+            raise ValueError(
+                f"`codebook_size` must be at most 2**24, got {codebook_size}. Count parts of the "
+                "indices: one meter for each digit of `functional.split_indices`."
+            )
         self.codebook_size = codebook_size
         self.register_buffer("counts", torch.zeros(codebook_size, dtype=torch.int64))
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))

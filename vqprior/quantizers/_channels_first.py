@@ -4,10 +4,10 @@ from typing import final
 
 from torch import Tensor
 
-from vqprior._checks import check_mask
+from vqprior._checks import check_mask, check_tensor
 from vqprior._interfaces import Quantizer
 from vqprior._results import QuantizerOutput
-from vqprior.quantizers._shared._inputs import check_features_last
+from vqprior.quantizers._shared._inputs import check_features_last, know_layout
 from vqprior.quantizers._shared._outputs import replace_quantized
 from vqprior.quantizers._shared._wrapper import QuantizerWrapper
 
@@ -16,7 +16,9 @@ from vqprior.quantizers._shared._wrapper import QuantizerWrapper
 class ChannelsFirst(QuantizerWrapper):
     """Applies a quantizer to feature maps ``(b, d, *spatial)``, with one token per position.
 
-    The selections of the result, which rules and losses read, keep their features last.
+    ``quantized`` has the memory format of the input: contiguous or channels last; what ``decode``
+    returns is contiguous. The selections of the result, which rules and losses read, keep their
+    features last.
 
     Args:
         quantizer: Any quantizer with features last.
@@ -42,6 +44,7 @@ class ChannelsFirst(QuantizerWrapper):
     def __init__(self, quantizer: Quantizer) -> None:
         super().__init__(quantizer)
         check_features_last("quantizer", quantizer)
+        know_layout([quantizer])
         self.features_last = False
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
@@ -51,7 +54,7 @@ class ChannelsFirst(QuantizerWrapper):
             ValueError: If dimension 1 of ``x`` is not ``dim``.
         """
         out = self.quantizer(self._features_last(x, mask), mask)
-        return replace_quantized(out, out.quantized.movedim(-1, 1))
+        return replace_quantized(out, _channels_first(out.quantized, x))
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the indices ``(b, *spatial)`` or ``(b, *spatial, q)``."""
@@ -69,7 +72,7 @@ class ChannelsFirst(QuantizerWrapper):
                 f"`indices` must have a batch dimension, got {tuple(indices.shape)}. For a single "
                 "vector, call the wrapped quantizer."
             )
-        return codes.movedim(-1, 1)
+        return codes.movedim(-1, 1).contiguous()
 
     def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result as if ``indices`` had been chosen.
@@ -78,7 +81,7 @@ class ChannelsFirst(QuantizerWrapper):
             ValueError: If dimension 1 of ``x`` is not ``dim``.
         """
         out = self.quantizer.quantize_as(self._features_last(x, None), indices)
-        return replace_quantized(out, out.quantized.movedim(-1, 1))
+        return replace_quantized(out, _channels_first(out.quantized, x))
 
     def logits(
         self, x: Tensor, *, temperature: float = 1.0, indices: Tensor | None = None
@@ -102,6 +105,7 @@ class ChannelsFirst(QuantizerWrapper):
         return self.quantizer.nearest_indices(self._features_last(x, None), num_nearest)
 
     def _features_last(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        check_tensor("x", x)
         if x.ndim < 2 or x.shape[1] != self.dim:
             raise ValueError(
                 f"`x` must have shape (b, {self.dim}, *spatial), got {tuple(x.shape)}. For "
@@ -110,3 +114,9 @@ class ChannelsFirst(QuantizerWrapper):
         if mask is not None:
             check_mask(mask, (x.shape[0], *x.shape[2:]))
         return x.movedim(1, -1)
+
+
+def _channels_first(vectors: Tensor, x: Tensor) -> Tensor:
+    """Moves the features to dimension 1; contiguous, and not only in value, if ``x`` is."""
+    moved = vectors.movedim(-1, 1)
+    return moved.contiguous() if x.is_contiguous() else moved

@@ -7,12 +7,17 @@ from typing import final
 import torch
 from torch import Tensor
 
-from vqprior._checks import check_at_least
+from vqprior._checks import check_at_least, check_sequence
 from vqprior._interfaces import Codebook, Quantizer
 from vqprior._results import QuantizerOutput
 from vqprior.functional import join_indices, split_indices, straight_through
 from vqprior.quantizers._shared._columns import mask_indices
-from vqprior.quantizers._shared._inputs import validate_assignment, validate_indices, validate_input
+from vqprior.quantizers._shared._inputs import (
+    validate_assignment,
+    validate_indices,
+    validate_input,
+    warn_of_channels_first,
+)
 from vqprior.quantizers._shared._outputs import make_output
 
 
@@ -33,7 +38,7 @@ class FSQ(Quantizer):
             default they include 0, as in the paper.
 
     Raises:
-        TypeError: If ``levels`` is a number.
+        TypeError: If ``levels`` is not a sequence of integers.
         ValueError: If ``levels`` is empty, or a level or their product is out of range.
 
     Shape:
@@ -60,8 +65,7 @@ class FSQ(Quantizer):
 
     def __init__(self, levels: Sequence[int], *, symmetric: bool = False) -> None:
         super().__init__()
-        if isinstance(levels, int):
-            raise TypeError(f"`levels` must be a sequence, got {levels}. Write `[{levels}]`.")
+        check_sequence("levels", levels, "For example `[8, 5, 5]`.")
         if not levels:
             raise ValueError("`levels` must hold at least one number of levels, got none.")
         for level in levels:
@@ -114,6 +118,7 @@ class FSQ(Quantizer):
             ValueError: If ``x`` or ``mask`` has the wrong shape.
         """
         x, valid = validate_input(x, mask, self.dim)
+        warn_of_channels_first(self, x)
         digits = self._fractional_digits(x)
         indices = torch.where(valid, self._index(digits), -1)
         return self._output(digits, indices, valid, x.dtype)

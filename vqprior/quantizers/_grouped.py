@@ -11,7 +11,12 @@ from vqprior._interfaces import Codebook, Quantizer
 from vqprior._results import QuantizerOutput
 from vqprior.functional import nearest_indices
 from vqprior.quantizers._shared._columns import mask_indices, stack_logits
-from vqprior.quantizers._shared._inputs import check_indices, valid_tokens, validate_assignment
+from vqprior.quantizers._shared._inputs import (
+    check_indices,
+    valid_tokens,
+    validate_assignment,
+    warn_of_channels_first,
+)
 from vqprior.quantizers._shared._outputs import merge_outputs
 from vqprior.quantizers._shared._stages import Stages
 
@@ -22,7 +27,7 @@ class GroupedQuantizer(Quantizer):
 
     This is product quantization: ``q`` codebooks of ``k`` codes represent ``k ** q`` vectors. A
     token with any non-finite feature is masked as a whole. Loss terms are summed over groups.
-    Codebooks of equal shape and metric are searched in one batched product.
+    Stored codebooks of equal shape and metric are searched in one batched product.
 
     Args:
         quantizers: One for each group, in the order of the features. Pass the same one several
@@ -84,6 +89,7 @@ class GroupedQuantizer(Quantizer):
         """
         # Each group masks its own input, which saves a copy of `x` here.
         valid = valid_tokens(x, mask, self.dim)
+        warn_of_channels_first(self, x)
         parts, found = x.split(self._dims, dim=-1), self._search(x, valid)
         if found is None:
             outs = [group(part, valid) for group, part in zip(self.groups, parts, strict=True)]

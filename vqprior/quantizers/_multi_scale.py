@@ -10,6 +10,7 @@ from vqprior._checks import (
     check_at_least,
     check_callable,
     check_floating,
+    check_integer,
     check_mask,
     check_scales,
     check_shape,
@@ -21,7 +22,7 @@ from vqprior.functional import straight_through
 from vqprior.functional._losses import commitment_and_codebook_mse
 from vqprior.functional._resizing import average_down, enlarge
 from vqprior.quantizers._shared._columns import mask_indices
-from vqprior.quantizers._shared._inputs import check_index_per_token
+from vqprior.quantizers._shared._inputs import check_index_per_token, know_layout
 from vqprior.quantizers._shared._outputs import code_dtype, make_output, merge_outputs
 from vqprior.quantizers._shared._scales import ScaleLayout
 
@@ -92,6 +93,7 @@ class MultiScaleQuantizer(Quantizer):
         super().__init__()
         self.scales = check_scales(scales)
         check_index_per_token("quantizer", quantizer)
+        know_layout([quantizer])
         if refine is not None:
             check_callable("refine", refine, "For example `nn.ScaleRefinement`.")
         check_at_least("commitment_weight", commitment_weight, 0.0)
@@ -164,9 +166,11 @@ class MultiScaleQuantizer(Quantizer):
         return self._layout.join(found, leading)
 
     def decode(self, indices: Tensor) -> Tensor:
-        """Returns the sum over scales ``(..., *spatial, d)``; an index of -1 adds nothing.
+        """Returns the sum over scales ``(..., *spatial, d)``; a scale of -1 adds nothing.
 
-        For a coarse version, set the indices of later scales to -1.
+        For a coarse version, set the indices of later scales to -1. Within a scale, -1 stands for a
+        code of zeros, which ``refine`` sees like any other; a scale of a map without any index
+        adds exactly nothing.
 
         Raises:
             TypeError: If ``indices`` is not an integer tensor.
@@ -182,6 +186,7 @@ class MultiScaleQuantizer(Quantizer):
 
         Indices do not say which positions are masked: set masked positions of ``x`` to NaN.
         """
+        check_integer("indices", indices)
         return self._run(x, None, indices)
 
     def logits(
@@ -193,7 +198,7 @@ class MultiScaleQuantizer(Quantizer):
             x: The map ``(..., *spatial, d)``.
             temperature: Divides the logits, greater than 0.
             indices: Indices ``(..., n)`` to use for smaller scales (teacher forcing); by default
-                those that ``encode`` chooses.
+                those that ``encode`` chooses. -1 is a choice not made yet, as in ``decode``.
 
         Raises:
             TypeError: If the quantizer has no explicit codebook.
@@ -292,4 +297,6 @@ class MultiScaleQuantizer(Quantizer):
                 return codes
             refined = self.refine(codes, number / max(len(self.scales) - 1, 1))
         check_shape("refine(codes, position)", refined, codes.shape)
-        return refined
+        # `refine` may have a bias: of zeros it makes something.
+        known = (indices >= 0).flatten(1).any(dim=1)
+        return torch.where(known.reshape(-1, *[1] * (codes.ndim - 1)), refined, 0.0)

@@ -25,6 +25,7 @@ from vqprior.quantizers._shared._inputs import (
     validate_assignment,
     validate_indices,
     validate_input,
+    warn_of_channels_first,
 )
 from vqprior.quantizers._shared._outputs import make_output
 
@@ -141,8 +142,11 @@ class VectorQuantizer(Quantizer):
         return learns and isinstance(self.estimator, IndexEstimator)
 
     def _search_space(self) -> tuple[Tensor, str] | None:
-        """Returns the codes and the metric, unless the estimator has a way of its own to choose."""
-        if isinstance(self.estimator, IndexEstimator):
+        """Returns the codes and the metric, unless another module or the estimator has a part.
+
+        Codes that a module computes are computed once a call, in ``forward``.
+        """
+        if isinstance(self.estimator, IndexEstimator) or not self.codebook.can_be_set:
             return None
         return self.codebook.codes(), self.metric
 
@@ -162,6 +166,7 @@ class VectorQuantizer(Quantizer):
                 shape than the tokens.
         """
         x, valid = validate_input(x, mask, self.dim)
+        warn_of_channels_first(self, x)
         return self._result(x, valid, None)
 
     @torch.no_grad()

@@ -19,8 +19,10 @@ from vqprior.quantizers._shared._columns import has_any_index, mask_indices
 from vqprior.quantizers._shared._inputs import (
     check_index_per_token,
     check_indices,
+    know_layout,
     validate_assignment,
     validate_input,
+    warn_of_channels_first,
 )
 from vqprior.quantizers._shared._outputs import replace_quantized
 from vqprior.quantizers._shared._wrapper import QuantizerWrapper
@@ -70,6 +72,7 @@ class ProjectedQuantizer(QuantizerWrapper):
     ) -> None:
         super().__init__(quantizer)
         check_index_per_token("quantizer", quantizer)
+        know_layout([quantizer])
         check_module("down", down)
         check_module("up", up)
         found = getattr(down, "in_features", quantizer.dim)
@@ -91,6 +94,7 @@ class ProjectedQuantizer(QuantizerWrapper):
             ValueError: If ``x``, ``mask``, or a result of ``down`` or ``up`` has the wrong shape.
         """
         x, valid = validate_input(x, mask, self.dim)
+        warn_of_channels_first(self, x)
         return self._project_up(self.quantizer(self._project_down(x), valid), x)
 
     @torch.no_grad()

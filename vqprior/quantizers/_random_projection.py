@@ -15,6 +15,7 @@ from vqprior.quantizers._shared._inputs import (
     validate_assignment,
     validate_indices,
     validate_input,
+    warn_of_channels_first,
 )
 from vqprior.quantizers._shared._outputs import make_output
 
@@ -106,7 +107,9 @@ class RandomProjectionQuantizer(KeepsDtypes, Quantizer):
             TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
             ValueError: If ``x`` or ``mask`` has the wrong shape.
         """
-        return self.quantize_as(x, self.encode(x, mask))
+        indices = self.encode(x, mask)
+        warn_of_channels_first(self, x)
+        return self.quantize_as(x, indices)
 
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -11,7 +11,12 @@ from vqprior._interfaces import Codebook, GradientEstimator, Quantizer
 from vqprior._results import QuantizerOutput
 from vqprior.functional import straight_through
 from vqprior.quantizers._shared._columns import mask_indices, stack_logits
-from vqprior.quantizers._shared._inputs import check_indices, validate_assignment, validate_input
+from vqprior.quantizers._shared._inputs import (
+    check_indices,
+    validate_assignment,
+    validate_input,
+    warn_of_channels_first,
+)
 from vqprior.quantizers._shared._outputs import code_dtype, merge_outputs
 from vqprior.quantizers._shared._stages import Stages
 
@@ -23,7 +28,9 @@ class ResidualQuantizer(Quantizer):
     ``quantized`` is the sum of the codes. One estimator is applied to the sum, so the gradient is
     the identity by default for any number of stages. The residual is ``x`` minus a constant, so
     the commitment loss of every stage has a gradient. Modules inside a stage, such as those of
-    ``ProjectedQuantizer``, also learn from ``quantized``. Loss terms are means over stages.
+    ``ProjectedQuantizer``, also learn from ``quantized``. Loss terms are means over stages. Where
+    ``x`` needs a gradient, such modules run twice in a training step, so leave batch normalization
+    and dropout to the networks around the quantizer.
 
     Pass the same quantizer several times to share its codebook: it is stored once, and a rule
     takes one step for all its uses.
@@ -32,8 +39,12 @@ class ResidualQuantizer(Quantizer):
         quantizers: The stages, first to last, of equal ``dim``.
         dropout: Probability, in training mode, that a sample (an entry of dimension 0) keeps only
             its first ``m`` stages, with ``m`` uniform from 1 to the number of stages. Dropped
-            stages have index -1 and contribute nothing. Random numbers come from torch's global
-            generator, as in ``nn.Dropout``.
+            stages have index -1 and contribute nothing. In ``(n, d)`` each vector is a sample;
+            keep the batch dimension to draw for whole sequences or maps. Each call draws, so the
+            groups of a ``GroupedQuantizer`` and the scales of a ``MultiScaleQuantizer`` draw for
+            themselves. For one draw for all groups, make each stage a ``GroupedQuantizer``: the
+            codes are the same. Random numbers come from torch's global generator, as in
+            ``nn.Dropout``.
         beam_size: Number of partial sums that the search keeps, at least 1; 1 is the greedy
             search. Larger values need stages with ``nearest_indices`` and cost about
             ``beam_size`` times as much.
@@ -127,6 +138,7 @@ class ResidualQuantizer(Quantizer):
             ValueError: If ``x`` or ``mask`` has the wrong shape.
         """
         x, valid = validate_input(x, mask, self.dim)
+        warn_of_channels_first(self, x)
         kept = self._kept(valid)
         if self.beam_size == 1:
             return self._run(x, valid, lambda i, rest: self.stages[i](rest, valid & kept[i]))
@@ -184,7 +196,8 @@ class ResidualQuantizer(Quantizer):
             x: Vectors ``(..., d)``.
             temperature: Divides the logits, greater than 0.
             indices: Indices ``(..., q)`` to use for earlier stages (teacher forcing); by default
-                those that each stage chooses.
+                those that each stage chooses. -1 is a choice not made yet: later stages score the
+                same residual as this one.
 
         Raises:
             TypeError: If a stage has no explicit codebook.
@@ -218,8 +231,11 @@ class ResidualQuantizer(Quantizer):
         for number, stage in enumerate(self.stages):
             out = quantize(number, rest)
             if torch.is_grad_enabled() and stage._learns_from_result:
-                # Modules inside a stage learn from the result; `x` gets the outer estimator.
-                inner = stage.quantize_as(rest.detach(), out.indices).quantized.to(dtype)
+                # Modules inside a stage learn from the result; `x` gets the outer estimator. Where
+                # `x` has a gradient, that of the losses must reach it and this one must not, which
+                # no single run of the stage can tell apart.
+                alone = stage.quantize_as(rest.detach(), out.indices) if x.requires_grad else out
+                inner = alone.quantized.to(dtype)
                 carried = inner - inner.detach()
                 trained = carried if trained is None else trained + carried
             total = total + out.quantized.detach().to(dtype)

@@ -126,6 +126,7 @@ class TextureQuantizer(QuantizerBase):
 
         An index of -1 adds nothing.
         """
+        check_floating("structure", structure)
         return structure + self.quantizer.decode(indices).to(structure.dtype)
 
     def _fused(self, texture: Tensor, structure: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from vqprior.quantizers._shared._inputs import (
     validate_assignment,
     validate_indices,
     validate_input,
+    warn_of_channels_first,
 )
 from vqprior.quantizers._shared._outputs import make_output
 
@@ -113,6 +114,7 @@ class BinaryQuantizer(Quantizer):
             ValueError: If ``x`` or ``mask`` has the wrong shape.
         """
         x, valid = validate_input(x, mask, self.dim)
+        warn_of_channels_first(self, x)
         prepared = self._prepare(x)
         indices = torch.where(valid, self._index(prepared), -1)
         return self._output(prepared, indices, valid, x.dtype)

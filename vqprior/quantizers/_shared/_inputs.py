@@ -1,7 +1,10 @@
 """Input checks, and which tokens are valid."""
 
+import warnings
+from collections.abc import Iterable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqprior._checks import (
     check_floating,
@@ -11,7 +14,7 @@ from vqprior._checks import (
     check_mask,
     check_shape,
 )
-from vqprior._interfaces import Quantizer
+from vqprior._interfaces import Quantizer, QuantizerBase
 from vqprior.quantizers._shared._columns import has_any_index
 
 
@@ -41,6 +44,33 @@ def check_index_per_token(name: str, quantizer: Quantizer) -> None:
         raise ValueError(
             f"`{name}` must have indices for each token, got {type(quantizer).__name__}. Wrap the "
             "outer quantizer in `MultiScaleQuantizer` instead."
+        )
+
+
+def know_layout(quantizers: Iterable[nn.Module]) -> None:
+    """Keeps ``warn_of_channels_first`` silent in quantizers and all that is nested in them."""
+    for quantizer in quantizers:
+        for module in quantizer.modules():
+            if isinstance(module, QuantizerBase):
+                module._layout_is_known = True
+
+
+def warn_of_channels_first(quantizer: Quantizer, x: Tensor) -> None:
+    """Warns if ``x`` ``(..., d)`` may be a feature map ``(b, d, h, w)`` of width ``d``.
+
+    Such a map passes all checks, and the quantizer would quantize along its width. Both layouts
+    are possible where ``d`` is the height too, or the number of channels; rows of the width of
+    ``d`` are rare where features do come last. Call it in ``forward`` after the input is checked.
+    """
+    if x.ndim != 4 or quantizer._layout_is_known or torch.compiler.is_compiling():
+        return
+    dim = x.shape[3]
+    if dim > 1 and dim in x.shape[1:3] and x.is_contiguous():
+        warnings.warn(
+            f"`x` of shape {tuple(x.shape)} looks like feature maps (b, d, h, w), but features "
+            "come last: the tokens are its rows. For feature maps, wrap the quantizer in "
+            "`ChannelsFirst`. If features do come last, pass `x.flatten(1, 2)` to silence this.",
+            stacklevel=5,  # past the quantizer and torch's `__call__`, to the caller
         )
 
 

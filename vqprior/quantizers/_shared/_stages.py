@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vqprior._interfaces import Codebook, Quantizer
 from vqprior.quantizers._shared._columns import columns, stack_columns
-from vqprior.quantizers._shared._inputs import check_index_per_token
+from vqprior.quantizers._shared._inputs import check_index_per_token, know_layout
 
 
 class Stages(nn.Module):
@@ -18,7 +18,7 @@ class Stages(nn.Module):
 
     def __init__(self, quantizers: Sequence[Quantizer]) -> None:
         super().__init__()
-        if isinstance(quantizers, nn.Module) and not isinstance(quantizers, nn.ModuleList):
+        if not isinstance(quantizers, Sequence | nn.ModuleList):
             raise TypeError(
                 f"`quantizers` must be a sequence, got {type(quantizers).__name__}. Put it in a "
                 "list."
@@ -34,6 +34,7 @@ class Stages(nn.Module):
                 unique.append(quantizer)
             self._order.append(known[0] if known else len(unique) - 1)
         self.unique = nn.ModuleList(unique)
+        know_layout(unique)
 
     def __len__(self) -> int:
         return len(self._order)
