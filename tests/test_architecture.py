@@ -20,11 +20,12 @@ ROOT = Path(vqprior.__file__).parent
 # decision to make here.
 LAYERS = {
     "_distributed": set(),
-    "_checks": set(),
+    "_transforms": set(),
+    "_checks": {"_transforms"},
     "_precision": set(),
     "_results": set(),
     "_interfaces": {"_checks", "_distributed", "_precision", "_results"},
-    "functional": {"_checks", "_distributed", "_interfaces", "_results"},
+    "functional": {"_checks", "_distributed", "_interfaces", "_results", "_transforms"},
     "nn": {"_checks", "functional"},
     "codebooks": {"_checks", "_distributed", "_interfaces", "_results", "functional"},
     "_default_rules": {"_interfaces", "codebooks"},
@@ -45,6 +46,7 @@ LAYERS = {
         "_precision",
         "_interfaces",
         "_results",
+        "_transforms",
         "functional",
         "codebooks._embedding",
         "codebooks._chained",

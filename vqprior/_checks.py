@@ -10,6 +10,8 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+from vqprior._transforms import is_transforming, unwrap
+
 
 def check_last_dim(name: str, tensor: Tensor, dim: int) -> None:
     """Raises ``ValueError`` unless ``tensor`` has shape ``(..., dim)``."""
@@ -43,13 +45,14 @@ def check_index_range(name: str, indices: Tensor, size: int) -> None:
     """Raises ``ValueError`` if an index on the CPU is neither -1 nor in ``[0, size)``.
 
     Does nothing on other devices, where it would force a synchronization, and while tracing. Reads
-    through numpy, since the values are on the host already.
+    through numpy, which is faster, where ``torch.func`` lets it.
     """
-    if indices.device.type != "cpu" or torch.compiler.is_compiling() or type(indices) is not Tensor:
+    if indices.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    values = indices.detach().numpy()
-    if values.size == 0:
+    indices = unwrap(indices)
+    if type(indices) is not Tensor or indices.numel() == 0:
         return
+    values = indices if is_transforming() else indices.detach().numpy()
     lowest, highest = int(values.min()), int(values.max())
     if lowest < -1 or highest >= size:
         worst = lowest if lowest < -1 else highest

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from vqprior._transforms import is_transforming
+
 _MAX_BLOCK_ENTRIES = 1 << 20  # 4 MiB of float32: a few blocks stay in the cache
 # On a GPU each block costs kernel launches, and 64 MiB always fit.
 _MAX_BLOCK_ENTRIES_OF_GPUS = 1 << 24
@@ -10,10 +12,29 @@ _MIN_BLOCK_ROWS = 32  # products with fewer rows are slow
 
 
 def row_blocks(n: int, k: int, device: torch.device) -> list[slice]:
-    """Splits ``n`` rows of ``k`` numbers into blocks of bounded size."""
+    """Splits ``n`` rows of ``k`` numbers into blocks of bounded size.
+
+    Inside ``torch.func`` all rows are one block: blocks are written into a tensor made for all of
+    them, which ``vmap`` cannot follow.
+    """
+    if is_transforming():
+        return [slice(0, n)]
     most = _MAX_BLOCK_ENTRIES if device.type == "cpu" else _MAX_BLOCK_ENTRIES_OF_GPUS
     rows = max(_MIN_BLOCK_ROWS, most // k)
-    return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
+    return [slice(start, min(start + rows, n)) for start in range(0, max(n, 1), rows)]
+
+
+def write_rows(into: Tensor, part: slice, rows: Tensor, n: int) -> Tensor:
+    """Writes a block of ``n`` rows into ``into``, which the first block makes.
+
+    A block of all rows is the result itself, without a copy.
+    """
+    if part.start == 0:
+        if part.stop == n:
+            return rows
+        into = rows.new_empty(n, *rows.shape[1:])
+    into[part] = rows
+    return into
 
 
 def softmax_gradient(
