@@ -13,7 +13,12 @@ from vqprior.functional._kernels._operators import apply, with_signature
 from vqprior.functional._random import counter_uniform, to_gumbel
 from vqprior.functional._scores import score_codes, score_gradients
 from vqprior.functional._search import nearest_indices
-from vqprior.functional._softmax_gradient import row_blocks, softmax_gradient, write_rows
+from vqprior.functional._softmax_gradient import (
+    room_for,
+    row_blocks,
+    softmax_gradient,
+    write_rows,
+)
 
 _ESTIMATORS = ("straight_through", "gumbel", "reinmax")
 
@@ -151,10 +156,11 @@ def _gradients(  # noqa: PLR0913
     """Computes both gradients in blocks of the softmax."""
     k, d = codes.shape
     flat, chosen, wanted = x.reshape(-1, d), indices.reshape(-1), grad.reshape(-1, d)
-    grad_x = flat.new_empty(0)
+    blocks = row_blocks(flat.shape[0], k, flat.device)
+    grad_x = room_for(blocks, *flat.shape, like=flat)
     grad_codes = torch.zeros_like(codes).index_add(0, chosen, wanted)
     with torch.autocast(x.device.type, enabled=False):
-        for part in row_blocks(flat.shape[0], k, flat.device):
+        for part in blocks:
             logits = score_codes(flat[part], codes, metric)
             if seed is not None:
                 logits = logits + _noise(seed, part, logits)
@@ -164,7 +170,7 @@ def _gradients(  # noqa: PLR0913
                 logits, probabilities, chosen[part], value, temperature, estimator
             )
             of_part, of_codes = score_gradients(inner, flat[part], codes, metric)
-            grad_x = write_rows(grad_x, part, of_part, flat.shape[0])
+            grad_x = write_rows(grad_x, part, of_part)
             grad_codes = grad_codes + of_codes
     return grad_x.reshape(x.shape), grad_codes
 
@@ -191,11 +197,12 @@ def _(  # noqa: PLR0913
 def _sample(x: Tensor, codes: Tensor, seed: Tensor, metric: str) -> Tensor:
     """Samples from the softmax of the scores by the Gumbel-max trick, in blocks."""
     flat = x.reshape(-1, x.shape[-1])
-    drawn = torch.empty(0, dtype=torch.int64, device=x.device)
-    for part in row_blocks(flat.shape[0], codes.shape[0], flat.device):
+    blocks = row_blocks(flat.shape[0], codes.shape[0], flat.device)
+    drawn = room_for(blocks, flat.shape[0], like=flat.new_empty(0, dtype=torch.int64))
+    for part in blocks:
         logits = score_codes(flat[part], codes, metric)
         of_part = (logits + _noise(seed, part, logits)).argmax(dim=-1)
-        drawn = write_rows(drawn, part, of_part, flat.shape[0])
+        drawn = write_rows(drawn, part, of_part)
     return drawn.reshape(x.shape[:-1])
 
 

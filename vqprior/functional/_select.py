@@ -14,7 +14,12 @@ from vqprior._checks import (
 )
 from vqprior.functional._kernels._operators import apply, with_signature
 from vqprior.functional._random import to_gumbel
-from vqprior.functional._softmax_gradient import row_blocks, softmax_gradient, write_rows
+from vqprior.functional._softmax_gradient import (
+    room_for,
+    row_blocks,
+    softmax_gradient,
+    write_rows,
+)
 
 _ESTIMATORS = ("straight_through", "soft", "gumbel", "reinmax")
 
@@ -160,11 +165,12 @@ class _Select(torch.autograd.Function):
 def _mean_code(logits: Tensor, codes: Tensor, temperature: float) -> Tensor:
     """Computes the mean code under the softmax of the logits, in blocks."""
     flat, table = logits.reshape(-1, len(codes)), codes.to(logits.dtype)
-    mean = codes.new_empty(0)
+    blocks = row_blocks(len(flat), len(codes), flat.device)
+    mean = room_for(blocks, len(flat), codes.shape[1], like=codes)
     with torch.autocast(logits.device.type, enabled=False):
-        for part in row_blocks(len(flat), len(codes), flat.device):
+        for part in blocks:
             of_part = (flat[part] / temperature).softmax(dim=-1) @ table
-            mean = write_rows(mean, part, of_part.to(codes.dtype), len(flat))
+            mean = write_rows(mean, part, of_part.to(codes.dtype))
     return mean.reshape(*logits.shape[:-1], codes.shape[1])
 
 
@@ -190,13 +196,13 @@ def _gradients(  # noqa: PLR0913
     (k, d), dtype = codes.shape, logits.dtype
     flat, chosen = logits.reshape(-1, k), indices.reshape(-1)
     wide, table = grad.reshape(-1, d).to(dtype), codes.to(dtype)
-    grad_logits = flat.new_empty(0)
+    blocks = row_blocks(len(flat), k, flat.device) if of_logits or estimator == "soft" else []
+    grad_logits = room_for(blocks if of_logits else [], *flat.shape, like=flat)
     grad_codes = torch.zeros_like(table) if of_codes else table.new_empty(0)
     if of_codes and estimator != "soft":
         grad_codes = grad_codes.index_add(0, chosen, wide)
-    by_blocks = of_logits or estimator == "soft"
     with torch.autocast(logits.device.type, enabled=False):
-        for part in row_blocks(len(flat), k, flat.device) if by_blocks else ():
+        for part in blocks:
             probabilities = (flat[part] / temperature).softmax(dim=-1)
             if of_codes and estimator == "soft":
                 grad_codes = grad_codes + probabilities.T @ wide[part]
@@ -205,7 +211,7 @@ def _gradients(  # noqa: PLR0913
                 of_part = softmax_gradient(
                     flat[part], probabilities, chosen[part], wanted, temperature, estimator
                 )
-                grad_logits = write_rows(grad_logits, part, of_part, len(flat))
+                grad_logits = write_rows(grad_logits, part, of_part)
     return grad_logits.reshape(logits.shape if of_logits else 0), grad_codes.to(codes.dtype)
 
 

@@ -24,15 +24,15 @@ def row_blocks(n: int, k: int, device: torch.device) -> list[slice]:
     return [slice(start, min(start + rows, n)) for start in range(0, max(n, 1), rows)]
 
 
-def write_rows(into: Tensor, part: slice, rows: Tensor, n: int) -> Tensor:
-    """Writes a block of ``n`` rows into ``into``, which the first block makes.
+def room_for(blocks: list[slice], *shape: int, like: Tensor) -> Tensor:
+    """Returns an empty tensor for the results of all blocks; a single block needs no room."""
+    return like.new_empty(shape if len(blocks) > 1 else 0)
 
-    A block of all rows is the result itself, without a copy.
-    """
-    if part.start == 0:
-        if part.stop == n:
-            return rows
-        into = rows.new_empty(n, *rows.shape[1:])
+
+def write_rows(into: Tensor, part: slice, rows: Tensor) -> Tensor:
+    """Writes the rows of one block, and returns where all are: a single block stays as it is."""
+    if into.numel() == 0:
+        return rows
     into[part] = rows
     return into
 
