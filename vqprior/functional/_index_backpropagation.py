@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from vqprior._checks import check_choice, check_positive
 from vqprior._interfaces import IndexEstimator
 from vqprior.functional._kernels._operators import apply, with_signature
-from vqprior.functional._random import counter_uniform, to_gumbel
+from vqprior.functional._random import counter_gumbel
 from vqprior.functional._scores import score_codes, score_gradients
 from vqprior.functional._search import nearest_indices
 from vqprior.functional._softmax_gradient import (
@@ -218,7 +218,7 @@ def _noise(seed: Tensor, part: slice, logits: Tensor) -> Tensor:
     """Returns Gumbel noise that is the same for an entry in the forward and backward pass."""
     k = logits.shape[-1]
     counter = torch.arange(part.start * k, part.stop * k, device=logits.device).reshape(-1, k)
-    return to_gumbel(counter_uniform(counter + seed)).to(logits.dtype)
+    return counter_gumbel(counter + seed, logits.dtype)
 
 
 def _score_change(x: Tensor, codes: Tensor, of_x: Tensor, of_codes: Tensor, metric: str) -> Tensor:

@@ -67,7 +67,11 @@ class SelfUpdating(QuantizerWrapper):
                 )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
-        """Quantizes, then, in training mode, steps the rules; the result is from before."""
+        """Quantizes, then, in training mode, steps the rules; the result is from before.
+
+        Raises:
+            ValueError: In training mode inside ``torch.func``, which cannot change a state.
+        """
         if self.training and is_transforming():
             raise ValueError(
                 "`training` must be False inside `torch.func`, which cannot change the state of a "
