@@ -7,8 +7,8 @@ from torch.autograd import forward_ad
 
 
 def is_transforming() -> bool:
-    """Whether the caller runs inside a transform of ``torch.func``."""
-    return torch._C._are_functorch_transforms_active()
+    """Whether the caller runs inside a transform of ``torch.func``, and is not compiled."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def unwrap(tensor: Tensor) -> Tensor:
@@ -18,23 +18,29 @@ def unwrap(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def is_batched(*tensors: Tensor) -> bool:
-    """Whether ``vmap`` hides a batch dimension of one of these tensors."""
-    return any(_functorch.is_batchedtensor(layer) for one in tensors for layer in _layers(one))
-
-
 def is_learning(tensor: Tensor) -> bool:
     """Whether a gradient or a tangent of this tensor is asked for, at any level of transforms.
 
     Inside ``vmap``, ``requires_grad`` is False for what an outer ``grad`` differentiates; inside
     ``jvp`` it is False for everything.
     """
-    if tensor.requires_grad or torch.compiler.is_compiling() or not is_transforming():
+    if tensor.requires_grad or not is_transforming():
         return tensor.requires_grad
     return any(
         layer.requires_grad or forward_ad.unpack_dual(layer).tangent is not None
         for layer in _layers(tensor)
     )
+
+
+def with_batch_of(x: Tensor, result: Tensor) -> Tensor:
+    """Gives the result of an autograd function the batch dimension of its input ``x``.
+
+    If ``vmap`` maps over ``x`` alone and the value does not depend on it, torch would take the
+    result for one that all samples share, and add up their gradients.
+    """
+    if not is_transforming():
+        return result
+    return torch.where(torch.ones_like(x, dtype=torch.bool), result, x.to(result.dtype))
 
 
 def _layers(tensor: Tensor) -> list[Tensor]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vqprior._checks import check_floating, check_positive, check_shape
+from vqprior._transforms import with_batch_of
 from vqprior.functional._kernels._operators import apply, with_signature
 
 
@@ -53,7 +54,7 @@ class _PassGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, codes: Tensor) -> Tensor:
-        return codes.clone()
+        return with_batch_of(x, codes.clone())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ANN401
@@ -138,7 +139,7 @@ class _RotateGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, codes: Tensor, max_gain: float) -> Tensor:
-        return codes.clone()
+        return with_batch_of(x, codes.clone())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401

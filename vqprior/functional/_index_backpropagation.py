@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from vqprior._checks import check_choice, check_positive
 from vqprior._interfaces import IndexEstimator
+from vqprior._transforms import with_batch_of
 from vqprior.functional._kernels._operators import apply, with_signature
 from vqprior.functional._random import counter_gumbel
 from vqprior.functional._scores import score_codes, score_gradients
@@ -112,7 +113,8 @@ class _Select(torch.autograd.Function):
         estimator: str,
         temperature: float,
     ) -> Tensor:
-        return F.embedding(indices, codes)  # unlike indexing, reads no single index back
+        # Unlike indexing, an embedding reads no single index back.
+        return with_batch_of(x, F.embedding(indices, codes))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
@@ -132,13 +134,11 @@ class _Select(torch.autograd.Function):
         logits = score_codes(x, codes, metric)
         if seed is not None:
             logits = logits + _noise(seed, slice(0, indices.numel()), logits).reshape(logits.shape)
-        probabilities = (logits / temperature).softmax(dim=-1)
+        chances = (logits / temperature).softmax(dim=-1)
         with torch.autocast(x.device.type, enabled=False):
             change = _score_change(x, codes, of_x, of_codes, metric)
             # The Jacobian of the probabilities is symmetric, so it serves both directions.
-            change = softmax_gradient(
-                logits, probabilities, indices, change, temperature, estimator
-            )
+            change = softmax_gradient(logits, chances, indices, change, temperature, estimator)
             moved: Tensor = change @ (codes - codes.mean(dim=0))
         return moved + F.embedding(indices, of_codes)
 

@@ -22,8 +22,8 @@ def counter_gumbel(counter: Tensor, dtype: torch.dtype) -> Tensor:
 
     ``-log(-log1p(-u))`` of uniform numbers ``u``, which are fine near 0: there the noise is large.
     """
-    finest = torch.finfo(dtype)
-    uniform = (counter_integer(counter).to(dtype) * 2.0**-63).clamp(finest.tiny, 1 - finest.eps / 2)
+    uniform = counter_integer(counter).to(dtype) * 2.0**-63
+    uniform = uniform.clamp(2.0**-64, 1 - torch.finfo(dtype).eps / 2)
     return -(-(-uniform).log1p()).log()
 
 
