@@ -11,6 +11,8 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+from vqprior._transforms import is_transforming, unwrap
+
 # torch computes hardly anything in the wider unsigned dtypes.
 _INDEX_DTYPES = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
 _UNSIGNED_DTYPES = frozenset({torch.uint16, torch.uint32, torch.uint64})
@@ -70,13 +72,14 @@ def check_index_range(name: str, indices: Tensor, size: int) -> None:
     """Raises ``ValueError`` if an index on the CPU is neither -1 nor in ``[0, size)``.
 
     Does nothing on other devices, where it would force a synchronization, and while tracing. Reads
-    through numpy, since the values are on the host already.
+    through numpy, which is faster, where ``torch.func`` lets it.
     """
-    if indices.device.type != "cpu" or torch.compiler.is_compiling() or type(indices) is not Tensor:
+    if indices.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    values = indices.detach().numpy()
-    if values.size == 0:
+    indices = unwrap(indices)
+    if type(indices) is not Tensor or indices.numel() == 0:
         return
+    values = indices if is_transforming() else indices.detach().numpy()
     lowest, highest = int(values.min()), int(values.max())
     if lowest < -1 or highest >= size:
         worst = lowest if lowest < -1 else highest

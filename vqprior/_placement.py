@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from vqprior._precision import KeepsDtypes
+from vqprior._transforms import is_transforming
 
 
 class Placed(nn.Module):
@@ -52,7 +53,8 @@ class Placed(nn.Module):
         constant: Tensor = getattr(self, name)
         if constant.device == device:
             return constant
-        if device.type == "meta" or _is_transformed():
+        # Tensors that a compiler or a transform is at work with must not be kept.
+        if device.type == "meta" or torch.compiler.is_compiling() or is_transforming():
             return constant.to(device)
         constant = _moved(constant, device)
         setattr(self, name, constant)
@@ -84,8 +86,3 @@ def _moved(constant: Tensor, device: torch.device) -> Tensor:
     # A tensor made in inference mode could not be used in training later.
     with torch.inference_mode(mode=False):
         return constant.to(device)
-
-
-def _is_transformed() -> bool:
-    """Whether a compiler or ``torch.func`` is at work, whose tensors must not be kept."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

@@ -1,13 +1,8 @@
-"""Dispatch modes that observe every operator of a call, also inside custom operators."""
-
-from contextlib import ExitStack, contextmanager
-from unittest import mock
+"""Dispatch modes that observe every operator of a call."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from vqprior.functional import _index_backpropagation
 
 # Operators that read a value from the device, or whose output size depends on one.
 _SYNCHRONIZING = {
@@ -68,16 +63,3 @@ class NoHostSync(TorchDispatchMode):
             indices = [i for i in args[1] if i is not None]
             assert all(i.dtype not in (torch.bool, torch.uint8) for i in indices), name
         return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def watching(mode):
-    """Runs custom operators as plain functions, since a mode does not see inside them."""
-    with ExitStack() as stack:
-        for module, name in [
-            (_index_backpropagation, "_sample"),
-            (_index_backpropagation, "_select_backward"),
-        ]:
-            operator = getattr(module, name)
-            stack.enter_context(mock.patch.object(module, name, operator._init_fn))
-        yield stack.enter_context(mode)

@@ -11,7 +11,7 @@ from tests.contracts.factories import (
     quantizers_where,
 )
 from tests.contracts.layouts import draw, draw_mask, map_size
-from tests.contracts.observers import LargestTensor, NoHostSync, watching
+from tests.contracts.observers import LargestTensor, NoHostSync
 from tests.contracts.traits import waits_for_nothing
 from vqprior.functional import _softmax_gradient
 from vqprior.functional._kernels import _search_blocks
@@ -50,7 +50,7 @@ def test_nothing_of_size_n_by_k_is_stored(make, monkeypatch):
     quantizer = make()
     leading, count = many(quantizer)
     x = draw(quantizer, leading).requires_grad_()
-    with watching(LargestTensor()) as largest:
+    with LargestTensor() as largest:
         train_step(quantizer, x)
         quantizer.decode(quantizer.encode(x))
     assert largest.numel <= count * widest_token(quantizer)
@@ -60,7 +60,7 @@ def test_nothing_of_size_n_by_k_is_stored(make, monkeypatch):
 def test_the_observer_sees_inside_the_search(make):
     quantizer = make()
     x = draw(quantizer, (100,))
-    with watching(LargestTensor()) as largest:
+    with LargestTensor() as largest:
         quantizer.encode(x)
     assert largest.numel >= 100 * max(quantizer.dim, min(c.num_codes for c in quantizer.codebooks))
 
@@ -70,7 +70,7 @@ def test_the_observer_sees_inside_the_search(make):
 def test_nothing_waits_for_the_device(make, training):
     quantizer = make().train(training)
     x, mask = draw(quantizer).requires_grad_(), draw_mask(quantizer)
-    with watching(NoHostSync()):
+    with NoHostSync():
         train_step(quantizer, x, mask)
         quantizer.decode(quantizer.encode(x, mask))
 
@@ -83,8 +83,8 @@ def test_rules_wait_for_nothing_and_store_little(make, rule):
     leading, count = many(quantizer)
     x = draw(quantizer, leading)
     out = quantizer(x)
-    with watching(NoHostSync()):
+    with NoHostSync():
         learner.step(out)
-    with watching(LargestTensor()) as largest:
+    with LargestTensor() as largest:
         learner.step(out)
     assert largest.numel <= (count + 1) * widest_token(quantizer)

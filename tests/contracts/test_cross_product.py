@@ -25,7 +25,7 @@ from tests.contracts.layouts import (
     has,
     map_size,
 )
-from tests.contracts.observers import NoHostSync, watching
+from tests.contracts.observers import NoHostSync
 from tests.contracts.traits import draws_in_training, estimates_straight_through
 from tests.contracts.trees import build, random_mask, tokens_of, trees
 from vqprior import (
@@ -188,7 +188,7 @@ def test_law_6_nothing_waits_for_the_device(tree, mask, training, seed):
     quantizer = make(tree, seed, training=training)
     x = inputs(quantizer, 2, seed).requires_grad_()
     mask = random_mask(tokens_of(quantizer, 2), mask, seed)
-    with watching(NoHostSync()):
+    with NoHostSync():
         out = quantizer(x, mask)
         (out.loss + out.quantized.sum()).backward()
         quantizer.decode(quantizer.encode(x, mask))

@@ -11,14 +11,14 @@ GRADIENTS = {
     ),
     "estimator-rounds": Fault(
         "functional/_estimators.py",
-        "def forward(x: Tensor, codes: Tensor) -> Tensor:\n        return codes.clone()",
-        "def forward(x: Tensor, codes: Tensor) -> Tensor:\n        return x + (codes - x)",
+        "codes: Tensor) -> Tensor:\n        return with_batch_of(x, codes",
+        "codes: Tensor) -> Tensor:\n        return with_batch_of(x, x + (codes - x)",
         "functional/test_estimators.py",
     ),
     "straight-through-reaches-the-codes": Fault(
         "functional/_estimators.py",
-        "_PassGradient.apply(x, codes.detach())",
-        "_PassGradient.apply(x, codes)",
+        "apply(_PassGradient, x, codes.detach())",
+        "apply(_PassGradient, x, codes)",
         "contracts/test_rules.py",
         "draws_no_global and spherical",
     ),
@@ -30,7 +30,7 @@ GRADIENTS = {
     ),
     "soft-forgets-the-codes": Fault(
         "functional/_select.py",
-        "grad_codes += probabilities.T @ wide[part]",
+        "grad_codes = grad_codes + probabilities.T @ wide[part]",
         "grad_codes = probabilities.T @ wide[part]",
         "functional/test_select.py",
         "block_sizes and soft",
@@ -56,8 +56,8 @@ GRADIENTS = {
     ),
     "rotation-turns-away": Fault(
         "functional/_estimators.py",
-        "2 * gain * along_q",
-        "-2 * gain * along_q",
+        "2 * gain * along_start",
+        "-2 * gain * along_start",
         "functional/test_estimators.py",
         "formula",
     ),
@@ -157,11 +157,18 @@ GRADIENTS = {
         "functional/test_index_backpropagation.py",
         "noise and blocks",
     ),
-    "ibq-returns-a-view": Fault(
-        "functional/_index_backpropagation.py",
-        "codes.index_select(0, indices.reshape(-1)).reshape(*indices.shape, codes.shape[1])",
-        "codes[indices]",
-        "functional/test_index_backpropagation.py",
-        "leading",
+    "samples-share-a-gradient": Fault(
+        "_transforms.py",
+        "return torch.where(torch.ones_like(x, dtype=torch.bool), result, x.to(result.dtype))",
+        "return result",
+        "functional/test_transforms.py",
+        "straight-through",
+    ),
+    "ensembles-lose-a-loss": Fault(
+        "_transforms.py",
+        "layer.requires_grad or forward_ad.unpack_dual",
+        "forward_ad.unpack_dual",
+        "contracts/test_transforms.py",
+        "ensemble and euclidean",
     ),
 }

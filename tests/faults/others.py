@@ -46,7 +46,7 @@ OTHERS = {
     ),
     "frechet-shares-in-float32": Fault(
         "metrics/_frechet.py",
-        "before = count.double()",
+        "before = count.to(mean.dtype)",
         "before = count",
         "metrics/test_frechet.py",
         "split_into_batches",

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from vqprior import CodebookRevival, EmbeddingCodebook, VectorQuantizer
 from vqprior.functional import IndexBackpropagation, _softmax_gradient, select_codes
-from vqprior.functional._random import counter_uniform, to_gumbel
+from vqprior.functional._random import counter_gumbel
 from vqprior.functional._scores import score_codes
 
 METRICS = ["euclidean", "cosine", "dot"]
@@ -86,7 +86,7 @@ def test_the_backward_pass_has_the_noise_of_the_forward(metric, estimator):
     codes, weight = quantizer.codebook.weight, torch.randn(9, 3, dtype=torch.float64)
     torch.manual_seed(5)
     seed = torch.randint(2**62, ())
-    noise = to_gumbel(counter_uniform(torch.arange(9 * 7).reshape(9, 7) + seed))
+    noise = counter_gumbel(torch.arange(9 * 7).reshape(9, 7) + seed, torch.float64)
     logits = quantizer.logits(x)
     indices = (logits + noise).argmax(dim=-1)
     used = logits + noise if estimator == "gumbel" else logits

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from tests.contracts.observers import LargestTensor, NoHostSync, watching
+from tests.contracts.observers import LargestTensor, NoHostSync
 from vqprior.functional import nearest_indices
 from vqprior.functional._kernels import _search_blocks
 
@@ -242,7 +242,7 @@ def test_no_gradient_and_no_graph():
 
 def test_memory_beyond_the_result_is_one_block():
     x, codes = torch.randn(30000, 2), torch.randn(2000, 2)
-    with watching(LargestTensor()) as largest, NoHostSync():
+    with LargestTensor() as largest, NoHostSync():
         nearest_indices(x, codes)
     assert largest.numel <= _search_blocks._MAX_BLOCK_ENTRIES < 30000 * 2000
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.contracts.observers import watching
 from vqprior import CodebookEMA, CodebookRevival, ResidualQuantizer, VectorQuantizer
 
 DIM = 4
@@ -29,7 +28,7 @@ class Operators(TorchDispatchMode):
 
 def cost(quantizer, call):
     x = torch.randn(64, DIM, requires_grad=True)
-    with watching(Operators()) as operators:
+    with Operators() as operators:
         call(quantizer, x)
     return operators.count, operators.entries
 

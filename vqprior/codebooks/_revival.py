@@ -11,7 +11,7 @@ from vqprior._checks import check_at_least, check_interval, check_positive
 from vqprior._interfaces import Codebook, QuantizerBase, UpdateRule
 from vqprior._results import QuantizerOutput, Selection
 from vqprior.functional import code_sums_and_counts
-from vqprior.functional._random import counter_uniform
+from vqprior.functional._random import counter_integer
 
 
 @final
@@ -117,7 +117,7 @@ class CodebookRevival(UpdateRule):
         steps: Tensor = self.get_buffer(f"steps_{number}")
         windows: Tensor = self.get_buffer(f"windows_{number}")
 
-        chance = _uniform(self.seed + number, steps, codebook.num_codes)
+        chance = _integers(self.seed + number, steps, codebook.num_codes)
         candidates, errors, hits = _draw_candidates(selections, chance)
         total = hits.sum()
         uses.add_(hits)
@@ -165,7 +165,7 @@ def _draw_candidates(selections: list[Selection], chance: Tensor) -> tuple[Tenso
     joint = per_rank.sum(dim=0)
     # Selections follow each other, and the ranks within each: the order of the joint batch.
     before = joint.cumsum(0) - joint + per_rank[: _distributed.rank()].sum(dim=0)
-    turn = (chance * joint.sum()).long().unsqueeze(1) - before
+    turn = (chance % joint.sum().clamp_min(1)).unsqueeze(1) - before
     own = (turn >= 0) & (turn < local)
     turn = torch.where(own, turn + local.cumsum(0) - local, 0).sum(dim=1)
     mine = own.any(dim=1)
@@ -204,7 +204,7 @@ def _reset_moments(optimizer: torch.optim.Optimizer, codebook: Codebook, where: 
                 value.masked_fill_(where.unsqueeze(1), 0.0)
 
 
-def _uniform(seed: int, step: Tensor, count: int) -> Tensor:
-    """Returns ``count`` numbers in ``[0, 1)`` that depend on ``seed`` and ``step`` alone."""
+def _integers(seed: int, step: Tensor, count: int) -> Tensor:
+    """Returns ``count`` integers from 0 that depend on ``seed`` and ``step`` alone."""
     counter = torch.arange(1, count + 1, device=step.device) + step * count
-    return counter_uniform(counter + (seed << 32))
+    return counter_integer(counter + (seed << 32))

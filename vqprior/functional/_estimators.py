@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from vqprior._checks import check_floating, check_positive, check_shape, check_tensor
-from vqprior.functional._kernels._operators import with_signature
+from vqprior._transforms import with_batch_of
+from vqprior.functional._kernels._operators import apply, with_signature
 
 
 def straight_through(x: Tensor, codes: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ def straight_through(x: Tensor, codes: Tensor) -> Tensor:
     check_tensor("x", x)
     check_tensor("codes", codes)
     check_shape("codes", codes, x.shape)
-    passed: Tensor = _PassGradient.apply(x, codes.detach())
+    passed: Tensor = apply(_PassGradient, x, codes.detach())
     return passed
 
 
@@ -55,7 +56,7 @@ class _PassGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, codes: Tensor) -> Tensor:
-        return codes.clone()
+        return with_batch_of(x, codes.clone())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ANN401
@@ -64,6 +65,10 @@ class _PassGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
         return grad, None
+
+    @staticmethod
+    def tangent(ctx: Any, tangent: Tensor, of_codes: Tensor) -> Tensor:  # noqa: ANN401
+        return tangent.to(of_codes.dtype, copy=True)
 
 
 def rotation_trick(x: Tensor, codes: Tensor, *, max_gain: float | None = None) -> Tensor:
@@ -124,7 +129,7 @@ def rotation_trick(x: Tensor, codes: Tensor, *, max_gain: float | None = None) -
     # A larger gain could overflow the gradient in `x.dtype`.
     bound = torch.finfo(x.dtype).max ** 0.5
     bound = bound if max_gain is None else min(bound, max_gain)
-    rotated: Tensor = _RotateGradient.apply(x, codes.detach(), bound)
+    rotated: Tensor = apply(_RotateGradient, x, codes.detach(), bound)
     return rotated
 
 
@@ -136,7 +141,7 @@ class _RotateGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, codes: Tensor, max_gain: float) -> Tensor:
-        return codes.clone()
+        return with_batch_of(x, codes.clone())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
@@ -146,23 +151,33 @@ class _RotateGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
         x, codes = (saved.detach() for saved in ctx.saved_tensors)
-        dtype = torch.promote_types(torch.promote_types(x.dtype, codes.dtype), torch.float32)
-        u, x_peak, x_length = _unit(x.to(dtype))
-        q, code_peak, code_length = _unit(codes.to(dtype))
-        between = u + q
-        length = torch.linalg.vector_norm(between, dim=-1, keepdim=True)
-        # Below this length, the direction of the sum is rounding noise.
-        turns = (length > torch.finfo(dtype).eps ** 0.5) & (x_peak > 0)
-        gain = code_peak / x_peak * (code_length / x_length)
-        gain = torch.where(x_peak > 0, gain, 1.0).clamp_max(ctx.max_gain)
-        wide = grad.to(dtype)
-        along_w = (between * wide).sum(dim=-1, keepdim=True)
-        along_q = (q * wide).sum(dim=-1, keepdim=True)
-        # The two terms of the rotation besides the identity; `between` is `length` * w.
-        reflect = torch.where(turns, -2 * gain * along_w / length.square(), 0.0)
-        forward = torch.where(turns, 2 * gain * along_q, 0.0)
-        rotated = (wide * gain).addcmul_(between, reflect).addcmul_(u, forward)
-        return rotated.to(x.dtype), None, None
+        return _rotate(grad, x, codes, ctx.max_gain, back=True).to(x.dtype), None, None
+
+    @staticmethod
+    def tangent(ctx: Any, tangent: Tensor, of_codes: Tensor, _: None) -> Tensor:  # noqa: ANN401
+        x, codes = (saved.detach() for saved in ctx.saved_tensors)
+        return _rotate(tangent, x, codes, ctx.max_gain, back=False).to(codes.dtype)
+
+
+def _rotate(vectors: Tensor, x: Tensor, codes: Tensor, max_gain: float, *, back: bool) -> Tensor:
+    """Rotates and rescales vectors as ``x`` into its code, or by the transpose of this map."""
+    dtype = torch.promote_types(torch.promote_types(x.dtype, codes.dtype), torch.float32)
+    u, x_peak, x_length = _unit(x.to(dtype))
+    q, code_peak, code_length = _unit(codes.to(dtype))
+    between = u + q
+    length = torch.linalg.vector_norm(between, dim=-1, keepdim=True)
+    # Below this length, the direction of the sum is rounding noise.
+    turns = (length > torch.finfo(dtype).eps ** 0.5) & (x_peak > 0)
+    gain = code_peak / x_peak * (code_length / x_length)
+    gain = torch.where(x_peak > 0, gain, 1.0).clamp_max(max_gain)
+    wide = vectors.to(dtype)
+    start, end = (q, u) if back else (u, q)
+    along_w = (between * wide).sum(dim=-1, keepdim=True)
+    along_start = (start * wide).sum(dim=-1, keepdim=True)
+    # The two terms of the rotation besides the identity; `between` is `length` * w.
+    reflect = torch.where(turns, -2 * gain * along_w / length.square(), 0.0)
+    forward = torch.where(turns, 2 * gain * along_start, 0.0)
+    return (wide * gain).addcmul_(between, reflect).addcmul_(end, forward)
 
 
 def _unit(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from vqprior._checks import check_codes
 from vqprior._precision import without_autocast
 from vqprior._results import QuantizerOutput, Selection
+from vqprior._transforms import is_learning
 from vqprior.functional._losses import selections, total
 
 
@@ -80,7 +81,7 @@ def orthogonality_loss(codes: Tensor) -> Tensor:
         tensor(0.7500, grad_fn=<SubBackward0>)
     """
     check_codes("codes", codes)
-    if torch.is_grad_enabled() and not codes.requires_grad:
+    if torch.is_grad_enabled() and not is_learning(codes):
         raise ValueError(
             "`codes` must require gradients, got a tensor that does not. A codebook that a rule "
             "updates does not learn from losses: drop this term, or measure it under "

@@ -5,15 +5,23 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vqprior._checks import check_choice, check_positive
 from vqprior._interfaces import IndexEstimator
 from vqprior._precision import without_autocast
+from vqprior._transforms import with_batch_of
+from vqprior.functional._kernels._operators import apply, with_signature
 from vqprior.functional._location import find_center, finite_codes
-from vqprior.functional._random import counter_uniform, to_gumbel
+from vqprior.functional._random import counter_gumbel
 from vqprior.functional._scores import score_codes, score_gradients
 from vqprior.functional._search import nearest_indices
-from vqprior.functional._softmax_gradient import row_blocks, softmax_gradient
+from vqprior.functional._softmax_gradient import (
+    room_for,
+    row_blocks,
+    softmax_gradient,
+    write_rows,
+)
 
 _ESTIMATORS = ("straight_through", "gumbel", "reinmax")
 
@@ -81,56 +89,63 @@ class IndexBackpropagation(IndexEstimator):
             estimator = "reinmax" if estimator == "reinmax" else "straight_through"
         else:
             seed = torch.randint(2**62, (), device=x.device)
-            indices = _sample(wide.detach(), table.detach(), seed, metric)
+            sample_nearest = _sample_op if torch.compiler.is_compiling() else _sample
+            indices = sample_nearest(wide.detach(), table.detach(), seed, metric)
             seed = seed if estimator == "gumbel" else None
         # Copied, so that a rule may change the codebook before the backward pass.
-        selected: Tensor = _select(
-            wide, table.clone(), indices, seed, metric, estimator, self.temperature
+        selected: Tensor = apply(
+            _Select, wide, table.clone(), indices, seed, metric, estimator, self.temperature
         )
         return selected.to(codes.dtype), indices
 
 
-@torch.library.custom_op("vqprior::select_nearest", mutates_args=())
-def _select(
-    x: Tensor,
-    codes: Tensor,
-    indices: Tensor,
-    seed: Tensor | None,
-    metric: str,
-    estimator: str,
-    temperature: float,
-) -> Tensor:
-    """Looks up the chosen codes; the backward pass is that of the mean code under a softmax."""
-    # Indexing by a single index would return a view, which a custom operator must not.
-    return codes.index_select(0, indices.reshape(-1)).reshape(*indices.shape, codes.shape[1])
+@with_signature
+class _Select(torch.autograd.Function):
+    """Looks up the chosen codes, with the gradient of the mean code under a softmax."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        codes: Tensor,
+        indices: Tensor,
+        seed: Tensor | None,
+        metric: str,
+        estimator: str,
+        temperature: float,
+    ) -> Tensor:
+        # Unlike indexing, an embedding reads no single index back.
+        return with_batch_of(x, F.embedding(indices, codes))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
+        x, codes, indices, seed, *ctx.options = inputs
+        ctx.save_for_backward(x, codes, indices, seed)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        gradients = _gradients_op if torch.compiler.is_compiling() else _gradients
+        grads = gradients(grad, *ctx.saved_tensors, *ctx.options)
+        return (*grads, None, None, None, None, None)
+
+    @staticmethod
+    def tangent(ctx: Any, of_x: Tensor, of_codes: Tensor, *_: None) -> Tensor:  # noqa: ANN401
+        x, codes, indices, seed = ctx.saved_tensors
+        metric, estimator, temperature = ctx.options
+        logits = score_codes(x, codes, metric)
+        if seed is not None:
+            logits = logits + _noise(seed, slice(0, indices.numel()), logits).reshape(logits.shape)
+        chances = (logits / temperature).softmax(dim=-1)
+        with without_autocast(x.device.type):
+            change = _score_change(x, codes, of_x, of_codes, metric)
+            # The Jacobian of the probabilities is symmetric, so it serves both directions.
+            change = softmax_gradient(logits, chances, indices, change, temperature, estimator)
+            moved: Tensor = change @ (codes - codes.mean(dim=0))
+        return moved + F.embedding(indices, of_codes)
 
 
-@_select.register_fake
-def _(
-    x: Tensor,
-    codes: Tensor,
-    indices: Tensor,
-    seed: Tensor | None,
-    metric: str,
-    estimator: str,
-    temperature: float,
-) -> Tensor:
-    return codes.new_empty((*indices.shape, codes.shape[1]))
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
-    x, codes, indices, seed, *options = inputs
-    ctx.save_for_backward(x, codes, indices, seed)
-    ctx.options = options
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-    grads = _select_backward(grad, *ctx.saved_tensors, *ctx.options)
-    return (*grads, None, None, None, None, None)
-
-
-@torch.library.custom_op("vqprior::select_nearest_backward", mutates_args=())
-def _select_backward(  # noqa: PLR0913
+def _gradients(  # noqa: PLR0913
     grad: Tensor,
     x: Tensor,
     codes: Tensor,
@@ -144,10 +159,11 @@ def _select_backward(  # noqa: PLR0913
     k, d = codes.shape
     flat, chosen, wanted = x.reshape(-1, d), indices.reshape(-1), grad.reshape(-1, d)
     table = finite_codes(codes)  # a probability of 0 times infinity would be NaN
-    grad_x = torch.empty_like(flat)
-    grad_codes = torch.zeros_like(codes).index_add_(0, chosen, wanted)
+    blocks = row_blocks(flat.shape[0], k, flat.device)
+    grad_x = room_for(blocks, *flat.shape, like=flat)
+    grad_codes = torch.zeros_like(codes).index_add(0, chosen, wanted)
     with without_autocast(x.device.type):
-        for part in row_blocks(flat.shape[0], k, flat.device):
+        for part in blocks:
             logits = score_codes(flat[part], codes, metric)
             if seed is not None:
                 logits = logits + _noise(seed, part, logits)
@@ -156,12 +172,18 @@ def _select_backward(  # noqa: PLR0913
             inner = softmax_gradient(
                 logits, probabilities, chosen[part], value, temperature, estimator
             )
-            grad_x[part], of_codes = score_gradients(inner, flat[part], table, metric)
-            grad_codes += of_codes
+            of_part, of_codes = score_gradients(inner, flat[part], table, metric)
+            grad_x = write_rows(grad_x, part, of_part)
+            grad_codes = grad_codes + of_codes
     return grad_x.reshape(x.shape), grad_codes
 
 
-@_select_backward.register_fake
+_gradients_op = torch.library.custom_op(
+    "vqprior::select_nearest_gradients", _gradients, mutates_args=()
+)
+
+
+@_gradients_op.register_fake
 def _(  # noqa: PLR0913
     grad: Tensor,
     x: Tensor,
@@ -175,21 +197,22 @@ def _(  # noqa: PLR0913
     return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(codes)
 
 
-_select.register_autograd(_backward, setup_context=_save)
-
-
-@torch.library.custom_op("vqprior::sample_nearest", mutates_args=())
 def _sample(x: Tensor, codes: Tensor, seed: Tensor, metric: str) -> Tensor:
     """Samples from the softmax of the scores by the Gumbel-max trick, in blocks."""
     flat = x.reshape(-1, x.shape[-1])
-    drawn = torch.empty(flat.shape[0], dtype=torch.int64, device=x.device)
-    for part in row_blocks(flat.shape[0], codes.shape[0], flat.device):
+    blocks = row_blocks(flat.shape[0], codes.shape[0], flat.device)
+    drawn = room_for(blocks, flat.shape[0], like=flat.new_empty(0, dtype=torch.int64))
+    for part in blocks:
         logits = score_codes(flat[part], codes, metric)
-        drawn[part] = (logits + _noise(seed, part, logits)).argmax(dim=-1)
+        of_part = (logits + _noise(seed, part, logits)).argmax(dim=-1)
+        drawn = write_rows(drawn, part, of_part)
     return drawn.reshape(x.shape[:-1])
 
 
-@_sample.register_fake
+_sample_op = torch.library.custom_op("vqprior::sample_nearest", _sample, mutates_args=())
+
+
+@_sample_op.register_fake
 def _(x: Tensor, codes: Tensor, seed: Tensor, metric: str) -> Tensor:
     return x.new_empty(x.shape[:-1], dtype=torch.int64)
 
@@ -198,4 +221,23 @@ def _noise(seed: Tensor, part: slice, logits: Tensor) -> Tensor:
     """Returns Gumbel noise that is the same for an entry in the forward and backward pass."""
     k = logits.shape[-1]
     counter = torch.arange(part.start * k, part.stop * k, device=logits.device).reshape(-1, k)
-    return to_gumbel(counter_uniform(counter + seed)).to(logits.dtype)
+    return counter_gumbel(counter + seed, logits.dtype)
+
+
+def _score_change(x: Tensor, codes: Tensor, of_x: Tensor, of_codes: Tensor, metric: str) -> Tensor:
+    """Returns the tangent ``(..., k)`` of the scores, up to a constant per vector."""
+    if metric == "dot":
+        return of_x @ codes.T + x @ of_codes.T
+    if metric == "euclidean":
+        center = codes.mean(dim=0)
+        x, codes = x - center, codes - center
+        return 2 * (of_x @ codes.T + x @ of_codes.T - (codes * of_codes).sum(dim=1))
+    (unit_x, of_x), (unit_codes, of_codes) = _turn(x, of_x), _turn(codes, of_codes)
+    return of_x @ unit_codes.T + unit_x @ of_codes.T
+
+
+def _turn(x: Tensor, of_x: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns unit vectors and their tangents."""
+    unit, length = F.normalize(x, dim=-1), x.norm(dim=-1, keepdim=True)
+    across = of_x - unit * (unit * of_x).sum(dim=-1, keepdim=True)
+    return unit, torch.where(length > 0, across / torch.where(length > 0, length, 1.0), 0.0)

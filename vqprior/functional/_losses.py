@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vqprior._checks import check_instance, check_mask, check_tensor
 from vqprior._results import QuantizerOutput, Selection
-from vqprior.functional._kernels._operators import with_signature
+from vqprior.functional._kernels._operators import apply, with_signature
 
 
 def masked_mean_square(difference: Tensor, mask: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def commitment_and_codebook_mse(
     inputs: Tensor, codes: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Returns the mean squared error twice: with a gradient to the inputs, and to the codes."""
-    both: tuple[Tensor, Tensor] = _MeanSquareError.apply(inputs, codes, mask)
+    both: tuple[Tensor, Tensor] = apply(_MeanSquareError, inputs, codes, mask)
     return both
 
 
@@ -166,6 +166,18 @@ class _MeanSquareError(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: object) -> None:  # noqa: ANN401
         ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def tangent(
+        ctx: Any,  # noqa: ANN401
+        of_inputs: Tensor,
+        of_codes: Tensor,
+        _: None,
+    ) -> tuple[Tensor, Tensor]:
+        inputs, codes, mask = ctx.saved_tensors
+        difference = torch.where(mask.unsqueeze(-1), _difference(inputs, codes), 0.0)
+        slope = 2 / _count(inputs, mask)
+        return slope * (difference * of_inputs).sum(), -slope * (difference * of_codes).sum()
 
     @staticmethod
     def backward(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vqprior._checks import check_at_least, check_integer
+from vqprior._precision import widest_float
 from vqprior.functional._index_columns import (
     BLOCKS,
     EMPTY,
@@ -156,7 +157,7 @@ def index_bits(indices: Tensor, codebook_sizes: int | Sequence[int]) -> Tensor:
             ``(..., q)``, each in ``[1, 2**62]``.
 
     Returns:
-        Bits per sample, as ``float64``.
+        Bits per sample, as ``float64`` (``float32`` on Apple GPUs).
 
     Raises:
         TypeError: If ``indices`` is not an integer tensor.
@@ -193,7 +194,8 @@ def index_bits(indices: Tensor, codebook_sizes: int | Sequence[int]) -> Tensor:
     emitted = indices >= 0 if has_columns else (indices >= 0).unsqueeze(-1)
     if emitted.ndim > 2:
         emitted = emitted.flatten(1, -2).sum(dim=1)
-    costs = torch.tensor([math.log2(k) for k in sizes], dtype=torch.float64, device=indices.device)
+    dtype, device = widest_float(indices.device), indices.device
+    costs = torch.tensor([math.log2(k) for k in sizes], dtype=dtype, device=device)
     return (emitted * costs).sum(dim=-1)
 
 

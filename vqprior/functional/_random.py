@@ -4,16 +4,27 @@ import torch
 from torch import Tensor
 
 
-def counter_uniform(counter: Tensor) -> Tensor:
-    """Returns float64 numbers in ``[0, 1)``, each a function of its int64 ``counter`` only.
+def counter_integer(counter: Tensor) -> Tensor:
+    """Returns integers in ``[0, 2**63)``, each a function of its int64 ``counter`` only.
 
-    Uses the SplitMix64 hash (Steele, Lea and Flood, OOPSLA 2014) in wrapping int64 arithmetic.
+    Uses the SplitMix64 hash (Steele, Lea and Flood, OOPSLA 2014) in wrapping int64 arithmetic,
+    which every device has, unlike float64.
     """
     x = counter * -7046029254386353131
     x = (x ^ _shift_right(x, 30)) * -4658895280553007687
     x = (x ^ _shift_right(x, 27)) * -7723592293110705685
     x = x ^ _shift_right(x, 31)
-    return _shift_right(x, 11).double() / 2**53
+    return _shift_right(x, 1)
+
+
+def counter_gumbel(counter: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns standard Gumbel noise, a function of ``counter`` only; always finite.
+
+    ``-log(-log1p(-u))`` of uniform numbers ``u``, which are fine near 0: there the noise is large.
+    """
+    uniform = counter_integer(counter).to(dtype) * 2.0**-63
+    uniform = uniform.clamp(2.0**-64, 1 - torch.finfo(dtype).eps / 2)
+    return -(-(-uniform).log1p()).log()
 
 
 def to_gumbel(uniform: Tensor) -> Tensor:

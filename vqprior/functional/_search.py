@@ -1,12 +1,14 @@
 """Nearest-code search."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from vqprior._checks import check_at_least, check_choice, check_floating, check_last_dim
 from vqprior._precision import without_autocast
 from vqprior.functional._kernels import _triton
-from vqprior.functional._kernels._operators import is_traced
+from vqprior.functional._kernels._operators import batch_first, is_traced
 from vqprior.functional._kernels._search_blocks import search_blocks
 from vqprior.functional._location import find_center, find_scale, sizes_of
 from vqprior.functional._unit import to_unit_length
@@ -130,6 +132,26 @@ _search_op = torch.library.custom_op("vqprior::nearest_indices", _search, mutate
 @_search_op.register_fake
 def _(x: Tensor, codes: Tensor, metric: str, num_nearest: int) -> Tensor:
     return x.new_empty((*x.shape[:-1], num_nearest), dtype=torch.int64)
+
+
+@_search_op.register_vmap
+def _(
+    info: Any,  # noqa: ANN401
+    in_dims: tuple[int | None, ...],
+    x: Tensor,
+    codes: Tensor,
+    metric: str,
+    num_nearest: int,
+) -> tuple[Tensor, int]:
+    """Batched vectors are more vectors, batched codes are more codebooks: still one search."""
+    x = batch_first(x, in_dims[0], info.batch_size)
+    if in_dims[1] is None:
+        return _search_op(x, codes, metric, num_nearest), 0
+    codes = codes.movedim(in_dims[1], 0)
+    place = x.ndim - codes.ndim + 1  # of the batch, before the codebooks
+    tables, vectors = codes.flatten(0, -3), x.movedim(0, place).flatten(place, -2)
+    found: Tensor = _search_op(vectors, tables, metric, num_nearest)
+    return found.unflatten(place, codes.shape[:-2]), place
 
 
 def _prepare(codes: Tensor, metric: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vqprior._checks import (
     check_choice,
@@ -12,10 +13,15 @@ from vqprior._checks import (
     check_positive,
 )
 from vqprior._precision import without_autocast
-from vqprior.functional._kernels._operators import with_signature
+from vqprior.functional._kernels._operators import apply, with_signature
 from vqprior.functional._location import finite_codes
 from vqprior.functional._random import to_gumbel
-from vqprior.functional._softmax_gradient import row_blocks, softmax_gradient
+from vqprior.functional._softmax_gradient import (
+    room_for,
+    row_blocks,
+    softmax_gradient,
+    write_rows,
+)
 
 _ESTIMATORS = ("straight_through", "soft", "gumbel", "reinmax")
 
@@ -101,7 +107,7 @@ def select_codes(
         logits = perturbed if estimator == "gumbel" else logits
     else:
         indices = logits.argmax(dim=-1)
-    return _Select.apply(logits, codes, indices, temperature, estimator), indices
+    return apply(_Select, logits, codes, indices, temperature, estimator), indices
 
 
 def gumbel_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -114,19 +120,37 @@ def gumbel_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
 class _Select(torch.autograd.Function):
     """Returns a code or the mean code, with the gradient of the mean code under the softmax."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         logits: Tensor, codes: Tensor, indices: Tensor, temperature: float, estimator: str
     ) -> Tensor:
         if estimator == "soft":
-            mean: Tensor = _mean_code(logits, codes, temperature)
+            mean_code = _mean_code_op if torch.compiler.is_compiling() else _mean_code
+            mean: Tensor = mean_code(logits, codes, temperature)
             return mean
-        return codes[indices]
+        return F.embedding(indices, codes)  # unlike indexing, reads no single index back
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
         logits, codes, indices, *ctx.options = inputs
         ctx.save_for_backward(logits, codes, indices)
+
+    @staticmethod
+    def tangent(ctx: Any, of_logits: Tensor, of_codes: Tensor, *_: None) -> Tensor:  # noqa: ANN401
+        logits, codes, indices = ctx.saved_tensors
+        temperature, estimator = ctx.options
+        probabilities = (logits / temperature).softmax(dim=-1)
+        # The Jacobian of the probabilities is symmetric, so it serves both directions.
+        change = softmax_gradient(logits, probabilities, indices, of_logits, temperature, estimator)
+        with without_autocast(logits.device.type):
+            if estimator == "soft":
+                moved = probabilities @ of_codes.to(probabilities)
+            else:
+                moved = F.embedding(indices, of_codes)
+            tangent: Tensor = change @ codes.to(change) + moved
+        return tangent.to(codes.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
@@ -140,20 +164,22 @@ class _Select(torch.autograd.Function):
         return of_logits, of_codes, None, None, None
 
 
-@torch.library.custom_op("vqprior::mean_code", mutates_args=())
 def _mean_code(logits: Tensor, codes: Tensor, temperature: float) -> Tensor:
     """Computes the mean code under the softmax of the logits, in blocks."""
-    k, d = codes.shape
-    codes = finite_codes(codes)
-    flat = logits.reshape(-1, k)
-    mean = torch.empty(len(flat), d, dtype=codes.dtype, device=codes.device)
+    flat, table = logits.reshape(-1, len(codes)), finite_codes(codes).to(logits.dtype)
+    blocks = row_blocks(len(flat), len(codes), flat.device)
+    mean = room_for(blocks, len(flat), codes.shape[1], like=codes)
     with without_autocast(logits.device.type):
-        for part in row_blocks(len(flat), k, flat.device):
-            mean[part] = (flat[part] / temperature).softmax(dim=-1) @ codes.to(flat.dtype)
-    return mean.reshape(*logits.shape[:-1], d)
+        for part in blocks:
+            of_part = (flat[part] / temperature).softmax(dim=-1) @ table
+            mean = write_rows(mean, part, of_part.to(codes.dtype))
+    return mean.reshape(*logits.shape[:-1], codes.shape[1])
 
 
-@_mean_code.register_fake
+_mean_code_op = torch.library.custom_op("vqprior::mean_code", _mean_code, mutates_args=())
+
+
+@_mean_code_op.register_fake
 def _(logits: Tensor, codes: Tensor, temperature: float) -> Tensor:
     return codes.new_empty((*logits.shape[:-1], codes.shape[1]))
 
@@ -173,21 +199,22 @@ def _gradients(  # noqa: PLR0913
     codes = finite_codes(codes)  # a probability of 0 times infinity would be NaN
     flat, chosen = logits.reshape(-1, k), indices.reshape(-1)
     wide, table = grad.reshape(-1, d).to(dtype), codes.to(dtype)
-    grad_logits = torch.empty_like(flat) if of_logits else flat.new_empty(0)
+    blocks = row_blocks(len(flat), k, flat.device) if of_logits or estimator == "soft" else []
+    grad_logits = room_for(blocks if of_logits else [], *flat.shape, like=flat)
     grad_codes = torch.zeros_like(table) if of_codes else table.new_empty(0)
     if of_codes and estimator != "soft":
-        grad_codes.index_add_(0, chosen, wide)
-    by_blocks = of_logits or estimator == "soft"
+        grad_codes = grad_codes.index_add(0, chosen, wide)
     with without_autocast(logits.device.type):
-        for part in row_blocks(len(flat), k, flat.device) if by_blocks else ():
+        for part in blocks:
             probabilities = (flat[part] / temperature).softmax(dim=-1)
             if of_codes and estimator == "soft":
-                grad_codes += probabilities.T @ wide[part]
+                grad_codes = grad_codes + probabilities.T @ wide[part]
             if of_logits:
                 wanted = wide[part] @ table.T
-                grad_logits[part] = softmax_gradient(
+                of_part = softmax_gradient(
                     flat[part], probabilities, chosen[part], wanted, temperature, estimator
                 )
+                grad_logits = write_rows(grad_logits, part, of_part)
     return grad_logits.reshape(logits.shape if of_logits else 0), grad_codes.to(codes.dtype)
 
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from vqprior._transforms import is_transforming
+
 _MAX_BLOCK_ENTRIES = 1 << 20  # 4 MiB of float32: a few blocks stay in the cache
 # On a GPU each block costs kernel launches, and 64 MiB always fit.
 _MAX_BLOCK_ENTRIES_OF_GPUS = 1 << 24
@@ -10,10 +12,29 @@ _MIN_BLOCK_ROWS = 32  # products with fewer rows are slow
 
 
 def row_blocks(n: int, k: int, device: torch.device) -> list[slice]:
-    """Splits ``n`` rows of ``k`` numbers into blocks of bounded size."""
+    """Splits ``n`` rows of ``k`` numbers into blocks of bounded size.
+
+    Inside ``torch.func`` all rows are one block: blocks are written into a tensor made for all of
+    them, which ``vmap`` cannot follow.
+    """
+    if is_transforming():
+        return [slice(0, n)]
     most = _MAX_BLOCK_ENTRIES if device.type == "cpu" else _MAX_BLOCK_ENTRIES_OF_GPUS
     rows = max(_MIN_BLOCK_ROWS, most // k)
-    return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
+    return [slice(start, min(start + rows, n)) for start in range(0, max(n, 1), rows)]
+
+
+def room_for(blocks: list[slice], *shape: int, like: Tensor) -> Tensor:
+    """Returns an empty tensor for the results of all blocks; a single block needs no room."""
+    return like.new_empty(shape if len(blocks) > 1 else 0)
+
+
+def write_rows(into: Tensor, part: slice, rows: Tensor) -> Tensor:
+    """Writes the rows of one block, and returns where all are: a single block stays as it is."""
+    if into.numel() == 0:
+        return rows
+    into[part] = rows
+    return into
 
 
 def softmax_gradient(

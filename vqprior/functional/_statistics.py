@@ -1,5 +1,7 @@
 """Per-code sums and counts of assigned vectors."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from vqprior._checks import (
     check_shape,
 )
 from vqprior.functional._kernels import _triton
-from vqprior.functional._kernels._operators import is_traced
+from vqprior.functional._kernels._operators import batch_first, is_traced
 
 
 def code_sums_and_counts(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
@@ -84,3 +86,20 @@ _add_up_op = torch.library.custom_op("vqprior::code_sums_and_counts", _add_up, m
 def _(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
     return x.new_empty(num_codes, x.shape[1] + 1, dtype=dtype)
+
+
+@_add_up_op.register_vmap
+def _(
+    info: Any,  # noqa: ANN401
+    in_dims: tuple[int | None, ...],
+    x: Tensor,
+    indices: Tensor,
+    num_codes: int,
+) -> tuple[Tensor, int]:
+    """Every sample gets rows of its own in one table."""
+    size = info.batch_size
+    x, indices = batch_first(x, in_dims[0], size), batch_first(indices, in_dims[1], size)
+    first = num_codes * torch.arange(size, device=indices.device).unsqueeze(1)
+    rows = torch.where(indices >= 0, indices + first, -1)
+    totals: Tensor = _add_up_op(x.flatten(0, 1), rows.flatten(), size * num_codes)
+    return totals.unflatten(0, (size, num_codes)), 0

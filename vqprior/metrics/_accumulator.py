@@ -1,6 +1,9 @@
 """Base class of streaming metrics."""
 
-from vqprior._precision import KeepsDtypes
+import torch
+from torch import Tensor
+
+from vqprior._precision import KeepsDtypes, widest_float
 
 
 class Accumulator(KeepsDtypes):
@@ -10,3 +13,8 @@ class Accumulator(KeepsDtypes):
         """Sets all sums of this rank to zero."""
         for buffer in self.buffers():
             buffer.zero_()
+
+    @staticmethod
+    def _sums(*shape: int) -> Tensor:
+        """Returns zeros on the default device, in its widest dtype."""
+        return torch.zeros(shape, dtype=widest_float(torch.get_default_device()))

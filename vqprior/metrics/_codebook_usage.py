@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vqprior._checks import check_at_least, check_index_range, check_integer
 from vqprior._distributed import all_reduce_sum_
+from vqprior._precision import to_float64
 from vqprior.metrics._accumulator import Accumulator
 
 _MAX_SIZE = 2**24  # 128 MiB of counts
@@ -116,7 +117,7 @@ class CodebookUsage(Accumulator):
         Every rank must call, and gets the same summary; what each rank counted stays as it is.
         """
         joint = all_reduce_sum_(torch.cat([self.counts, self.skipped.reshape(1)]))
-        counts = joint[:-1].double()
+        counts = to_float64(joint[:-1])
         num_tokens = counts.sum()
         frequency = counts / num_tokens.clamp_min(1)
         entropy_bits = -torch.special.xlogy(frequency, frequency).sum() / math.log(2)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vqprior._checks import check_at_least, check_floating
 from vqprior._distributed import all_reduce_sum_
+from vqprior._precision import to_float64
 from vqprior.metrics._accumulator import Accumulator
 
 
@@ -23,9 +24,9 @@ class FrechetDistance(Accumulator):
     activations of the Inception network of Heusel et al., this is their FID.
 
     ``update(ours, theirs)`` adds a batch to each set, ``compute()`` returns the distance over all
-    ranks, and ``reset()`` starts over. Means and covariances are accumulated in float64 and
-    centered, so large means cost no precision; the split into batches and ranks affects only
-    rounding. ``update`` does not synchronize the device.
+    ranks, and ``reset()`` starts over. Means and covariances are accumulated in float64 (float32 on
+    Apple GPUs) and centered, so large means cost no precision; the split into batches and ranks
+    affects only rounding. ``update`` does not synchronize the device.
 
     The distance is biased upward for small sets. For two samples of ``n`` vectors from one standard
     Gaussian, it is about ``d (d + 5) / (2 n)`` instead of 0 if ``n`` is much larger than ``d``. The
@@ -84,8 +85,8 @@ class FrechetDistance(Accumulator):
         self.dim = dim
         # Ours, then theirs.
         self.register_buffer("counts", torch.zeros(2, dtype=torch.int64))
-        self.register_buffer("means", torch.zeros(2, dim, dtype=torch.float64))
-        self.register_buffer("scatters", torch.zeros(2, dim, dim, dtype=torch.float64))
+        self.register_buffer("means", self._sums(2, dim))
+        self.register_buffer("scatters", self._sums(2, dim, dim))
 
     def extra_repr(self) -> str:
         """Shows the number of features in ``repr``."""
@@ -113,7 +114,7 @@ class FrechetDistance(Accumulator):
 
     def _count(self, side: int, features: Tensor) -> None:
         """Adds a batch to one of the sets."""
-        vectors = features.reshape(-1, self.dim).double()
+        vectors = features.reshape(-1, self.dim).to(self.means.dtype)
         number = vectors.shape[0]
         if number == 0:
             return
@@ -121,7 +122,7 @@ class FrechetDistance(Accumulator):
         batch_mean = vectors.mean(dim=0)
         centered = vectors - batch_mean
         gap = batch_mean - mean
-        before = count.double()
+        before = count.to(mean.dtype)
         share = number / (before + number)
         scatter.addmm_(centered.T, centered).addr_(before * share * gap, gap)
         mean += share * gap
@@ -145,12 +146,13 @@ class FrechetDistance(Accumulator):
 
     def _joint(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the counts, means and scatters over all ranks, in float64."""
-        counts = self.counts.double().unsqueeze(1)
+        counts = self.counts.to(self.means.dtype).unsqueeze(1)
         sums = all_reduce_sum_(torch.cat([counts, counts * self.means], dim=1))
         joint_counts, means = sums[:, 0], sums[:, 1:] / sums[:, :1].clamp_min(1)
         gaps = (self.means - means).unsqueeze(2)
         between = counts.unsqueeze(2) * gaps * gaps.mT
-        return joint_counts, means, all_reduce_sum_(self.scatters + between)
+        scatters = all_reduce_sum_(self.scatters + between)
+        return to_float64(joint_counts), to_float64(means), to_float64(scatters)
 
 
 def _root(covariance: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqprior._checks import check_positive
+from vqprior._precision import without_autocast
 from vqprior.metrics._images import weighted_sum, wide_pair
 
 # From section III of the paper, for images in [0, 255].
@@ -20,7 +21,7 @@ def gmsd(reconstruction: Tensor, target: Tensor, *, data_range: float = 1.0) -> 
     ``(2 g g' + c) / (g^2 + g'^2 + c)``, where ``g`` and ``g'`` are the two gradient magnitudes:
     Prewitt filters on the luma after 2 x 2 averaging, with ``c = 170 / 255^2``. The luma of color
     images is the full-swing ``0.299 R + 0.587 G + 0.114 B``, not that of ``rgb_to_luma``. Computed
-    in float64, also under autocast.
+    in float64 (float32 on Apple GPUs), also under autocast.
 
     Args:
         reconstruction: Images to evaluate, in color or gray.
@@ -69,5 +70,6 @@ def _gradient_magnitude(image: Tensor) -> Tensor:
     luma = weighted_sum(image, _LUMA) if image.shape[1] == 3 else image
     step = torch.arange(1, -2, -1, dtype=luma.dtype, device=luma.device) / 3
     filters = torch.stack([step.expand(3, 3), step.expand(3, 3).T]).unsqueeze(1)
-    gradient = F.conv2d(F.avg_pool2d(luma, 2), filters, padding=1)  # autocast skips float64
+    with without_autocast(image.device.type):
+        gradient = F.conv2d(F.avg_pool2d(luma, 2), filters, padding=1)
     return gradient.square().sum(dim=1, keepdim=True).sqrt()

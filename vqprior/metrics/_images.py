@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from vqprior._checks import check_feature_map, check_floating, check_shape
+from vqprior._precision import widest_float
 
 _COEFFICIENTS = (65.481, 128.553, 24.966)
 _OFFSET = 16.0
@@ -51,8 +52,9 @@ def weighted_sum(image: Tensor, weights: tuple[float, float, float]) -> Tensor:
 
 
 def wide_pair(reconstruction: Tensor, target: Tensor, *, min_size: int) -> tuple[Tensor, Tensor]:
-    """Checks two batches of images and returns them in float64."""
+    """Checks two batches of images and returns them in the widest dtype of their device."""
     check_feature_map("reconstruction", reconstruction, None, min_size=min_size)
     check_floating("target", target)
     check_shape("target", target, reconstruction.shape)
-    return reconstruction.double(), target.double()
+    dtype = widest_float(reconstruction.device)
+    return reconstruction.to(dtype), target.to(dtype)

@@ -9,8 +9,8 @@ from vqprior.metrics._images import wide_pair
 def psnr(reconstruction: Tensor, target: Tensor, *, data_range: float = 1.0) -> Tensor:
     """Computes the peak signal-to-noise ratio (PSNR) of each image in dB.
 
-    ``10 log10(data_range^2 / mse)`` with the mean over channels and pixels, in float64; infinite
-    for equal images. Pixel values are neither clamped nor rounded.
+    ``10 log10(data_range^2 / mse)`` with the mean over channels and pixels, in float64 (float32 on
+    Apple GPUs); infinite for equal images. Pixel values are neither clamped nor rounded.
 
     Args:
         reconstruction: Images to evaluate.

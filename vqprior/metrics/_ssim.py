@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqprior._checks import check_positive
+from vqprior._precision import without_autocast
 from vqprior.metrics._images import wide_pair
 
 # All from section III.C of the paper.
@@ -19,8 +20,8 @@ def ssim(reconstruction: Tensor, target: Tensor, *, data_range: float = 1.0) -> 
 
     Statistics use an 11 x 11 Gaussian window of standard deviation 1.5, only where it lies inside
     the image, with ``K1 = 0.01`` and ``K2 = 0.03``. SSIM is averaged over positions and channels.
-    Computed in float64, also under autocast, because variances are differences of nearly equal
-    numbers. Pixel values are neither clamped nor rounded.
+    Computed in float64 (float32 on Apple GPUs), also under autocast, because variances are
+    differences of nearly equal numbers. Pixel values are neither clamped nor rounded.
 
     Args:
         reconstruction: Images to evaluate.
@@ -70,5 +71,6 @@ def _blur(planes: Tensor) -> Tensor:
     window = torch.exp(-axis.square() / (2 * _SIGMA**2))
     window = (window / window.sum()).reshape(1, 1, _WINDOW, 1)
     flat = planes.flatten(0, -3).unsqueeze(1)
-    blurred = F.conv2d(F.conv2d(flat, window), window.mT)  # autocast skips float64
+    with without_autocast(planes.device.type):
+        blurred = F.conv2d(F.conv2d(flat, window), window.mT)
     return blurred.reshape(*planes.shape[:-2], *blurred.shape[-2:])

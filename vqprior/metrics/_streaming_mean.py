@@ -30,8 +30,8 @@ class StreamingMean(Accumulator):
     """Averages an image score, such as ``psnr``, over all images of all batches and ranks.
 
     ``update(reconstruction, target)`` adds a batch, ``compute()`` returns the mean over all ranks,
-    and ``reset()`` starts over. Sums are float64. The mean PSNR is infinite if one pair of images
-    is equal.
+    and ``reset()`` starts over. Sums are float64 (float32 on Apple GPUs). The mean PSNR is infinite
+    if one pair of images is equal.
 
     Args:
         score: ``psnr``, ``ssim``, ``gmsd`` or a function with the same signature.
@@ -73,7 +73,7 @@ class StreamingMean(Accumulator):
         self.color = color
         self.data_range = data_range
         self.border = border
-        self.register_buffer("total", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("total", self._sums())
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def extra_repr(self) -> str:
@@ -95,7 +95,7 @@ class StreamingMean(Accumulator):
         scores = self.score(
             self._inner(reconstruction), self._inner(target), data_range=self.data_range
         )
-        self.total += scores.double().sum()
+        self.total += scores.to(self.total.dtype).sum()
         self.count += scores.numel()
 
     def compute(self) -> float:
@@ -103,7 +103,8 @@ class StreamingMean(Accumulator):
 
         Every rank must call and gets the same value; the state does not change.
         """
-        total, count = all_reduce_sum_(torch.stack([self.total, self.count.double()])).tolist()
+        both = torch.stack([self.total, self.count.to(self.total.dtype)])
+        total, count = all_reduce_sum_(both).tolist()
         return total / count if count else float("nan")
 
     def _inner(self, image: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Convolutional refinement of the scales of a ``MultiScaleQuantizer``, as in VAR."""
 
-from typing import final
+from typing import cast, final
 
 import numpy as np
 import torch
@@ -83,7 +83,8 @@ class ScaleRefinement(nn.Module):
             )
         check_fraction("position", position)
         convolution = self.convolutions[self._nearest(position)]
-        weight, bias = convolution.get_parameter("weight"), convolution.get_parameter("bias")
+        # Not by `get_parameter`: in `torch.func.functional_call` it is no `nn.Parameter`.
+        weight, bias = cast("Tensor", convolution.weight), cast("Tensor", convolution.bias)
         dtype = torch.promote_types(codes.dtype, weight.dtype)
         channels_first = codes.movedim(-1, 1).to(dtype)
         added = F.conv2d(channels_first, weight.to(dtype), bias.to(dtype), padding=1)

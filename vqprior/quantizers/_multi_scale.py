@@ -18,6 +18,7 @@ from vqprior._checks import (
 from vqprior._interfaces import Codebook, Quantizer
 from vqprior._precision import without_autocast
 from vqprior._results import QuantizerOutput
+from vqprior._transforms import is_learning
 from vqprior.functional import straight_through
 from vqprior.functional._losses import commitment_and_codebook_mse
 from vqprior.functional._resizing import average_down, enlarge
@@ -258,7 +259,7 @@ class MultiScaleQuantizer(Quantizer):
         return make_output(quantized, joined.indices, terms, joined.selections)
 
     def _weights(self) -> dict[str, float]:
-        learns = any(parameter.requires_grad for parameter in self.parameters())
+        learns = any(is_learning(parameter) for parameter in self.parameters())
         codebook_weight = self.codebook_weight if learns else 0.0
         return {"commitment": self.commitment_weight, "codebook": codebook_weight}
 

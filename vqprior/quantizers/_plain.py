@@ -16,6 +16,7 @@ from vqprior._checks import (
 )
 from vqprior._interfaces import Codebook, GradientEstimator, IndexEstimator, Quantizer
 from vqprior._results import QuantizerOutput, Selection
+from vqprior._transforms import is_learning
 from vqprior.codebooks._embedding import EmbeddingCodebook
 from vqprior.functional import nearest_indices, straight_through, unused_code_loss
 from vqprior.functional._losses import commitment_and_codebook_mse
@@ -138,7 +139,7 @@ class VectorQuantizer(Quantizer):
     @property
     def _learns_from_result(self) -> bool:
         """Whether the estimator reaches the codebook."""
-        learns = any(parameter.requires_grad for parameter in self.codebook.parameters())
+        learns = any(is_learning(parameter) for parameter in self.codebook.parameters())
         return learns and isinstance(self.estimator, IndexEstimator)
 
     def _search_space(self) -> tuple[Tensor, str] | None:
@@ -251,7 +252,7 @@ class VectorQuantizer(Quantizer):
         return make_output(quantized, indices, self._terms(selection, vectors), (selection,))
 
     def _terms(self, selection: Selection, vectors: Tensor) -> dict[str, Tensor]:
-        learns = any(parameter.requires_grad for parameter in self.codebook.parameters())
+        learns = any(is_learning(parameter) for parameter in self.codebook.parameters())
         weights = {"commitment": self.commitment_weight}
         weights["codebook"] = self.codebook_weight if learns else 0.0
         # A loss without weight must not reach what it would train, not even by a zero.

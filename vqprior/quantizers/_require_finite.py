@@ -9,6 +9,7 @@ from torch import Tensor
 from vqprior._checks import check_floating, check_last_dim, check_mask
 from vqprior._interfaces import Quantizer
 from vqprior._results import QuantizerOutput
+from vqprior._transforms import unwrap
 from vqprior.quantizers._shared._inputs import check_features_last
 from vqprior.quantizers._shared._wrapper import QuantizerWrapper
 
@@ -77,6 +78,7 @@ class RequireFinite(QuantizerWrapper):
         if mask is not None:
             check_mask(mask, x.shape[:-1])
             broken = broken & mask
+        broken = unwrap(broken)
         count = int(torch.count_nonzero(broken))
         if count:
             raise ValueError(
@@ -85,7 +87,7 @@ class RequireFinite(QuantizerWrapper):
             )
         state = itertools.chain(self.quantizer.named_parameters(), self.quantizer.named_buffers())
         for name, tensor in state:
-            count = int(torch.count_nonzero(~tensor.isfinite()))
+            count = int(torch.count_nonzero(~unwrap(tensor).isfinite()))
             if count:
                 raise ValueError(
                     f"`quantizer` must hold finite numbers, got a NaN or an infinity in {count} of "

@@ -7,6 +7,7 @@ from torch import Tensor
 from vqprior._default_rules import default_rules
 from vqprior._interfaces import Quantizer, UpdateRule
 from vqprior._results import QuantizerOutput
+from vqprior._transforms import is_transforming
 from vqprior.codebooks._chained import ChainedRules
 from vqprior.quantizers._shared._wrapper import QuantizerWrapper
 
@@ -66,7 +67,16 @@ class SelfUpdating(QuantizerWrapper):
                 )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
-        """Quantizes, then, in training mode, steps the rules; the result is from before."""
+        """Quantizes, then, in training mode, steps the rules; the result is from before.
+
+        Raises:
+            ValueError: In training mode inside ``torch.func``, which cannot change a state.
+        """
+        if self.training and is_transforming():
+            raise ValueError(
+                "`training` must be False inside `torch.func`, which cannot change the state of a "
+                "module, got True. Call `.eval()`, and step the rules outside of the transform."
+            )
         out = self.quantizer(x, mask)
         if self.training:
             self.rules.step(out)

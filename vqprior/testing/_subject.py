@@ -26,7 +26,7 @@ def close(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape:
         return False
     eps = max(torch.finfo(t.dtype).eps for t in (a, b))
-    a, b = a.double(), b.double()
+    a, b = a.cpu().double(), b.cpu().double()
     size = torch.maximum(a.abs().amax(), b.abs().amax()) if a.numel() else a.new_zeros(())
     return bool(((a - b).abs() <= 100 * eps * (1 + size)).all())
 

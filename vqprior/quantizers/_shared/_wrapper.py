@@ -4,6 +4,7 @@ from torch import Tensor
 
 from vqprior._interfaces import Codebook, Quantizer
 from vqprior._results import QuantizerOutput
+from vqprior._transforms import is_learning
 from vqprior.quantizers._shared._inputs import check_quantizer
 
 
@@ -92,4 +93,4 @@ class QuantizerWrapper(Quantizer):
         """Whether the wrapped quantizer or a part of the wrapper learns from the result."""
         parts = (part for name, part in self.named_children() if name != "quantizer")
         own = (*self.parameters(recurse=False), *(p for part in parts for p in part.parameters()))
-        return any(p.requires_grad for p in own) or self.quantizer._learns_from_result
+        return any(is_learning(p) for p in own) or self.quantizer._learns_from_result
