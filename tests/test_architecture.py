@@ -20,13 +20,14 @@ ROOT = Path(vqprior.__file__).parent
 # decision to make here.
 LAYERS = {
     "_distributed": set(),
+    "_borrowed": {"_distributed"},
     "_checks": set(),
     "_precision": set(),
     "_results": set(),
-    "_interfaces": {"_checks", "_distributed", "_precision", "_results"},
+    "_interfaces": {"_borrowed", "_checks", "_distributed", "_precision", "_results"},
     "functional": {"_checks", "_distributed", "_interfaces", "_results"},
     "nn": {"_checks", "functional"},
-    "codebooks": {"_checks", "_distributed", "_interfaces", "_results", "functional"},
+    "codebooks": {"_borrowed", "_checks", "_distributed", "_interfaces", "_results", "functional"},
     "_default_rules": {"_interfaces", "codebooks"},
     "metrics": {"_checks", "_distributed", "_precision", "_interfaces", "functional"},
     "losses": {

@@ -2,17 +2,17 @@
 
 import weakref
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import Generic, TypeVar
 
 import torch
+from torch import nn
 
 from vqprior import _distributed
 
-if TYPE_CHECKING:
-    from vqprior._interfaces import Codebook
+_Codebook = TypeVar("_Codebook", bound=nn.Module)
 
 
-class BorrowedCodebooks:
+class BorrowedCodebooks(Generic[_Codebook]):
     """Refers to codebooks without keeping them alive, and checks that they can be written to.
 
     A copy that one ``deepcopy`` or ``pickle`` makes of rule and quantizer, in any order, refers to
@@ -21,18 +21,18 @@ class BorrowedCodebooks:
     returning codebooks that no quantizer uses.
     """
 
-    def __init__(self, codebooks: "tuple[Codebook, ...]") -> None:
+    def __init__(self, codebooks: tuple[_Codebook, ...]) -> None:
         self._references = tuple(weakref.ref(codebook) for codebook in codebooks)
         self._shapes = tuple(_shapes(codebook) for codebook in codebooks)
 
     def __len__(self) -> int:
         return len(self._references)
 
-    def __reduce__(self) -> "tuple[type[BorrowedCodebooks], tuple[tuple[Codebook, ...]]]":
+    def __reduce__(self) -> tuple[type, tuple[tuple[_Codebook, ...]]]:
         """Copies the codebooks along; whoever owns them in the copy keeps them alive."""
         return BorrowedCodebooks, (self.get(),)
 
-    def get(self) -> "tuple[Codebook, ...]":
+    def get(self) -> tuple[_Codebook, ...]:
         """Returns the codebooks.
 
         Raises:
@@ -60,7 +60,7 @@ class BorrowedCodebooks:
                 )
 
 
-def _shapes(codebook: "Codebook") -> dict[str, torch.Size]:
+def _shapes(codebook: nn.Module) -> dict[str, torch.Size]:
     """Returns the shape of each parameter and buffer; ``CodebookEMA`` turns one into the other."""
     named = chain(codebook.named_parameters(), codebook.named_buffers())
     return {name: tensor.shape for name, tensor in named}

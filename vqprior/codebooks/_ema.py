@@ -137,7 +137,8 @@ class CodebookEMA(UpdateRule):
         rewritten = (kept != current.to(written.dtype)).any(dim=1) & any_hit
         codes.copy_(torch.where(rewritten.unsqueeze(1), current, codes))
         counts.copy_(torch.where(rewritten, 1.0, counts))
-        restarts.lerp_(rewritten.to(restarts.dtype), 0.01 * any_hit)
+        lasting = restarts.lerp(rewritten.to(restarts.dtype), 0.01)
+        restarts.copy_(torch.where(any_hit, lasting, restarts))
 
         # Keeping the codes in place of the mass loses nothing: the mass is their product.
         mass = codes * self._smooth(counts).unsqueeze(1)

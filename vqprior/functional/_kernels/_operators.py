@@ -15,7 +15,11 @@ def is_traced(*tensors: Tensor) -> bool:
     Otherwise callers call the function directly: dispatching a Python operator takes tens of
     microseconds, longer than a small search.
     """
-    return torch.compiler.is_compiling() or any(type(tensor) is not Tensor for tensor in tensors)
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or any(type(tensor) is not Tensor for tensor in tensors)
+    )
 
 
 def with_signature(function: _Function) -> _Function:
