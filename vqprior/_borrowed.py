@@ -56,7 +56,8 @@ class BorrowedCodebooks(Generic[_Codebook]):
                 raise TypeError(
                     "`codebook` must be whole on every rank to be written to, got "
                     f"{_listed(_shapes(codebook))} instead of {_listed(before)}. "
-                    "Exclude it: `FSDP(model, ignored_states=codebook.parameters())`."
+                    "Use `default_rules`, built before sharding, which turn the codebook into "
+                    "buffers."
                 )
 
 

@@ -94,5 +94,6 @@ def check_whole(codebook: nn.Module) -> None:
     if not tensors or any(hasattr(tensor, "full_tensor") for tensor in tensors):
         raise TypeError(
             "`codebook` must be whole on every rank to be written to, got a sharded parameter. "
-            "Exclude it: `fully_shard(model, ignored_params=set(codebook.parameters()))`."
+            "Set codes before sharding, and use `default_rules`, built before sharding, which "
+            "turn the codebook into buffers."
         )
