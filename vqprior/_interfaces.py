@@ -173,8 +173,7 @@ class Quantizer(QuantizerBase):
         """Returns logits over the codes: ``(..., d) -> (..., k)``, or ``(..., q, k)``.
 
         Quantizers that choose one index after the other take ``indices`` for the earlier choices
-        (teacher forcing), by default their own; -1 is a choice not made yet, and adds nothing.
-        Raises ``TypeError`` without an explicit codebook.
+        (teacher forcing; -1 adds nothing), by default their own. ``TypeError`` without a codebook.
         """
         raise no_codebook_error(self, "logits")
 
@@ -216,10 +215,8 @@ class UpdateRule(KeepsDtypes, abc.ABC):
     can be set and leaves the others to their gradient.
 
     A rule is a module: make it a member of the model, and its statistics, float32 buffers whatever
-    the dtype of the model, are saved and restored with the model's ``state_dict``. Several go into
-    ``ChainedRules`` or ``nn.ModuleList``; a plain list is not part of a model. A rule refers to
-    the quantizer without owning it: the parameters of the quantizer are not parameters of the
-    rule.
+    the dtype of the model, are in the model's ``state_dict``. Several go into ``ChainedRules``, not
+    into a plain list. Parameters of the quantizer are not parameters of the rule.
 
     Laws: a step without a single counted token leaves rule and codebooks as they were; every
     rank reaches every collective; nothing is read back to the host in ``step``.
@@ -267,9 +264,7 @@ class UpdateRule(KeepsDtypes, abc.ABC):
         """Sorts the selections of all results by the codebook they were made from."""
         groups: list[list[Selection]] = [[] for _ in self._codebooks]
         for out in outs:
-            check_instance(
-                "out", out, QuantizerOutput, "Pass what the quantizer returned; several as `*outs`."
-            )
+            check_instance("out", out, QuantizerOutput, "Pass what the quantizer returned.")
             if len(out.selections) != len(self._owner_of_selection):
                 raise ValueError(
                     f"`out` must hold {len(self._owner_of_selection)} selections, one for each "
