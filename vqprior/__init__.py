@@ -10,9 +10,9 @@ from vqprior._interfaces import (
     IndexEstimator,
     Quantizer,
     QuantizerBase,
-    UpdateRule,
 )
 from vqprior._results import QuantizerOutput, Selection
+from vqprior._rules import UpdateRule
 from vqprior.codebooks._chained import ChainedRules
 from vqprior.codebooks._ema import CodebookEMA
 from vqprior.codebooks._embedding import EmbeddingCodebook

@@ -89,7 +89,7 @@ CODEBOOKS = {
         "silence",
     ),
     "micro-batches-lag": Fault(
-        "_interfaces.py",
+        "_rules.py",
         "_join([out.selections[position] for out in outs])",
         "_join([out.selections[position] for out in outs[-1:]])",
         "contracts/test_rules.py",

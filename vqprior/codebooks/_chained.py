@@ -6,8 +6,8 @@ from typing import cast, final
 from torch import nn
 
 from vqprior._borrowed import BorrowedCodebooks
-from vqprior._interfaces import UpdateRule
 from vqprior._results import QuantizerOutput
+from vqprior._rules import UpdateRule
 
 
 @final

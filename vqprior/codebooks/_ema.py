@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from vqprior import _distributed
 from vqprior._checks import check_at_least, check_interval
-from vqprior._interfaces import Codebook, QuantizerBase, UpdateRule
+from vqprior._interfaces import Codebook, QuantizerBase
 from vqprior._results import QuantizerOutput
+from vqprior._rules import UpdateRule
 from vqprior.functional import code_sums_and_counts
 
 

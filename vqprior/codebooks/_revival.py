@@ -8,8 +8,9 @@ from torch import Tensor
 
 from vqprior import _distributed
 from vqprior._checks import check_at_least, check_interval, check_positive
-from vqprior._interfaces import Codebook, QuantizerBase, UpdateRule
+from vqprior._interfaces import Codebook, QuantizerBase
 from vqprior._results import QuantizerOutput, Selection
+from vqprior._rules import UpdateRule
 from vqprior.functional import code_sums_and_counts
 from vqprior.functional._random import counter_integer
 

@@ -169,9 +169,8 @@ class MultiScaleQuantizer(Quantizer):
     def decode(self, indices: Tensor) -> Tensor:
         """Returns the sum over scales ``(..., *spatial, d)``; a scale of -1 adds nothing.
 
-        For a coarse version, set the indices of later scales to -1. Within a scale, -1 stands for a
-        code of zeros, which ``refine`` sees like any other; a scale of a map without any index
-        adds exactly nothing.
+        For a coarse version, set the indices of later scales to -1. Where only a part of a scale
+        is -1, ``refine`` sees codes of zeros there.
 
         Raises:
             TypeError: If ``indices`` is not an integer tensor.
@@ -240,9 +239,8 @@ class MultiScaleQuantizer(Quantizer):
             rest = flat - total.detach().to(flat.dtype)
             outs.append(out)
             pulling = total if weights["codebook"] > 0 else total.detach()
-            for name, loss in zip(
-                losses, commitment_and_codebook_mse(pulled, pulling, valid), strict=True
-            ):
+            both = commitment_and_codebook_mse(pulled, pulling, valid)
+            for name, loss in zip(losses, both, strict=True):
                 losses[name] = losses[name] + loss
         joined = merge_outputs(
             outs, flat, self._layout.join([out.indices for out in outs], leading)
@@ -298,6 +296,5 @@ class MultiScaleQuantizer(Quantizer):
                 return codes
             refined = self.refine(codes, number / max(len(self.scales) - 1, 1))
         check_shape("refine(codes, position)", refined, codes.shape)
-        # `refine` may have a bias: of zeros it makes something.
-        known = (indices >= 0).flatten(1).any(dim=1)
+        known = (indices >= 0).flatten(1).any(dim=1)  # `refine` may have a bias
         return torch.where(known.reshape(-1, *[1] * (codes.ndim - 1)), refined, 0.0)

@@ -5,8 +5,9 @@ from typing import final
 from torch import Tensor
 
 from vqprior._default_rules import default_rules
-from vqprior._interfaces import Quantizer, UpdateRule
+from vqprior._interfaces import Quantizer
 from vqprior._results import QuantizerOutput
+from vqprior._rules import UpdateRule
 from vqprior._transforms import is_transforming
 from vqprior.codebooks._chained import ChainedRules
 from vqprior.quantizers._shared._wrapper import QuantizerWrapper
