@@ -7,8 +7,8 @@ from torch.autograd import forward_ad
 
 
 def is_transforming() -> bool:
-    """Whether the caller runs inside a transform of ``torch.func``, and is not compiled."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    """Whether the caller runs inside a transform of ``torch.func``, compiled or not."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def unwrap(tensor: Tensor) -> Tensor:
@@ -22,11 +22,11 @@ def is_learning(tensor: Tensor) -> bool:
     """Whether a gradient or a tangent of this tensor is asked for, at any level of transforms.
 
     Inside ``vmap``, ``requires_grad`` is False for what an outer ``grad`` differentiates; inside
-    ``jvp`` it is False for everything.
+    ``jvp`` it is False for everything. The compiler cannot tell: there everything may learn.
     """
     if tensor.requires_grad or not is_transforming():
         return tensor.requires_grad
-    return any(
+    return torch.compiler.is_compiling() or any(
         layer.requires_grad or forward_ad.unpack_dual(layer).tangent is not None
         for layer in _layers(tensor)
     )

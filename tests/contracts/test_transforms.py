@@ -134,3 +134,12 @@ def test_a_quantizer_that_updates_itself_refuses(wrap):
     quantizer = wrap(self_updating(vq()))
     with pytest.raises(ValueError, match=r"`training` must be False .* Call `\.eval\(\)`"):
         grad(lambda x: quantizer(x).loss)(draw(quantizer))
+
+
+@pytest.mark.full
+def test_a_compiled_gradient_loses_no_loss():
+    quantizer = vq()
+    parameters, x = dict(quantizer.named_parameters()), draw(quantizer)
+    plain = grad(loss_of(quantizer))
+    compiled = torch.compile(plain, backend="aot_eager", fullgraph=True)
+    assert_close(compiled(parameters, x), plain(parameters, x))
