@@ -22,10 +22,11 @@ LAYERS = {
     "_distributed": set(),
     "_transforms": set(),
     "_checks": {"_transforms"},
+    "_borrowed": {"_distributed"},
     "_precision": set(),
     "_placement": {"_precision", "_transforms"},
     "_results": set(),
-    "_interfaces": {"_checks", "_distributed", "_placement", "_precision", "_results"},
+    "_interfaces": {"_borrowed", "_checks", "_distributed", "_placement", "_precision", "_results"},
     "functional": {
         "_checks",
         "_distributed",
@@ -36,6 +37,7 @@ LAYERS = {
     },
     "nn": {"_checks", "_placement", "functional"},
     "codebooks": {
+        "_borrowed",
         "_checks",
         "_distributed",
         "_precision",

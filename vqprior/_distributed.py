@@ -89,9 +89,11 @@ def broadcast_(tensor: Tensor) -> Tensor:
 
 
 def check_whole(codebook: nn.Module) -> None:
-    """Raises ``TypeError`` if the codebook has sharded parameters."""
-    if any(hasattr(parameter, "full_tensor") for parameter in codebook.parameters()):
+    """Raises ``TypeError`` if FSDP has sharded parameters or joined them with those of others."""
+    tensors = [*codebook.parameters(), *codebook.buffers()]
+    if not tensors or any(hasattr(tensor, "full_tensor") for tensor in tensors):
         raise TypeError(
             "`codebook` must be whole on every rank to be written to, got a sharded parameter. "
-            "Exclude it: `fully_shard(model, ignored_params=set(codebook.parameters()))`."
+            "Set codes before sharding, and use `default_rules`, built before sharding, which "
+            "turn the codebook into buffers."
         )

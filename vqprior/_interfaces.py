@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from vqprior import _distributed
-from vqprior._checks import check_instance, no_codebook_error
+from vqprior._borrowed import BorrowedCodebooks
+from vqprior._checks import check_codes, check_instance, no_codebook_error
 from vqprior._placement import Placed, module_dtype
 from vqprior._precision import KeepsDtypes
 from vqprior._results import QuantizerOutput, Selection
@@ -29,7 +30,7 @@ class Codebook(nn.Module, abc.ABC):
     """``k`` codes of ``d`` features.
 
     They learn by the user's optimizer, from ``parameters()``, or by an ``UpdateRule``, which
-    calls ``set_codes_``.
+    calls ``set_codes_``. ``CodebookEMA`` turns the parameters into buffers of the same names.
     """
 
     can_be_set: bool = True  # by ``set_codes_``: False where the codes are computed
@@ -219,7 +220,7 @@ class UpdateRule(KeepsDtypes, abc.ABC):
     the dtype of the model, are saved and restored with the model's ``state_dict``. Several go into
     ``ChainedRules`` or ``nn.ModuleList``; a plain list is not part of a model. A rule refers to
     the quantizer without owning it: the parameters of the quantizer are not parameters of the
-    rule.
+    rule. Copy both in one ``deepcopy`` or ``pickle``: a rule copied alone raises in ``step``.
 
     Laws: a step without a single counted token leaves rule and codebooks as they were; every
     rank reaches every collective; nothing is read back to the host in ``step``.
@@ -236,11 +237,12 @@ class UpdateRule(KeepsDtypes, abc.ABC):
         unique = {id(codebook): codebook for codebook in quantizer.codebooks}
         to_set = {key: codebook for key, codebook in unique.items() if codebook.can_be_set}
         for codebook in (to_set or unique).values():
+            _distributed.check_whole(codebook)
             vectors = codebook.codes().detach()
+            check_codes("codebook.codes()", vectors)  # a flat shard is no matrix
             nowhere = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
             codebook.set_codes_(vectors, nowhere)  # raises now if the codes cannot be set
-        # In a tuple, so that the codebooks do not become submodules of the rule.
-        self._codebooks: tuple[Codebook, ...] = tuple(to_set.values())
+        self._borrowed = BorrowedCodebooks(tuple(to_set.values()))
         self._owner_of_selection = [
             list(to_set).index(id(c)) if id(c) in to_set else None for c in quantizer.codebooks
         ]
@@ -249,8 +251,11 @@ class UpdateRule(KeepsDtypes, abc.ABC):
 
     @property
     def codebooks(self) -> tuple[Codebook, ...]:
-        """The codebooks that this rule changes, each once."""
-        return self._codebooks
+        """The codebooks that this rule changes, each once.
+
+        Raises ``RuntimeError`` in a copy that was made without the quantizer.
+        """
+        return self._borrowed.get()
 
     @abc.abstractmethod
     def step(self, *outs: QuantizerOutput) -> None:
@@ -264,8 +269,12 @@ class UpdateRule(KeepsDtypes, abc.ABC):
         return None
 
     def _selections_by_codebook(self, *outs: QuantizerOutput) -> list[list[Selection]]:
-        """Sorts the selections of all results by the codebook they were made from."""
-        groups: list[list[Selection]] = [[] for _ in self._codebooks]
+        """Sorts the selections of all results by the codebook they were made from.
+
+        Call it first in ``step``: it raises before any collective, on all ranks alike.
+        """
+        self._borrowed.check_whole()
+        groups: list[list[Selection]] = [[] for _ in range(len(self._borrowed))]
         for out in outs:
             check_instance(
                 "out", out, QuantizerOutput, "Pass what the quantizer returned; several as `*outs`."

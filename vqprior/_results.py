@@ -1,6 +1,8 @@
 """What a quantizer returns."""
 
 import dataclasses
+import warnings
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -27,6 +29,15 @@ class Selection:
     codes: Tensor
     indices: Tensor
     mask: Tensor
+
+    def detach(self) -> "Selection":
+        """Returns the same without gradients, which keep what computed them alive."""
+        return Selection(
+            inputs=self.inputs.detach(),
+            codes=self.codes.detach(),
+            indices=self.indices,
+            mask=self.mask,
+        )
 
     def __repr__(self) -> str:
         """Shows dtypes and shapes."""
@@ -69,14 +80,42 @@ class QuantizerOutput:
     terms: dict[str, Tensor]
     selections: tuple[Selection, ...]
 
+    def detach(self) -> "QuantizerOutput":
+        """Returns the same without gradients.
+
+        To keep results of micro-batches for one ``rule.step(*outs)`` without the activations of
+        the whole model.
+        """
+        return QuantizerOutput(
+            quantized=self.quantized.detach(),
+            indices=self.indices,
+            loss=self.loss.detach(),
+            terms={name: term.detach() for name, term in self.terms.items()},
+            selections=tuple(selection.detach() for selection in self.selections),
+        )
+
+    def __iter__(self) -> NoReturn:
+        """Raises: a result has fields.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "`out` must be read by its fields, such as `out.quantized` and `out.loss`, got an "
+            "attempt to unpack it. `nn.DataParallel` unpacks results: use "
+            "`DistributedDataParallel`."
+        )
+
     def __repr__(self) -> str:
         """Shows dtypes, shapes and the values of the terms, one field a line."""
         return f"QuantizerOutput(\n{''.join(f'    {field},{chr(10)}' for field in _fields(self))})"
 
 
 # Lets torch.export and torch.utils._pytree see inside the results.
-torch.export.register_dataclass(Selection)
-torch.export.register_dataclass(QuantizerOutput)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # torch 2.6 warns of what it does itself
+    torch.export.register_dataclass(Selection)
+    torch.export.register_dataclass(QuantizerOutput)
 
 
 def _fields(result: Selection | QuantizerOutput) -> list[str]:

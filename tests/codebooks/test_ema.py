@@ -5,7 +5,14 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from vqprior import CodebookEMA, EmbeddingCodebook, VectorQuantizer
+from vqprior import (
+    Codebook,
+    CodebookEMA,
+    CodebookRevival,
+    EmbeddingCodebook,
+    VectorQuantizer,
+    initialize_codebooks_,
+)
 
 
 def make(vectors, **options):
@@ -150,8 +157,76 @@ def test_the_codebook_leaves_gradient_training():
     quantizer = VectorQuantizer(4, 8)
     assert "codebook" in quantizer(torch.randn(5, 4)).terms
     CodebookEMA(quantizer)
-    assert not any(p.requires_grad for p in quantizer.parameters())
+    assert not list(quantizer.parameters())
+    assert list(quantizer.state_dict()) == ["codebook.weight"]
     assert sorted(quantizer(torch.randn(5, 4)).terms) == ["commitment"]
+
+
+class Rebuilt(Codebook):
+    """Written without rules in mind: each write makes a new parameter."""
+
+    num_codes, dim = 8, 4
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(8, 4))
+
+    def codes(self):
+        return self.table
+
+    def set_codes_(self, codes, where):
+        self.table = nn.Parameter(torch.where(where.unsqueeze(1), codes, self.table.detach()))
+
+
+def load_parameters(codebook):
+    codebook.load_state_dict({"table": nn.Parameter(torch.randn(8, 4))}, assign=True)
+
+
+@pytest.mark.parametrize("change", [load_parameters, lambda codebook: None])
+def test_a_codebook_that_makes_parameters_again_is_taken_over_again(change):
+    quantizer = VectorQuantizer(4, 8, codebook=Rebuilt())
+    ema = CodebookEMA(quantizer)
+    change(quantizer.codebook)
+    before = quantizer.codebook.codes().clone()
+    ema.step(quantizer(torch.randn(50, 4)))
+    assert not list(quantizer.parameters())
+    assert (quantizer.codebook.codes() != before).any()
+
+
+def write_back(quantizer, ema, out, masters):
+    quantizer.codebook.weight.copy_(masters)
+
+
+def two_averages(quantizer, ema, out, masters):
+    masters.step(out)
+
+
+@pytest.mark.parametrize("write", [write_back, two_averages])
+def test_codes_that_are_always_rewritten_are_named(write):
+    quantizer, ema = make(torch.randn(8, 2))
+    masters = CodebookEMA(quantizer) if write is two_averages else torch.randn(8, 2)
+    for _ in range(100):
+        out = quantizer(torch.randn(80, 2))
+        ema.step(out)
+        assert ema.advice() is None or ema.restarts_0.mean() > 0.5
+        write(quantizer, ema, out, masters)
+    assert ema.advice() == (
+        "Codebook 0: codes are rewritten between steps, so that their averages start again each "
+        "time. Step one `CodebookEMA` per codebook, and keep everything else from writing to it."
+    )
+
+
+def test_codes_that_are_rewritten_now_and_then_are_not():
+    quantizer, ema = make(torch.randn(64, 2))
+    revival = CodebookRevival(quantizer, patience=2.0, threshold=0.9)  # a third moves at each end
+    for step in range(100):
+        x = torch.randn(100, 2)
+        if step % 20 == 0:
+            initialize_codebooks_(quantizer, x, method="sample")
+        ema.step(out := quantizer(x))
+        revival.step(out)
+        assert ema.advice() is None
+    assert ema.restarts_0.mean() > 0.1
 
 
 def test_gradient_accumulation_is_several_steps():

@@ -1,11 +1,14 @@
 """Law 6: ``torch.compile`` in train and eval, ``torch.export`` in eval, each in one graph.
 
+And ``torch.jit.trace``, whose traces fit other batch sizes.
+
 Covers each class and the options that change its graph; ``test_cross_product.py`` draws nestings at
 random.
 """
 
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from tests.contracts.factories import QUANTIZERS, REPRESENTATIVE, RULES, state
@@ -78,6 +81,28 @@ def test_rules_are_part_of_the_graph(name):
         quantized = call(draw(quantizer), draw_mask(quantizer))
         found.append((quantized, [state(module) for module in (quantizer, *rules)]))
     assert_close(*found)
+
+
+class Coded(nn.Module):
+    """What TorchScript takes: tensors in, tensors out."""
+
+    def __init__(self, quantizer):
+        super().__init__()
+        self.quantizer = quantizer
+
+    def forward(self, x):
+        out = self.quantizer(x)
+        return out.quantized, out.indices, self.quantizer.decode(self.quantizer.encode(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@of(REPRESENTATIVE - {"require-finite", "texture"})
+def test_traces_fit_other_batch_sizes(make):
+    model = Coded(make().eval())
+    traced = torch.jit.trace(model, draw(model.quantizer).requires_grad_())
+    for size in (1, 77):
+        x = draw(model.quantizer, (size,), seed=1)
+        exactly(traced(x), model(x))
 
 
 @of(BOTH)

@@ -1,6 +1,8 @@
 """The laws of ``UpdateRule`` for every rule and quantizer; masks and state are in other files."""
 
+import copy
 import dataclasses
+import pickle
 import re
 
 import pytest
@@ -10,6 +12,7 @@ from torch.testing import assert_close
 
 from tests.contracts.factories import every_learned_quantizer, every_rule, state
 from tests.contracts.layouts import draw, exactly
+from tests.contracts.test_cost import train_step
 from vqprior import FSQ, CodebookEMA, CodebookRevival
 
 
@@ -96,6 +99,25 @@ def test_autocast_changes_nothing_that_is_learned(make, rule):
                 learner.step(quantizer(draw(quantizer, seed=seed)))
         states.append(state(quantizer) | state(learner))
     exactly(states[1], states[0])
+
+
+@every_learned_quantizer
+def test_nothing_but_a_moving_average_moves_its_codebooks(make):
+    """Whatever sets `requires_grad`, as steps of a GAN do, and whenever an optimizer was made."""
+    quantizer, other = make().eval(), nn.Parameter(torch.zeros(()))
+    early = torch.optim.AdamW([*quantizer.parameters(), other], lr=0.1, weight_decay=0.1)
+    train_step(quantizer, draw(quantizer).requires_grad_())  # gradients for `early` to apply
+    rule = CodebookEMA(quantizer)
+    before = [codebook.codes().clone() for codebook in rule.codebooks]
+    for model in (quantizer, copy.deepcopy(quantizer), pickle.loads(pickle.dumps(quantizer))):
+        model.requires_grad_(False).requires_grad_(True)
+        late = torch.optim.AdamW([*model.parameters(), other], lr=0.1, weight_decay=0.1)
+        train_step(model, draw(model).requires_grad_())
+        early.step()
+        late.step()
+        own = {id(c): c for c in model.codebooks if c.can_be_set}.values()
+        assert not any(codebook.codes().requires_grad for codebook in own)
+        exactly([codebook.codes() for codebook in own], before)
 
 
 @every_learned_quantizer

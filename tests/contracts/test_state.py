@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from tests.contracts.factories import every_learned_quantizer, every_quantizer, state
+from tests.contracts.factories import every_learned_quantizer, every_quantizer, every_rule, state
 from tests.contracts.layouts import arrange, draw, features_last
 from tests.contracts.traits import learned_by_rules
-from vqprior import CodebookEMA, CodebookRevival, SelfUpdating
+from vqprior import CodebookEMA, CodebookRevival, SelfUpdating, VectorQuantizer
 
 
 class Training:
@@ -86,11 +86,12 @@ def test_a_copy_gives_the_same(make):
 def test_a_copy_learns_by_itself(make):
     """Rules copied with their quantizer update the copy, not the original."""
     quantizer = make()
-    original = nn.ModuleList([quantizer, CodebookEMA(quantizer), CodebookRevival(quantizer)])
+    original = nn.ModuleList([CodebookEMA(quantizer), CodebookRevival(quantizer), quantizer])
+    reverse = nn.ModuleList(original[::-1])
     before = state(original)
-    for twin in clones(original):
+    for twin in (*clones(original), *(nn.ModuleList(clone[::-1]) for clone in clones(reverse))):
         assert_close(state(twin), before, rtol=0, atol=0)
-        copied, *rules = twin
+        *rules, copied = twin
         for seed in range(3):
             out = copied(draw(copied, seed=seed))
             for rule in rules:
@@ -100,6 +101,31 @@ def test_a_copy_learns_by_itself(make):
             assert (codebook.codes() != mine.codes()).any()
         own = list(dict.fromkeys(map(id, copied.codebooks)))
         assert all([id(c) for c in rule.codebooks] == own for rule in rules)
+
+
+@every_learned_quantizer
+@every_rule
+def test_a_rule_copied_alone_says_so(make, rule):
+    """Its codebooks would be copies that no quantizer uses."""
+    quantizer = make()
+    learner = rule(quantizer)
+    message = "^`quantizer` must exist as long as its rule, got a rule whose codebook is gone. Copy"
+    for twin in clones(learner):
+        out = quantizer(draw(quantizer))
+        with pytest.raises(RuntimeError, match=message):
+            twin.step(out)
+        twin.advice()
+    fresh = make()
+    rule(fresh).load_state_dict(twin.state_dict())  # the way out
+
+
+def test_copies_leave_the_optimizer_behind():
+    """It holds the moments of the whole model."""
+    quantizer = VectorQuantizer(4, 16)
+    optimizer = torch.optim.Adam(quantizer.parameters())
+    rule = CodebookRevival(quantizer, optimizer=optimizer)
+    assert [twin.optimizer for _, twin in clones((quantizer, rule))] == [None, None]
+    assert rule.optimizer is optimizer
 
 
 @every_learned_quantizer

@@ -32,6 +32,20 @@ CODEBOOKS = {
         "contracts/test_rules.py",
         "keep_their_dtype and euclidean",
     ),
+    "averages-stay-parameters": Fault(
+        "codebooks/_ema.py",
+        "module.register_buffer(name, parameter.detach().clone())",
+        "module.register_parameter(name, parameter.requires_grad_(requires_grad=False))",
+        "contracts/test_rules.py",
+        "moves_its_codebooks and euclidean",
+    ),
+    "rules-keep-orphans": Fault(
+        "_borrowed.py",
+        "weakref.ref(codebook)",
+        "(lambda kept=codebook: kept)",
+        "contracts/test_state.py",
+        "copied_alone and euclidean",
+    ),
     "ema-of-one-rank": Fault(
         "codebooks/_ema.py",
         "_distributed.all_reduce_sums(statistics)",

@@ -224,7 +224,8 @@ def test_transforms_leave_nothing_behind():
     expected = [by_definition(layer, part) for part in x]
     assert_close(torch.func.vmap(layer)(x), torch.stack(expected))
     arrange_windows.cache_clear()
-    assert_close(torch.func.functionalize(lambda part: layer(part))(x[0]), expected[0])
+    with torch.no_grad():  # until torch 2.9, it picks a kernel without a gradient to the bias
+        assert_close(torch.func.functionalize(lambda part: layer(part))(x[0]), expected[0])
     assert_close(layer(x[0]), expected[0])
 
 

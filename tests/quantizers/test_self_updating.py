@@ -100,5 +100,6 @@ def test_a_rule_of_another_quantizer_is_rejected():
         r"^`rules` must be built on `quantizer`, got a CodebookEMA of other codebooks\. Build it "
         r"on the quantizer that is passed here\.$"
     )
+    other = VectorQuantizer(4, 16)
     with pytest.raises(ValueError, match=message):
-        SelfUpdating(VectorQuantizer(4, 16), CodebookEMA(VectorQuantizer(4, 16)))
+        SelfUpdating(VectorQuantizer(4, 16), CodebookEMA(other))

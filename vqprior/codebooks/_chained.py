@@ -5,6 +5,7 @@ from typing import cast, final
 
 from torch import nn
 
+from vqprior._borrowed import BorrowedCodebooks
 from vqprior._interfaces import UpdateRule
 from vqprior._results import QuantizerOutput
 
@@ -42,7 +43,7 @@ class ChainedRules(UpdateRule):
                 )
             self.add_module(str(number), rule)
         unique = {id(codebook): codebook for rule in rules for codebook in rule.codebooks}
-        self._codebooks = tuple(unique.values())
+        self._borrowed = BorrowedCodebooks(tuple(unique.values()))
 
     def __len__(self) -> int:
         """Number of rules."""

@@ -3,11 +3,11 @@
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqprior import _distributed
 from vqprior._checks import check_at_least, check_interval
-from vqprior._interfaces import QuantizerBase, UpdateRule
+from vqprior._interfaces import Codebook, QuantizerBase, UpdateRule
 from vqprior._results import QuantizerOutput
 from vqprior.functional import code_sums_and_counts
 
@@ -21,10 +21,12 @@ class CodebookEMA(UpdateRule):
     ``s``; the code becomes ``m / n'``, where ``n'`` is ``n`` after Laplace smoothing. Counts
     start at 1. Codes that no input chose in a step do not change.
 
-    The codebook is taken out of gradient training (``requires_grad_(False)``). A code that was
-    changed otherwise since the last step (by ``CodebookRevival``, ``initialize_codebooks_`` or a
-    checkpoint) is kept, with a count of 1. Statistics are float32, summed over ranks with one
-    collective.
+    The codebook leaves gradient training for good: its parameters become buffers of the same
+    names, which no optimizer, ``requires_grad_`` or weight decay reaches. To train it by gradient
+    again, load its ``state_dict`` into a new quantizer. A code that was changed otherwise since
+    the last step (by ``CodebookRevival``, ``initialize_codebooks_`` or a checkpoint) is kept, with
+    a count of 1; ``advice`` tells if that happens all the time. Statistics are float32, summed
+    over ranks with one collective.
 
     Args:
         quantizer: The quantizer whose codebooks learn, or any wrapper around it. Pass ``step``
@@ -63,12 +65,13 @@ class CodebookEMA(UpdateRule):
         check_at_least("eps", eps, 0.0)
         self.decay = decay
         self.eps = eps
-        for number, codebook in enumerate(self._codebooks):
-            codebook.requires_grad_(requires_grad=False)
+        for number, codebook in enumerate(self.codebooks):
+            _take_over(codebook)
             codes = codebook.codes().detach().to(torch.float32, copy=True)
             self.register_buffer(f"counts_{number}", torch.ones_like(codes[:, 0]))
             self.register_buffer(f"codes_{number}", codes)
             self.register_buffer(f"written_{number}", codes.clone())
+            self.register_buffer(f"restarts_{number}", torch.zeros_like(codes[:, 0]))
 
     def extra_repr(self) -> str:
         """Shows the options in ``repr``."""
@@ -86,23 +89,32 @@ class CodebookEMA(UpdateRule):
             return
         groups = self._selections_by_codebook(*outs)
         statistics = []
-        for codebook, selections in zip(self._codebooks, groups, strict=True):
-            _distributed.check_whole(codebook)
+        codebooks = self.codebooks
+        for codebook, selections in zip(codebooks, groups, strict=True):
             parts = [
                 code_sums_and_counts(s.inputs, s.indices, codebook.num_codes) for s in selections
             ]
             joint = parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
             statistics.append(joint.float())
         for number, joint in enumerate(_distributed.all_reduce_sums(statistics)):
-            self._update(number, joint)
+            self._update(number, codebooks[number], joint)
 
     @torch.no_grad()
     def advice(self) -> str | None:
-        """Returns a sentence if less than half of the codes were chosen lately, otherwise None.
+        """Returns a sentence if averages do not last or codes are not used, otherwise None.
 
-        A code was not chosen lately if its moving count is below 1 % of the mean count.
+        Averages do not last if half of the codes are rewritten between steps, over the last
+        hundred steps. Codes are not used if less than half were chosen lately; one was not if its
+        moving count is below 1 % of the mean count.
         """
-        counts = [self.get_buffer(f"counts_{number}") for number in range(len(self._codebooks))]
+        for number in range(len(self._borrowed)):
+            if self.get_buffer(f"restarts_{number}").mean() > 0.5:
+                return (
+                    f"Codebook {number}: codes are rewritten between steps, so that their averages "
+                    "start again each time. Step one `CodebookEMA` per codebook, and keep "
+                    "everything else from writing to it."
+                )
+        counts = [self.get_buffer(f"counts_{number}") for number in range(len(self._borrowed))]
         chosen = [int((count > 0.01 * count.mean()).sum()) for count in counts]
         worst = min(range(len(counts)), key=lambda number: chosen[number] / len(counts[number]))
         if 2 * chosen[worst] >= len(counts[worst]):
@@ -112,11 +124,11 @@ class CodebookEMA(UpdateRule):
             "`CodebookRevival` brings unused codes back; if it is stepped already, use fewer codes."
         )
 
-    def _update(self, number: int, statistics: Tensor) -> None:
-        codebook = self._codebooks[number]
+    def _update(self, number: int, codebook: Codebook, statistics: Tensor) -> None:
         counts: Tensor = self.get_buffer(f"counts_{number}")
         codes: Tensor = self.get_buffer(f"codes_{number}")
         written: Tensor = self.get_buffer(f"written_{number}")
+        restarts: Tensor = self.get_buffer(f"restarts_{number}")
         current = codebook.codes()
         # Compared in the narrower of the two dtypes: only there were they ever equal.
         kept = written.to(current.dtype).to(written.dtype)
@@ -125,6 +137,8 @@ class CodebookEMA(UpdateRule):
         rewritten = (kept != current.to(written.dtype)).any(dim=1) & any_hit
         codes.copy_(torch.where(rewritten.unsqueeze(1), current, codes))
         counts.copy_(torch.where(rewritten, 1.0, counts))
+        lasting = restarts.lerp(rewritten.to(restarts.dtype), 0.01)
+        restarts.copy_(torch.where(any_hit, lasting, restarts))
 
         # Keeping the codes in place of the mass loses nothing: the mass is their product.
         mass = codes * self._smooth(counts).unsqueeze(1)
@@ -135,9 +149,21 @@ class CodebookEMA(UpdateRule):
         moved = mass / torch.where(chosen, self._smooth(counts), 1.0).unsqueeze(1)
         codes.copy_(torch.where(chosen.unsqueeze(1), moved, codes))
         codebook.set_codes_(codes, chosen)
+        _take_over(codebook)  # what another class of codebook may have made parameters again
         # Not always what was assigned: a normalized codebook keeps the direction alone.
         written.copy_(torch.where(any_hit, codebook.codes().to(written.dtype), written))
 
     def _smooth(self, counts: Tensor) -> Tensor:
         total = counts.sum()
         return (counts + self.eps) * (total / (total + counts.shape[0] * self.eps))
+
+
+def _take_over(codebook: nn.Module) -> None:
+    """Turns parameters into buffers: ``requires_grad`` is for anyone to change, being one is not.
+
+    They are copies, so that an optimizer that was built before writes to what nobody reads.
+    """
+    for module in codebook.modules():
+        for name, parameter in [*module.named_parameters(recurse=False, remove_duplicate=False)]:
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach().clone())

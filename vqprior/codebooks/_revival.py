@@ -1,7 +1,7 @@
 """Revival of codes that nothing chooses."""
 
 import math
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -37,7 +37,8 @@ class CodebookRevival(UpdateRule):
         patience: Length of a window in tokens per code, greater than 0. Short windows mistake
             rare codes for dead ones.
         optimizer: The optimizer that trains the codebook by gradient; its moments of a revived
-            row are set to zero.
+            row are set to zero. An attribute that copies (``deepcopy``, ``pickle``) do not carry:
+            set theirs to their own optimizer.
         seed: Seed of the random choice, in ``[0, 2**31)``.
 
     Raises:
@@ -81,9 +82,8 @@ class CodebookRevival(UpdateRule):
         self.threshold = threshold
         self.patience = patience
         self.seed = seed
-        # In a tuple: an optimizer is not state of the rule.
-        self._optimizers = () if optimizer is None else (optimizer,)
-        for number, codebook in enumerate(self._codebooks):
+        self.optimizer = optimizer
+        for number, codebook in enumerate(self.codebooks):
             device = codebook.codes().device
             uses = torch.zeros(codebook.num_codes, dtype=torch.float32, device=device)
             self.register_buffer(f"uses_{number}", uses)
@@ -106,12 +106,15 @@ class CodebookRevival(UpdateRule):
         """
         if not outs:
             return
-        for number, selections in enumerate(self._selections_by_codebook(*outs)):
-            self._step_codebook(number, selections)
+        groups = self._selections_by_codebook(*outs)
+        for number, parts in enumerate(zip(self.codebooks, groups, strict=True)):
+            self._step_codebook(number, *parts)
 
-    def _step_codebook(self, number: int, selections: list[Selection]) -> None:
-        codebook = self._codebooks[number]
-        _distributed.check_whole(codebook)
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the optimizer out of copies: it has the moments of the whole model."""
+        return {**self.__dict__, "optimizer": None}
+
+    def _step_codebook(self, number: int, codebook: Codebook, selections: list[Selection]) -> None:
         uses: Tensor = self.get_buffer(f"uses_{number}")
         tokens: Tensor = self.get_buffer(f"tokens_{number}")
         steps: Tensor = self.get_buffer(f"steps_{number}")
@@ -132,8 +135,8 @@ class CodebookRevival(UpdateRule):
         dead = dead & _is_new(candidates, errors, vectors.dtype)
         dead = dead | (~vectors.isfinite().all(dim=1) & (total > 0))
         codebook.set_codes_(candidates, dead)
-        for optimizer in self._optimizers:
-            _reset_moments(optimizer, codebook, dead)
+        if self.optimizer is not None:
+            _reset_moments(self.optimizer, codebook, dead)
         uses.copy_(torch.where(closes, 0.0, uses))
         tokens.copy_(torch.where(closes, 0.0, tokens))
         windows.add_(closes.to(windows.dtype))

@@ -56,7 +56,7 @@ def unused_code_loss(selection: Selection, codes: Tensor) -> Tensor:
     if mask.shape[0] == 0:
         return 0.0 * wide.sum()
     indices = torch.where(mask, selection.indices.reshape(-1), size)
-    used = mask.new_zeros(size + 1).index_fill(0, indices, True)[:size]  # noqa: FBT003
+    used = mask.new_zeros(size + 1).index_fill(0, indices, 1)[:size]
     # The t-th valid token is the first place where the running count reaches t + 1.
     count = mask.sum()
     turn = torch.arange(size, device=mask.device) * count // size

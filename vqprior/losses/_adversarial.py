@@ -1,5 +1,6 @@
 """Adversarial loss of a generator and its discriminator."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, final
 
 from torch import Tensor, nn
@@ -69,9 +70,20 @@ class AdversarialLoss(nn.Module):
 
     def discriminator_loss(self, reconstruction: Tensor, target: Tensor) -> Tensor:
         """Returns the discriminator's loss, with a gradient to its parameters only."""
-        real_logits: Tensor = self.discriminator(target.detach())
+        with self._unsynchronized():
+            real_logits: Tensor = self.discriminator(target.detach())
         fake_logits: Tensor = self.discriminator(reconstruction.detach())
         return self.objective.discriminator(real_logits, fake_logits)
+
+    def _unsynchronized(self) -> AbstractContextManager[None]:
+        """Keeps the wrapper from writing buffers between two calls of one backward pass.
+
+        After a call in ``no_sync`` the next one takes buffers as they are; as the last call it
+        prepares the average of the gradients, which are those of both.
+        """
+        if isinstance(self.discriminator, nn.parallel.DistributedDataParallel):
+            return self.discriminator.no_sync()
+        return nullcontext()
 
     if TYPE_CHECKING:  # nn.Module.__call__ returns Any; callers deserve the real type.
 

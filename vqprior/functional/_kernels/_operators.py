@@ -22,6 +22,7 @@ def is_traced(*tensors: Tensor) -> bool:
     """
     return (
         torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
         or is_transforming()
         or any(type(tensor) is not Tensor or tensor.is_meta for tensor in tensors)
     )

@@ -13,7 +13,7 @@ from tvqrap.training.guarded import GuardedAdam, WeightAverage
 from tvqrap.training.memory import CropPair
 from tvqrap.training.recipes import TimedRecipe
 from tvqrap.training.stages import Stage, Step, StepRandomness, TokenizerStage
-from tvqrap.training.update import Critic, detached
+from tvqrap.training.update import Critic
 from vqprior.metrics import CodebookUsage
 
 WARM_UP = 0.02  # share of the time in which the learning rate rises
@@ -145,7 +145,7 @@ class TimedTraining:
         step.loss.backward()
         norm, bad = self.optimizer.step(annealed(self.recipe.learning_rate, share))
         if self.codes_learn and step.quantizer_output is not None:
-            self.stage.rules.step(detached(step.quantizer_output))
+            self.stage.rules.step(step.quantizer_output)
         self.average.update()
         loss = self._teach(step, batch, share) if judged else torch.zeros_like(norm)
         self._add_to_row(step, batch, norm, bad, loss)

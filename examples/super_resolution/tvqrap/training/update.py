@@ -206,20 +206,8 @@ class Update:
             step.loss.detach(),
             {name: term.detach().float() for name, term in terms.items()},
             step.indices,
-            quantizer_output=None if out is None else detached(out),
+            quantizer_output=None if out is None else out.detach(),
         )
-
-
-def detached(out: QuantizerOutput) -> QuantizerOutput:
-    """Returns a quantizer output without gradients, as rules need it."""
-    selections = tuple(
-        dataclasses.replace(s, inputs=s.inputs.detach(), codes=s.codes.detach())
-        for s in out.selections
-    )
-    return dataclasses.replace(
-        out, quantized=out.quantized.detach(), loss=out.loss.detach(), terms={},
-        selections=selections,
-    )  # fmt: skip
 
 
 def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
