@@ -14,7 +14,7 @@ from tests.contracts.factories import (
     state,
 )
 from tests.contracts.layouts import draw, exactly
-from tests.contracts.traits import waits_for_nothing
+from tests.contracts.traits import ranks_codes, waits_for_nothing
 from tests.test_public_api import CONCRETE
 from vqprior import (
     ChainedRules,
@@ -164,3 +164,9 @@ def test_shapes_and_dtypes_are_found_without_memory(make):
         assert (out.indices.shape, out.indices.dtype) == (expected.indices.shape, torch.int64)
         assert out.terms.keys() == expected.terms.keys()
         assert quantizer.decode(quantizer.encode(x.to("meta"))).shape == x.shape
+
+
+@quantizers_where(ranks_codes, waits_for_nothing)
+def test_logits_have_their_shape_without_memory(make):
+    x = draw(make())
+    assert on_meta(make).logits(x.to("meta")).shape == make().logits(x).shape
