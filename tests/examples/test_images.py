@@ -1,6 +1,5 @@
 """Every kind of image is read right, written in kind, and refused in one line if damaged."""
 
-import os
 import struct
 import zlib
 
@@ -13,7 +12,6 @@ from tvqrap.cli import UsageError, UserError
 from tvqrap.images.files import (
     Photo,
     check_output_size,
-    collect_inputs,
     preview,
     read_image,
     write_image,
@@ -319,54 +317,3 @@ def test_contact_sheet():
     caption = np.array(sheet.convert("L"))[:28]
     assert caption.min() < 60  # there is ink
     assert (np.array(sheet)[68:96, 40:] == 255).all()  # none beyond the image it belongs to
-
-
-# Finding
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    for name in ("b.png", "a.jpg", "c.WEBP", ".hidden.png", "notes.txt", "sub/d.png", "odd[1].png"):
-        path = tmp_path / "in" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "in"
-
-
-def found(*arguments):
-    return [str(path).replace(os.sep, "/") for path in collect_inputs(arguments)]
-
-
-def test_folders_and_patterns(folder):
-    assert found("in") == ["in/a.jpg", "in/b.png", "in/c.WEBP", "in/odd[1].png"]
-    assert found("in/*.png") == ["in/b.png", "in/odd[1].png"]
-    assert found("in/**/*.png") == ["in/b.png", "in/odd[1].png", "in/sub/d.png"]
-    assert found(f"{folder}/[ab].*") == [f"{folder}/a.jpg", f"{folder}/b.png"]
-    assert found("in/*") == found("in")
-
-
-def test_every_file_once_in_the_order_of_the_arguments(folder):
-    (folder / "link.png").symlink_to(folder / "b.png")
-    assert found("in/b.png", "./in/b.png", "in", "in/*.png", "in/link.png")[:2] == [
-        "in/b.png",
-        "in/a.jpg",
-    ]
-    assert len(found("in/b.png", "in/link.png", f"{folder}/b.png")) == 1
-
-
-def test_a_file_is_taken_whatever_its_name(folder):
-    assert found("in/notes.txt", "in/odd[1].png", "in/.hidden.png", "missing.png") == [
-        "in/notes.txt",
-        "in/odd[1].png",
-        "in/.hidden.png",
-        "missing.png",
-    ]
-
-
-def test_nothing_found(folder):
-    with pytest.raises(UserError, match=r"^in/\*\.bmp: no image matches$"):
-        found("in/b.png", "in/*.bmp")
-    with pytest.raises(UserError, match=r"^empty: no images directly in this folder$"):
-        found("empty")
