@@ -132,9 +132,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=at_least(1),
         default=LARGEST_RESULT,
         metavar="MP",
-        help="largest result in megapixels; a PNG file needs 4 bytes of memory a pixel, 5 with "
-        "transparency, twice as much with 16 bits, and other formats up to 20 "
-        "(default: %(default)s)",
+        help="largest result in megapixels; beside what the model needs, a PNG file takes up to 6 "
+        "bytes of memory a pixel, 8 with transparency, twice as much with 16 bits, and other "
+        "formats up to 20 (default: %(default)s)",
     )
     parser.add_argument(
         "--precision",

@@ -1,13 +1,11 @@
 """Every kind of image is read right, written in kind, and refused in one line if damaged."""
 
-import struct
-import zlib
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
 
+from tests.examples.made_files import png
 from tvqrap.cli import UsageError, UserError
 from tvqrap.images.files import (
     Photo,
@@ -32,16 +30,6 @@ def image():
 
 def levels(photo):
     return (photo.rgb * 255).round().permute(1, 2, 0).numpy()
-
-
-def png(width, height, depth, color, rows):
-    def chunk(kind, data):
-        checksum = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + checksum
-
-    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
 
 
 # Reading
@@ -105,43 +93,6 @@ def test_alpha_is_kept_beside_unchanged_colors(mode, gray, image, tmp_path):
     assert photo.grayscale == gray
     assert torch.equal(photo.alpha[0], to_float(torch.tensor(np.array(image.getchannel("R")))))
     assert (levels(photo) == np.array(converted.convert("RGBA"))[..., :3]).all()
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.tif"])
-def test_sixteen_bit_gray_makes_the_round_trip_exactly(name, tmp_path):
-    values = np.arange(0, 65536, 257 // 2, dtype=np.uint16)[:500].reshape(20, 25)
-    Image.fromarray(values).save(tmp_path / name)
-    photo = read_image(tmp_path / name)
-    assert (photo.grayscale, photo.bit_depth) == (True, 16)
-    write_image(tmp_path / "out.png", photo)
-    with Image.open(tmp_path / "out.png") as again:
-        assert again.mode == "I;16"
-        assert (np.array(again) == values).all()
-
-
-def test_sixteen_bit_gray_with_a_transparent_level(tmp_path):
-    Image.fromarray(np.array([[0, 300, 65535]], dtype=np.uint16)).save(
-        tmp_path / "a.png", transparency=300
-    )
-    assert read_image(tmp_path / "a.png").alpha.tolist() == [[[1, 0, 1]]]
-
-
-def test_sixteen_bit_color_is_read_as_eight_and_says_so(tmp_path):
-    row = b"\0" + struct.pack(">6H", 0, 0x80FF, 0xFFFF, 0x1234, 0, 0)
-    (tmp_path / "a.png").write_bytes(png(2, 1, 16, 2, row))
-    photo = read_image(tmp_path / "a.png")
-    assert photo.notes == ("16-bit color is read as 8-bit",)
-    assert levels(photo)[0, 0].tolist() == [0, 0x80, 0xFF]
-
-
-@pytest.mark.parametrize("dtype", [np.int32, np.float32])
-def test_deep_gray_without_a_known_white(dtype, tmp_path):
-    top = 1 if dtype == np.float32 else 65535
-    Image.fromarray(np.array([[0, top]], dtype=dtype)).save(tmp_path / "a.tif")
-    assert read_image(tmp_path / "a.tif").rgb[0].tolist() == [[0, 1]]
-    Image.fromarray(np.array([[0, top + 1]], dtype=dtype)).save(tmp_path / "b.tif")
-    with pytest.raises(UserError, match=rf"b.tif: its gray values leave 0\.\.{top}; rescale"):
-        read_image(tmp_path / "b.tif")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

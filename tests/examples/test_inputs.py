@@ -6,6 +6,7 @@ import pytest
 
 from tvqrap.cli import UserError
 from tvqrap.images.inputs import collect_inputs
+from tvqrap.training.photos import find_photos
 
 
 @pytest.fixture
@@ -54,3 +55,27 @@ def test_nothing_found(folder):
         found("in/b.png", "in/*.bmp")
     with pytest.raises(UserError, match=r"^empty: no images directly in this folder$"):
         found("empty")
+
+
+def test_brackets_in_names_are_no_pattern_where_they_exist(folder, monkeypatch):
+    for name in ("trip [2024]/x1.png", "trip [2024]/x2.png", "trip 2/x3.png"):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    assert found("in/trip [2024]/*.png") == ["in/trip [2024]/x1.png", "in/trip [2024]/x2.png"]
+    assert found(f"{folder}/trip [2024]/x[12].png", "in/trip [2]/*.png") == [
+        f"{folder}/trip [2024]/x1.png", f"{folder}/trip [2024]/x2.png", "in/trip 2/x3.png",
+    ]  # fmt: skip
+    assert found("in/trip*/**/*.png")[0] == "in/trip 2/x3.png"
+    monkeypatch.chdir(folder / "trip [2024]")
+    assert found("../trip [2024]/*2.png") == ["../trip [2024]/x2.png"]
+
+
+def test_pictures_that_are_passed_over_are_named(folder, capsys):
+    for name in ("d.mpo", "e.HEIC", "f.psd", "g.mov", ".h.heic"):
+        (folder / name).write_bytes(b"")
+    assert "in/d.mpo" in found("in")
+    note = "note: in: 2 passed over, of formats that cannot be read: e.HEIC, f.psd\n"
+    assert capsys.readouterr().err == note
+    assert find_photos(folder) == [path for path in collect_inputs([f"{folder}/**"]) if path.name]
+    assert capsys.readouterr().err.count("2 passed over") == 2

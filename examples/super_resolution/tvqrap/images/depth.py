@@ -22,13 +22,14 @@ def lower_bytes(path: Path, image: Image.Image, formats: tuple[str, ...]) -> Ima
 
     Args:
         path: The file.
-        image: The file as Pillow opened it, not loaded yet.
+        image: The file as Pillow opened it, not loaded yet; it will load the upper 8 bits.
         formats: Formats of ``path``.
     """
-    tiles = getattr(image, "tile", [])
+    tiles = [_cut(tile) for tile in getattr(image, "tile", ())]
     swapped = [_swapped(tile) for tile in tiles]
     if not swapped or None in swapped:
         return None
+    image.tile = tiles
     with Image.open(path, formats=formats) as again:
         again.tile = swapped
         again.load()
@@ -64,19 +65,28 @@ def _rawmode(tile: tuple) -> str:
     return str(tile[3][0] if isinstance(tile[3], tuple) else tile[3])
 
 
+def _cut(tile: tuple) -> tuple:
+    """Returns a tile that cuts off the lower bytes; that of PPM rounds."""
+    if (tile[0], tile[3]) == ("ppm", ("RGB", 65535)):
+        return _tile(tile, "raw", ("RGB;16B", 0, 1))
+    return tile
+
+
 def _swapped(tile: tuple) -> tuple | None:
     """Returns a tile that reads the lower bytes."""
-    codec, box, offset, options = tile[:4]
-    if (codec, options) == ("ppm", ("RGB", 65535)):
-        options, codec = ("RGB;16L", 0, 1), "raw"
-    elif options == DEEP_GRAY_WITH_ALPHA:
+    options = tile[3]
+    if options == DEEP_GRAY_WITH_ALPHA:
         options = "RGBA"
     elif (found := SWAPPED.fullmatch(_rawmode(tile))) is None:
         return None
     else:
         raw = f"{found[1]};16{OTHER[found[2]]}"
         options = (raw, *options[1:]) if isinstance(options, tuple) else raw
-    parts = (codec, box, offset, options)
+    return _tile(tile, tile[0], options)
+
+
+def _tile(tile: tuple, codec: str, options: object) -> tuple:
+    parts = (codec, *tile[1:3], options)
     return parts if type(tile) is tuple else type(tile)(*parts)  # named since Pillow 11.2
 
 

@@ -290,7 +290,7 @@ class Trainer:
         save_model(weights, self.stage.model(self.update.average.module), notes)
         print(f"weights: {weights}\nlog, plot and samples: {self.settings.out}")
         if replaced := sum(row.get("replaced", 0) for row in self.rows):
-            print(f"samples of damaged photos replaced by others: {replaced}")
+            print(f"{replaced} times another photo took the place of a damaged one")
 
 
 def mixed(*numbers: int) -> int:
