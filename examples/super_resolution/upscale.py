@@ -203,7 +203,7 @@ def upscale_file(
     result = upscale_photo(model, photo, layout, batch, deep=deep)
     if photo.bit_depth == 16 and not deep:
         tqdm.write(
-            f"note: {job.source}: {job.result.suffix[1:]} has 8 bits, of 16 here; png keeps them",
+            f"note: {job.source}: 16 bits are rounded to 8, which --format png would keep",
             file=sys.stderr,
         )
     if result.alpha is not None and job.result.suffix == ".jpg" and photo.alpha.min() < 1:

@@ -135,7 +135,7 @@ def test_upscaling_keeps_it_or_says_that_it_is_lost(suffix, tmp_path, capsys):
     (tmp_path / "a.png").write_bytes(deep_png(values))
     result = tmp_path / f"b.{suffix}"
     upscale_file(StandIn().eval(), Job(tmp_path / "a.png", result))
-    note = "jpg has 8 bits, of 16 here; png keeps them"
+    note = "16 bits are rounded to 8, which --format png would keep"
     assert (note in capsys.readouterr().err) == (suffix == "jpg")
     if suffix == "png":
         assert header(result) == (16, 6)
