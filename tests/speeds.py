@@ -11,7 +11,7 @@ FULL = (
     "contracts/test_compile.py",
     "contracts/test_cross_product.py",
 )
-QUICK = ("examples/test_jpeg.py", "examples/test_images.py")
+QUICK = tuple(f"examples/test_{name}.py" for name in ("jpeg", "images", "inputs", "jobs"))
 COMPILING = ("compiles", "one_graph", "export")
 
 

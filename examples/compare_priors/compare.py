@@ -27,7 +27,8 @@ from study.runner import Runner, read_result
 from study.setting import Setting
 from study.table import Row
 from tvqrap.cli import at_least, ensure_writable_folder, run
-from tvqrap.training.options import device, positive
+from tvqrap.devices import device
+from tvqrap.training.options import positive
 
 
 def main(arguments: list[str] | None = None) -> int | None:
@@ -88,7 +89,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         help="largest number of photos of --val to measure on (default: 50)")  # fmt: skip
     add("--precision", default="float32", choices=("float32", "bfloat16"),
         help="precision of the networks in training (default: float32)")  # fmt: skip
-    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
+    add("--device", type=device, default="auto",
         help="cuda or cpu (default: cuda if available)")  # fmt: skip
     add("--threads", type=at_least(1), metavar="N", help="number of CPU threads")
     add("--report", action="store_true", help="only report on finished rows")

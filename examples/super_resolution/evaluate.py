@@ -5,7 +5,8 @@
     python evaluate.py --pairs Set14 --csv set14.csv
 
 --photos takes large images and reduces them by 4 (Pillow, bicubic). --pairs takes a folder with the
-subfolders HR and LR, in which the two images of a scene have the same name.
+subfolders HR and LR, in which the two images of a scene have the same name, or the small one's ends
+in x4. An HR image that is up to 31 pixels too large is cut at the right and at the bottom.
 
 Prints, for bicubic and for the model: PSNR in dB (higher is better), SSIM (higher is better), GMSD
 (gradient magnitude similarity deviation, a measure of perceived quality; lower is better), and
@@ -28,6 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tvqrap.cli import UserError, at_least, ensure_writable_folder, run, share
+from tvqrap.devices import device
 from tvqrap.images.detail import detail_energy
 from tvqrap.images.files import Photo, check_output_size, write_image
 from tvqrap.images.layouts import SMALLEST_TILE, Blended
@@ -38,7 +40,6 @@ from tvqrap.images.scores import Evaluation, Row, Scores, format_table, write_cs
 from tvqrap.images.tiling import Upscaler, device_of, upscale_tiled
 from tvqrap.models.assembly import SCALE
 from tvqrap.models.weights import DEFAULT_WEIGHTS, load_super_resolver
-from upscale import pick_device
 from vqprior.metrics import CodebookUsage, gmsd, psnr, rgb_to_luma, ssim
 
 BORDER = 4  # pixels left out at the border, as is usual in super-resolution
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     loaders = pair_loaders(args.pairs) if args.pairs else photo_loaders(args.photos)
     _check_outputs(args.csv, args.image)
-    model = load_super_resolver(args.weights).to(pick_device("auto"))
+    model = load_super_resolver(args.weights).to(device("auto"))
     if args.texture is not None:
         model.texture_strength = args.texture
     failures: list[UserError] = []
@@ -209,7 +210,10 @@ def _load(loaders: Sequence[Callable[[], Pair]], failures: list[UserError]) -> I
     """Reads one pair after the other; reports those that cannot be read and skips them."""
     for loader in tqdm(loaders, "images", unit="image", disable=None):
         try:
-            yield loader()
+            pair = loader()
+            if pair.note:
+                tqdm.write(f"note: {pair.note}", file=sys.stderr)
+            yield pair
         except UserError as error:
             failures.append(error)
             tqdm.write(f"error: {error}", file=sys.stderr)

@@ -12,7 +12,8 @@ To use several GPUs or CPU processes, start the same command with torchrun. The 
 
     torchrun --nproc-per-node 4 train.py --preset paper --stage tokenizer ...
 
-Ctrl-C finishes the step and saves; --resume continues. recipes.py has the hyperparameters of each
+Ctrl-C finishes the step and saves; --resume continues, also with photos added or removed. A photo
+that cannot be read is named and another takes its place. recipes.py has the hyperparameters of each
 preset. The preset paper follows the authors, with the filter-bank loss in place of LPIPS, whose
 weights cannot be shipped.
 """
@@ -34,8 +35,9 @@ from tvqrap.training.options import identify_run, parse_options, recipe_of
 from tvqrap.training.photos import PhotoFiles
 from tvqrap.training.ranks import Ranks, join_ranks
 from tvqrap.training.recipes import Recipe
+from tvqrap.training.settings import Settings
 from tvqrap.training.stages import MakeObjective, PredictorStage, RapStage, Stage, TokenizerStage
-from tvqrap.training.trainer import Settings, Trainer
+from tvqrap.training.trainer import Trainer
 from tvqrap.training.update import Critic
 from vqprior.losses import FilterBankLoss, ReconstructionAwareLoss
 
@@ -72,10 +74,9 @@ def train(options: argparse.Namespace, ranks: Ranks) -> None:
         critic = Critic(ranks, recipe)
     stage = make_stage(options, recipe, objective_maker(recipe, critic))
     data = make_data(options, recipe, ranks)
-    photos = len(data.training.photos)
     settings = Settings(
         out=folder,
-        run=identify_run(options, recipe) | {"a number of photos of": photos},
+        run=identify_run(options, recipe),
         split=split,
         steps=options.steps,
         minutes=options.minutes,

@@ -10,7 +10,8 @@ the middle of the first stage on it includes a discriminator.
 The stages share --minutes, loading and measuring included; TIMED in recipes.py has their shares.
 Each writes its weights to --out in half precision, also before it is finished: tokenizer,
 predictor, rap, joint. If a stage fails, the weights of earlier stages stay. log.csv, report.json
-and sheet.png have the results. --resume continues.
+and sheet.png have the results. Photos that cannot be read are named and left out. Ctrl-C finishes
+the step and saves; --resume continues.
 """
 
 import argparse
@@ -25,11 +26,12 @@ from pathlib import Path
 import torch
 
 from tvqrap.cli import UserError, at_least, atomic_write, ensure_writable_folder, run
+from tvqrap.devices import device
 from tvqrap.models.assembly import SuperResolver, TextureTokenizer
 from tvqrap.models.presets import PRESETS
 from tvqrap.models.weights import load_model
 from tvqrap.training.memory import BORDER, PhotoMemory
-from tvqrap.training.options import device, positive
+from tvqrap.training.options import positive
 from tvqrap.training.perceptual import make_perceptual_loss
 from tvqrap.training.quick_report import Reporter, read_samples
 from tvqrap.training.recipes import TIMED, TimedRecipe
@@ -91,7 +93,9 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception:  # of whatever kind: measure the stages that are finished
         failed = traceback.format_exc()
         say(failed)
-    write_report(reporter, options.out, {"failed": failed, "learned": learned}, reserved)
+    damage = photos.damage + (samples.damage if samples is not None else [])
+    notes = {"failed": failed, "learned": learned, "left_out": damage}
+    write_report(reporter, options.out, notes, reserved)
     say(f"done after {time.monotonic() - started:.0f} s")
     if failed is not None:
         raise UserError("a stage failed, see above; the weights of earlier stages are kept")
@@ -103,7 +107,6 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    default = "cuda" if torch.cuda.is_available() else "cpu"
     add("--photos", required=True, type=Path, nargs="+", metavar="DIR", help="photos to train on")
     add("--val", type=Path, metavar="DIR", help="photos to measure on at the end")
     add("--out", required=True, type=Path, metavar="DIR", help="output folder")
@@ -113,7 +116,9 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--init", type=Path, metavar="FILE", help="start from these weights of the same preset")
     add("--resume", action="store_true", help="continue the training in --out")
     add("--checkpoints", type=Path, metavar="DIR", help="folder of checkpoints (default: --out)")
-    add("--device", type=device, default=default, help="cuda or cpu (default: cuda if available)")
+    add("--device", type=device, default="auto",
+        help="cpu, cuda, or one GPU such as cuda:1 (default: auto, which is cuda if "
+        "available)")  # fmt: skip
     add("--precision", choices=("float32", "bfloat16"),
         help="precision of the networks (default: bfloat16 on a GPU, else float32)")  # fmt: skip
     add("--batch", type=at_least(2), metavar="N", help="crops per step (default: 64)")
@@ -122,7 +127,6 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--threads", type=at_least(1), metavar="N", help="number of CPU threads")
     add("--seed", type=at_least(0), default=0, metavar="N", help="random seed (default: 0)")
     options = parser.parse_args(arguments)
-    options.device = torch.device(options.device)
     if options.crop is not None and options.crop % 32:
         parser.error(f"--crop must be a multiple of 32, got {options.crop}")
     if options.precision is None:

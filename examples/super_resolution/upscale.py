@@ -30,23 +30,19 @@ from tvqrap.cli import (
     run,
     share,
 )
-from tvqrap.images.files import (
-    Photo,
-    check_output_size,
-    collect_inputs,
-    read_image,
-    write_image,
-)
+from tvqrap.devices import device
+from tvqrap.images.files import Photo, check_output_size, read_image, write_image
+from tvqrap.images.inputs import collect_inputs
 from tvqrap.images.jobs import Job, check_job, identity_of, plan_jobs
 from tvqrap.images.layouts import SMALLEST_TILE, Averaged, Blended, Layout
-from tvqrap.images.levels import from_pillow, to_pillow
-from tvqrap.images.panels import comparison, upscale_by
+from tvqrap.images.levels import from_pillow, upscale_plane
+from tvqrap.images.panels import comparison
 from tvqrap.images.tiling import DEFAULT_LAYOUT, Upscaler, upscale_tiled
 from tvqrap.models.prepared import PRECISIONS, Prepared
 from tvqrap.models.weights import DEFAULT_WEIGHTS, load_super_resolver
 
 SMALLEST_SIDE = 8
-LARGEST_RESULT = 50_000_000  # pixels
+LARGEST_RESULT = 1000  # megapixels, of a photo of 62
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     sources = collect_inputs(args.inputs)
     jobs = plan_jobs(sources, args.output, args.format, compare=args.compare)
-    model = load_super_resolver(args.weights).to(pick_device(args.device))
+    model = load_super_resolver(args.weights).to(args.device)
     if args.texture is not None:
         model.texture_strength = args.texture
     model = Prepared(model, precision=args.precision, compiled=args.compile)
@@ -68,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for job in bar:
             try:
                 check_job(job, inputs, overwrite=args.overwrite)
-                upscale_file(model, job, layout, args.batch)
+                upscale_file(model, job, layout, args.batch, limit=args.limit)
                 written += 1
             except UsageError:
                 raise  # the next image would fail in the same way
@@ -132,6 +128,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "(default: %(default)s)",
     )
     parser.add_argument(
+        "--limit",
+        type=at_least(1),
+        default=LARGEST_RESULT,
+        metavar="MP",
+        help="largest result in megapixels; beside what the model needs, a PNG file takes up to 6 "
+        "bytes of memory a pixel, 8 with transparency, twice as much with 16 bits, and other "
+        "formats up to 20 (default: %(default)s)",
+    )
+    parser.add_argument(
         "--precision",
         choices=tuple(PRECISIONS),
         default="float32",
@@ -156,21 +161,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=at_least(1), metavar="N", help="number of CPU threads")
     parser.add_argument(
         "--device",
-        choices=("auto", "cpu", "cuda", "mps"),
+        type=device,
         default="auto",
-        help="device to compute on; auto takes a CUDA GPU if there is one (default: %(default)s)",
+        metavar="NAME",
+        help="device to compute on: cpu, mps, cuda, or one of several GPUs, as cuda:1; auto takes "
+        "a CUDA GPU if there is one (default: %(default)s)",
     )
     return parser.parse_args(arguments)
-
-
-def pick_device(name: str) -> torch.device:
-    """Returns the device of that name; ``"auto"`` is CUDA if available, else the CPU."""
-    usable = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
-    if name == "auto":
-        name = "cuda" if usable["cuda"] else "cpu"
-    if not usable[name]:
-        raise UserError(f"--device {name}: this machine or this build of torch has none")
-    return torch.device(name)
 
 
 def pick_layout(name: str, tile: int | None) -> Layout:
@@ -181,7 +178,12 @@ def pick_layout(name: str, tile: int | None) -> Layout:
 
 
 def upscale_file(
-    model: Upscaler, job: Job, layout: Layout = DEFAULT_LAYOUT, batch: int = 1
+    model: Upscaler,
+    job: Job,
+    layout: Layout = DEFAULT_LAYOUT,
+    batch: int = 1,
+    *,
+    limit: int = LARGEST_RESULT,
 ) -> None:
     """Reads, upscales and writes one image, and prints a line.
 
@@ -189,15 +191,22 @@ def upscale_file(
         UserError: If the image cannot be read, is too small or too large, or the result cannot be
             written.
     """
-    check_size = partial(check_input_size, scale=model.tiling.scale)
+    check_size = partial(check_input_size, scale=model.tiling.scale, limit=limit)
     photo = read_image(job.source, check_size=check_size)
     width, height = (side * model.tiling.scale for side in photo.size)
     check_output_size(job.result, width, height)
-    check_free_space(job.result.parent, width * height * 3)
+    deep = job.result.suffix == ".png" and photo.bit_depth == 16
+    channels = 3 if photo.alpha is None else 4
+    check_free_space(job.result.parent, width * height * channels * (2 if deep else 1))
     for note in photo.notes:
         tqdm.write(f"note: {job.source}: {note}", file=sys.stderr)
-    result = upscale_photo(model, photo, layout, batch, deep=job.result.suffix == ".png")
-    if result.alpha is not None and job.result.suffix == ".jpg" and result.alpha.min() < 255:
+    result = upscale_photo(model, photo, layout, batch, deep=deep)
+    if photo.bit_depth == 16 and not deep:
+        tqdm.write(
+            f"note: {job.source}: 16 bits are rounded to 8, which --format png would keep",
+            file=sys.stderr,
+        )
+    if result.alpha is not None and job.result.suffix == ".jpg" and photo.alpha.min() < 1:
         tqdm.write(
             f"note: {job.source}: JPEG has no transparency; blended onto white", file=sys.stderr
         )
@@ -208,17 +217,19 @@ def upscale_file(
         tqdm.write(f"{job.source} -> {job.comparison}")
 
 
-def check_input_size(width: int, height: int, *, scale: int = 4) -> None:
+def check_input_size(
+    width: int, height: int, *, scale: int = 4, limit: int = LARGEST_RESULT
+) -> None:
     """Raises ``UserError`` for an image that is too small, or whose result would be too large."""
     if min(width, height) < SMALLEST_SIDE:
         raise UserError(
             f"is {width}x{height}; the smallest size is {SMALLEST_SIDE}x{SMALLEST_SIDE}"
         )
     pixels = width * height * scale**2
-    if pixels > LARGEST_RESULT:
+    if pixels > limit * 1e6:
         raise UserError(
-            f"is {width}x{height}, so the result would have {pixels / 1e6:.0f} megapixels; the "
-            f"limit is {LARGEST_RESULT / 1e6:.0f}. Crop it or make it smaller first"
+            f"is {width}x{height}, so the result would have {pixels / 1e6:.1f} megapixels; the "
+            f"limit is {limit}. Crop it or make it smaller first, or pass a larger --limit"
         )
 
 
@@ -237,13 +248,13 @@ def upscale_photo(
         photo: The result of ``read_image``.
         layout: See ``upscale_tiled``.
         batch: See ``upscale_tiled``.
-        deep: Whether to keep 16 bits for 16-bit images.
+        deep: Whether to keep 16 bits for 16-bit images; the result has 8 without.
     """
     dtype = torch.uint16 if deep and photo.bit_depth == 16 else torch.uint8
     rgb, alpha = photo.rgb, photo.alpha
     if alpha is not None:
         rgb = spread_color(rgb, alpha)
-        alpha = from_pillow(upscale_by(to_pillow(alpha), model.tiling.scale))
+        alpha = upscale_plane(alpha, model.tiling.scale, dtype)
     with tqdm(desc="tiles", unit="tile", leave=False, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -251,7 +262,7 @@ def upscale_photo(
             bar.update(done - bar.n)
 
         rgb = upscale_tiled(model, rgb, layout, batch=batch, dtype=dtype, progress=progress)
-    return replace(photo, rgb=rgb, alpha=alpha)
+    return replace(photo, rgb=rgb, alpha=alpha, bit_depth=8 * dtype.itemsize)
 
 
 def spread_color(rgb: Tensor, alpha: Tensor, reach: int = 8) -> Tensor:

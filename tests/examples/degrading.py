@@ -7,9 +7,7 @@ import torch
 from PIL import Image
 
 from tests.examples.conftest import EXAMPLE
-from tvqrap.degradations.pipeline import (
-    Scene,
-)
+from tvqrap.degradations.pipeline import Scene
 
 PHOTOS = EXAMPLE / "photos"
 
@@ -34,3 +32,10 @@ def psnr(a, b):
 
 def scene(image, seed=0):
     return Scene(tuple(image.shape[-2:]), torch.Generator().manual_seed(seed))
+
+
+def assert_occurs(happened, prob):
+    """How often something happened is within 4 standard errors of what is expected."""
+    happened = list(happened)
+    error = math.sqrt(prob * (1 - prob) / len(happened))
+    assert abs(np.mean(happened) - prob) < 4 * error

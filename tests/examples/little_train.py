@@ -15,7 +15,7 @@ from torch import nn
 import train
 from tests.distributed.ranks import same_on_all_ranks
 from tests.examples.test_model import CONFIGS
-from tvqrap.cli import run
+from tvqrap.cli import UserError, run
 from tvqrap.models.presets import PRESETS
 from tvqrap.training.options import parse_options
 from tvqrap.training.ranks import join_ranks
@@ -30,15 +30,26 @@ ENVIRONMENT = {
     ),
 }
 PIDS = "LITTLE_TRAIN_PIDS"  # names the folder where processes leave their numbers
+BLIND = "LITTLE_TRAIN_BLIND"  # number of the process that cannot read photos from step 3 on
 LITTLE = {"tiny": CONFIGS["lowres"], "small": CONFIGS["regressed"], "paper": CONFIGS["paper"]}
 
 
 class AgreeingTrainer(Trainer):
+    def _read(self, batches):
+        if self.done == 3 and os.environ.get(BLIND) == str(self.ranks.rank):
+            batches = blinded()
+        return super()._read(batches)
+
     def run(self):
         super().run()
         for part in self.update.state_parts().values():
             for parameter in part.parameters() if isinstance(part, nn.Module) else ():
                 same_on_all_ranks(parameter.detach())
+
+
+def blinded():
+    raise UserError("no photo can be read")
+    yield
 
 
 def main():

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import train
-from tests.examples.little_train import ENVIRONMENT, PIDS, SCRIPT
+from tests.examples.little_train import BLIND, ENVIRONMENT, PIDS, SCRIPT
 
 pytestmark = [
     pytest.mark.full,
@@ -27,13 +27,13 @@ LIMIT = 120  # seconds for processes that hang
 CLOSE = {"rtol": 1e-5, "atol": 2e-6}
 
 
-def start_two(*lines, pids=""):
+def start_two(*lines, pids="", blind=""):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     # A free port each time: tests may run beside each other.
     torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     return subprocess.Popen(
         [*torchrun, SCRIPT, *map(shlex.join, lines)],
-        env={**ENVIRONMENT, PIDS: str(pids)},
+        env={**ENVIRONMENT, PIDS: str(pids), BLIND: blind},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -100,6 +100,25 @@ def test_two_processes_train_as_one_and_continue_each_other(photos, tmp_path):
     assert_close(again["trained"], whole["trained"], rtol=0, atol=0)
     assert checkpoint(tmp_path / "late")["progress"]["seconds"] >= 0.6
     assert output.count("weights: ") == 11  # the first process alone says it
+
+
+def test_damaged_photos_are_replaced_jointly_and_nothing_is_lost(photos, tmp_path):
+    def line(out, *more):
+        return ["--stage", "tokenizer", "--photos", str(photos), "--out", str(tmp_path / out),
+                "--crop", "32", "--batch", "8", "--steps", "6", *more]  # fmt: skip
+
+    path = photos / "0.png"
+    path.write_bytes(path.read_bytes()[:2000])  # its size can still be read
+    train.main(line("one"))
+    process = start_two(line("two"), blind="1")
+    output, _ = process.communicate(timeout=LIMIT)
+    assert "process 1: no photo can be read" in output
+    assert "another process cannot read photos; see its message" in output
+    assert checkpoint(tmp_path / "two")["progress"]["done"] == 3
+    output, _ = start_two(line("two", "--resume")).communicate(timeout=LIMIT)
+    assert output.count("0.png: is damaged: ") == 1
+    assert_same_training(tmp_path / "two", tmp_path / "one")
+    assert last_row(tmp_path / "two" / "tokenizer")["replaced"] > 0
 
 
 def test_one_of_two_processes_killed(photos, tmp_path):

@@ -9,12 +9,7 @@ import torch
 from PIL import Image, ImageFilter
 
 import evaluate
-from evaluate import (
-    Scores,
-    detail_energy,
-    format_table,
-    measure,
-)
+from evaluate import Scores, detail_energy, format_table, measure
 from tests.examples.stand_in import StandIn
 from tvqrap.cli import UserError, run
 from tvqrap.images.pairs import Pair, make_pair, pair_loaders, photo_loaders, read_pair
@@ -178,22 +173,42 @@ def test_pairs_are_found_by_name(here):
     assert [loader().name for loader in pair_loaders(Path("pairs"))] == ["a.png", "b.png"]
 
 
-def test_missing_partners_are_named(here):
-    save_pairs("a.png", "b.png", "c.png")
+def test_small_images_may_be_marked_or_of_another_format(here):
+    for name in ("HR/a.png", "HR/b.png", "HR/cx4.png", "LR/ax4.png", "LR/b.jpg", "LR/cx4.png"):
+        save(photo(), f"pairs/{name}")
+    partners = [loader.args for loader in pair_loaders(Path("pairs"))]
+    assert [tuple(path.name for path in pair) for pair in partners] == [
+        ("a.png", "ax4.png"), ("b.png", "b.jpg"), ("cx4.png", "cx4.png"),
+    ]  # fmt: skip
+
+
+def test_missing_and_ambiguous_partners_are_named(here):
+    save_pairs("a.png", "b.png", "c.png", "d.png")
     Path("pairs/LR/a.png").unlink()
     Path("pairs/HR/c.png").unlink()
-    with pytest.raises(
-        UserError, match=r"pairs: no partner of the same name for HR/a.png, LR/c.png$"
-    ):
+    save(photo(), "pairs/LR/d_x4.png")
+    names = "HR/a.png, HR/d.png, LR/c.png, LR/d.png, LR/d_x4.png;"
+    with pytest.raises(UserError, match=rf"pairs: no partner, or several, .* for {names}"):
         pair_loaders(Path("pairs"))
 
 
-def test_sizes_must_fit(here):
+@pytest.mark.parametrize(("size", "cut"), [((79, 71), (48, 40)), ((46, 43), (44, 40))])
+def test_images_that_do_not_fit_are_cut(size, cut, here):
     save_pairs("a.png")
-    save(photo(48, 44), "pairs/HR/a.png")
-    with pytest.raises(
-        UserError, match=r"HR/a.png: is 48x44, which is not 4 times the 12x10 of .*LR"
-    ):
+    whole = photo(*size)
+    save(whole, "pairs/HR/a.png")
+    pair = read_pair(Path("pairs/HR/a.png"), Path("pairs/LR/a.png"))
+    assert torch.equal(pair.hr, levels(whole)[:, : cut[1], : cut[0]])
+    assert pair.lr.shape == (3, cut[1] // 4, cut[0] // 4)
+    assert pair.note.endswith(f"{cut[0]}x{cut[1]} of {size[0]}x{size[1]} are measured")
+
+
+@pytest.mark.parametrize("size", [(80, 40), (48, 36)])
+def test_sizes_must_fit(size, here):
+    save_pairs("a.png")
+    save(photo(*size), "pairs/HR/a.png")
+    message = rf"HR/a.png: is {size[0]}x{size[1]}, which is not 4 times the 12x10 of .*LR"
+    with pytest.raises(UserError, match=message):
         read_pair(Path("pairs/HR/a.png"), Path("pairs/LR/a.png"))
 
 

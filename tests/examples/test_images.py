@@ -1,19 +1,15 @@
 """Every kind of image is read right, written in kind, and refused in one line if damaged."""
 
-import os
-import struct
-import zlib
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
 
+from tests.examples.made_files import png
 from tvqrap.cli import UsageError, UserError
 from tvqrap.images.files import (
     Photo,
     check_output_size,
-    collect_inputs,
     preview,
     read_image,
     write_image,
@@ -34,16 +30,6 @@ def image():
 
 def levels(photo):
     return (photo.rgb * 255).round().permute(1, 2, 0).numpy()
-
-
-def png(width, height, depth, color, rows):
-    def chunk(kind, data):
-        checksum = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + checksum
-
-    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
 
 
 # Reading
@@ -107,43 +93,6 @@ def test_alpha_is_kept_beside_unchanged_colors(mode, gray, image, tmp_path):
     assert photo.grayscale == gray
     assert torch.equal(photo.alpha[0], to_float(torch.tensor(np.array(image.getchannel("R")))))
     assert (levels(photo) == np.array(converted.convert("RGBA"))[..., :3]).all()
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.tif"])
-def test_sixteen_bit_gray_makes_the_round_trip_exactly(name, tmp_path):
-    values = np.arange(0, 65536, 257 // 2, dtype=np.uint16)[:500].reshape(20, 25)
-    Image.fromarray(values).save(tmp_path / name)
-    photo = read_image(tmp_path / name)
-    assert (photo.grayscale, photo.bit_depth) == (True, 16)
-    write_image(tmp_path / "out.png", photo)
-    with Image.open(tmp_path / "out.png") as again:
-        assert again.mode == "I;16"
-        assert (np.array(again) == values).all()
-
-
-def test_sixteen_bit_gray_with_a_transparent_level(tmp_path):
-    Image.fromarray(np.array([[0, 300, 65535]], dtype=np.uint16)).save(
-        tmp_path / "a.png", transparency=300
-    )
-    assert read_image(tmp_path / "a.png").alpha.tolist() == [[[1, 0, 1]]]
-
-
-def test_sixteen_bit_color_is_read_as_eight_and_says_so(tmp_path):
-    row = b"\0" + struct.pack(">6H", 0, 0x80FF, 0xFFFF, 0x1234, 0, 0)
-    (tmp_path / "a.png").write_bytes(png(2, 1, 16, 2, row))
-    photo = read_image(tmp_path / "a.png")
-    assert photo.notes == ("16-bit color is read as 8-bit",)
-    assert levels(photo)[0, 0].tolist() == [0, 0x80, 0xFF]
-
-
-@pytest.mark.parametrize("dtype", [np.int32, np.float32])
-def test_deep_gray_without_a_known_white(dtype, tmp_path):
-    top = 1 if dtype == np.float32 else 65535
-    Image.fromarray(np.array([[0, top]], dtype=dtype)).save(tmp_path / "a.tif")
-    assert read_image(tmp_path / "a.tif").rgb[0].tolist() == [[0, 1]]
-    Image.fromarray(np.array([[0, top + 1]], dtype=dtype)).save(tmp_path / "b.tif")
-    with pytest.raises(UserError, match=rf"b.tif: its gray values leave 0\.\.{top}; rescale"):
-        read_image(tmp_path / "b.tif")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -319,54 +268,3 @@ def test_contact_sheet():
     caption = np.array(sheet.convert("L"))[:28]
     assert caption.min() < 60  # there is ink
     assert (np.array(sheet)[68:96, 40:] == 255).all()  # none beyond the image it belongs to
-
-
-# Finding
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    for name in ("b.png", "a.jpg", "c.WEBP", ".hidden.png", "notes.txt", "sub/d.png", "odd[1].png"):
-        path = tmp_path / "in" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "in"
-
-
-def found(*arguments):
-    return [str(path).replace(os.sep, "/") for path in collect_inputs(arguments)]
-
-
-def test_folders_and_patterns(folder):
-    assert found("in") == ["in/a.jpg", "in/b.png", "in/c.WEBP", "in/odd[1].png"]
-    assert found("in/*.png") == ["in/b.png", "in/odd[1].png"]
-    assert found("in/**/*.png") == ["in/b.png", "in/odd[1].png", "in/sub/d.png"]
-    assert found(f"{folder}/[ab].*") == [f"{folder}/a.jpg", f"{folder}/b.png"]
-    assert found("in/*") == found("in")
-
-
-def test_every_file_once_in_the_order_of_the_arguments(folder):
-    (folder / "link.png").symlink_to(folder / "b.png")
-    assert found("in/b.png", "./in/b.png", "in", "in/*.png", "in/link.png")[:2] == [
-        "in/b.png",
-        "in/a.jpg",
-    ]
-    assert len(found("in/b.png", "in/link.png", f"{folder}/b.png")) == 1
-
-
-def test_a_file_is_taken_whatever_its_name(folder):
-    assert found("in/notes.txt", "in/odd[1].png", "in/.hidden.png", "missing.png") == [
-        "in/notes.txt",
-        "in/odd[1].png",
-        "in/.hidden.png",
-        "missing.png",
-    ]
-
-
-def test_nothing_found(folder):
-    with pytest.raises(UserError, match=r"^in/\*\.bmp: no image matches$"):
-        found("in/b.png", "in/*.bmp")
-    with pytest.raises(UserError, match=r"^empty: no images directly in this folder$"):
-        found("empty")

@@ -270,7 +270,7 @@ class TestPaper:
     def test_photos_smaller_than_the_crop_are_extended(self, photos, tmp_path):
         more = ("--preset", "paper", "--crop", "128", "--adversarial", "0", "--steps", "1")
         train.main(command("tokenizer", photos, tmp_path, *more))
-        assert checkpoint(tmp_path)["run"]["a number of photos of"] == 4
+        assert checkpoint(tmp_path)["progress"]["photos"][0] == 4
 
 
 class TestInit:

@@ -2,6 +2,8 @@ import csv
 import dataclasses
 import itertools
 import json
+import os
+import signal
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -23,7 +25,7 @@ from tvqrap.training.perceptual import ShiftedLoss, make_perceptual_loss
 from tvqrap.training.ranks import Ranks
 from tvqrap.training.recipes import TIMED
 from tvqrap.training.stages import StepRandomness, TokenizerStage
-from tvqrap.training.timed import TimedTraining, annealed
+from tvqrap.training.timed import Reporting, TimedTraining, annealed
 from tvqrap.training.update import Critic
 from vqprior.losses import FilterBankLoss
 
@@ -205,3 +207,30 @@ def test_codes_stay_when_the_discriminator_is_heard_and_it_is_heard_as_far_as_it
     assert moved(90.0, 40) == {"structure", "decoder"}
     assert stage.objective.trust > 0  # it has seen the same images again and again
     assert training._sums.isfinite().all()
+
+
+@pytest.mark.parametrize("why", [KeyboardInterrupt, UserError])
+def test_what_ends_a_stage_loses_no_step(why):
+    def batches():
+        pair = CropPair(torch.rand(4, 3, 64, 64), torch.rand(4, 3, 16, 16))
+        yield from itertools.repeat(pair, 2)
+        if why is UserError:
+            raise UserError("gone")
+        os.kill(os.getpid(), signal.SIGINT)
+        yield from itertools.repeat(pair)
+
+    def stage():
+        tokenizer = TextureTokenizer(CONFIGS["lowres"])
+        return TokenizerStage(tokenizer, lambda _: lambda image, target: (image.mean(), {}))
+
+    recipe = dataclasses.replace(TIMED["tokenizer"], batch=4, crop=64, adversarial=0.0)
+    saved = []
+    reporting = Reporting(lambda row: None, lambda training: saved.append(training.done))
+    training = TimedTraining(stage(), recipe, batches(), critic=None, seconds=600.0)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(why):
+            training.run(reporting)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert saved == [2 if why is UserError else 3]

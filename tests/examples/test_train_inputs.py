@@ -30,11 +30,6 @@ class TestWrongInput:
         with pytest.raises(UserError, match=r"smaller than the crop of 256 .* is 96\); pass"):
             train.main([*command("tokenizer", photos, tmp_path, "--steps", "1"), "--crop", "256"])
 
-    def test_broken_photo(self, photos, tmp_path):
-        (photos / "broken.png").write_bytes(b"not an image")
-        with pytest.raises(UserError, match=r"broken\.png: "):
-            train.main(command("tokenizer", photos, tmp_path, "--steps", "1"))
-
     def test_stage_before_is_missing(self, photos, tmp_path):
         with pytest.raises(UserError, match="first run --stage tokenizer with the same --out"):
             train.main(command("predictor", photos, tmp_path, "--steps", "1"))
@@ -66,12 +61,6 @@ class TestWrongInput:
             train.main([
                 *command("tokenizer", photos, tmp_path, "--steps", "2", "--resume"), option, value
             ])  # fmt: skip
-
-    def test_checkpoint_with_other_photos(self, photos, tmp_path):
-        train.main(command("tokenizer", photos, tmp_path, "--steps", "1"))
-        (photos / "0.png").unlink()
-        with pytest.raises(UserError, match="was started with a number of photos of 4, not 3"):
-            train.main(command("tokenizer", photos, tmp_path, "--steps", "2", "--resume"))
 
     def test_checkpoint_of_another_size(self, photos, tmp_path, monkeypatch):
         train.main(command("tokenizer", photos, tmp_path, "--steps", "1"))

@@ -4,14 +4,12 @@ A ``Photo`` holds the three color channels for the network, and the other proper
 (alpha, gray, 16 bits, color profile, EXIF), so that a result can have them, too.
 """
 
-import glob
 import io
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import torch
@@ -25,18 +23,18 @@ from PIL import (
 from torch import Tensor
 
 from tvqrap.cli import UsageError, UserError, atomic_write, describe, is_out_of_memory
-from tvqrap.images.levels import from_pillow, in_strips, quantize, to_float, to_pillow
+from tvqrap.images.depth import is_deep_gray_with_alpha, joined, lower_bytes, stored_bits
+from tvqrap.images.levels import from_pillow, quantize, to_float, to_pillow
+from tvqrap.images.png import write_png
 
 Image.init()
 # Not all formats of Pillow: EPS, for example, would start another program on an untrusted file.
 FORMATS = tuple(
     {"PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF"} & set(Image.OPEN)
 )
-READ_SUFFIXES = frozenset(s for s, kind in Image.registered_extensions().items() if kind in FORMATS)
 WRITE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LONGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383}
 SAVE_OPTIONS = {
-    "PNG": {},
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"quality": 95, "method": 4},
 }
@@ -44,6 +42,7 @@ SAVE_OPTIONS = {
 PIXEL_TAGS = (0x0100, 0x0101, 0x0112)  # width, height, orientation
 PIXEL_TAGS_OF_CAMERA = (0xA002, 0xA003)  # width, height again
 LONGEST_EXIF = 65000  # bytes in one JPEG segment
+STRIP_PIXELS = 2**20  # of a PNG file that are converted and written at a time
 
 
 @dataclass(frozen=True)
@@ -94,9 +93,13 @@ def read_image(path: Path, *, check_size: Callable[[int, int], None] | None = No
             with Image.open(path, formats=FORMATS) as image:
                 if check_size is not None:
                     check_size(*image.size)
-                notes = _notes(image)  # before loading, which discards how the file is coded
+                # Before loading, which discards how the file is coded.
+                gray = is_deep_gray_with_alpha(image)
+                lower = lower_bytes(path, image, FORMATS)
+                bits = 8 if lower is not None else stored_bits(path, image)
+                notes = _notes(image, bits)
                 image.load()
-                return replace(_to_photo(image), notes=notes)
+                return replace(_to_photo(image, lower, gray=gray), notes=notes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # decoders raise many kinds of errors on damaged data
@@ -106,21 +109,25 @@ def read_image(path: Path, *, check_size: Callable[[int, int], None] | None = No
 def write_image(path: Path, photo: Photo) -> None:
     """Writes ``photo`` atomically as PNG, JPEG or WebP, by the suffix of ``path``.
 
-    JPEG blends alpha onto white. 16-bit gray is kept in PNG and rounded to 8 bits elsewhere.
+    JPEG blends alpha onto white. 16 bits are kept in PNG and rounded to 8 elsewhere. PNG is written
+    a few rows at a time; for the others there is a copy of the whole image, and the whole file.
 
     Raises:
         UserError: If the suffix is another one, the format cannot hold an image of this size, or
             the file cannot be written.
     """
     kind = check_output_size(path, *photo.size)
-    data = io.BytesIO()  # encoders that write to disk themselves miss a full disk
-    image = _pillow_to_save(photo, kind)
     icc = photo.icc_profile
     if icc is not None and icc[16:20] != (b"GRAY" if photo.grayscale else b"RGB "):
         icc = None  # the profile of another color space would make the file invalid
     metadata = {"icc_profile": icc, "exif": photo.exif}
     metadata = {name: value for name, value in metadata.items() if value is not None}
-    image.save(data, kind, **SAVE_OPTIONS[kind], **metadata)
+    if kind == "PNG":
+        with atomic_write(path) as file:
+            write_png(file, photo.size, _strips(photo), **metadata)
+        return
+    data = io.BytesIO()  # encoders that write to disk themselves miss a full disk
+    _pillow_to_save(photo, kind).save(data, kind, **SAVE_OPTIONS[kind], **metadata)
     with atomic_write(path) as file:
         file.write(data.getbuffer())
 
@@ -143,51 +150,9 @@ def check_output_size(path: Path, width: int, height: int) -> str:
     return kind
 
 
-def collect_inputs(arguments: Iterable[str]) -> list[Path]:
-    """Finds the images of files, folders and glob patterns.
-
-    A file is taken whatever its name, even if it is missing (reading it will report that); a folder
-    gives the images directly in it, and a pattern the images that it matches (``**`` for folders at
-    all levels). Hidden files are skipped.
-
-    Returns:
-        Paths in the order of the arguments, sorted within each, every file once.
-
-    Raises:
-        UserError: If a folder or a pattern has no images.
-    """
-    found: dict[Path, Path] = {}
-    for argument in arguments:
-        for path in _expand(argument):
-            found.setdefault(path.resolve(), path)
-    return list(found.values())
-
-
 def preview(photo: Photo) -> Image.Image:
     """Returns the image on white as 8-bit RGB, without alpha."""
     return _pillow_to_save(photo, "JPEG").convert("RGB")
-
-
-def _expand(argument: str) -> list[Path]:
-    path = Path(argument).expanduser()
-    if path.is_dir():
-        return _images(path.iterdir()) or _nothing(f"{path}: no images directly in this folder")
-    if path.exists() or not glob.has_magic(argument):
-        return [path]
-    matches = glob.glob(str(path), recursive=True)  # noqa: PTH207  (Path.glob: no absolute ones)
-    return _images(map(Path, matches)) or _nothing(f"{argument}: no image matches")
-
-
-def _images(paths: Iterable[Path]) -> list[Path]:
-    return sorted(
-        path
-        for path in paths
-        if path.suffix.lower() in READ_SUFFIXES and path.name[0] != "." and path.is_file()
-    )
-
-
-def _nothing(message: str) -> NoReturn:
-    raise UserError(message)
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
@@ -206,25 +171,45 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     return f"is damaged: {describe(error)}"
 
 
-def _notes(image: Image.Image) -> tuple[str, ...]:
+def _notes(image: Image.Image, bits: int) -> tuple[str, ...]:
     """Returns what reading ``image``, which is open but not loaded, loses."""
     notes = []
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # whose other frames belong to the same photo
         notes.append(f"the first of {frames} frames is used")
-    if image.mode[0] != "I" and any("16" in str(tile[3]) for tile in getattr(image, "tile", ())):
-        notes.append("16-bit color is read as 8-bit")
+    if bits > 8 and image.mode[0] != "I":
+        notes.append(f"color of {bits} bits is read as 8-bit")
     return tuple(notes)
 
 
-def _to_photo(image: Image.Image) -> Photo:
-    with suppress(Exception):  # damaged EXIF has no usable orientation
-        image = ImageOps.exif_transpose(image)
+def _to_photo(image: Image.Image, lower: Image.Image | None, *, gray: bool) -> Photo:
+    """Converts a loaded image; ``lower`` and ``gray`` are of depth.py."""
+    image = _upright(image)
     icc, exif = image.info.get("icc_profile"), _exif(image)
     if image.mode == "CMYK":
         image, icc = _cmyk_to_rgb(image, icc), None
-    photo = _from_deep_gray(image) if image.mode[0] in "IF" else _from_eight_bit(image)
+    if lower is not None:
+        values = joined(image, _upright(lower), gray=gray)
+        photo = _from_deep_color(values, image.info.get("transparency"), gray=gray)
+    else:
+        photo = _from_deep_gray(image) if image.mode[0] in "IF" else _from_eight_bit(image)
     return replace(photo, icc_profile=icc, exif=exif)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    with suppress(Exception):  # damaged EXIF has no usable orientation
+        return ImageOps.exif_transpose(image)
+    return image
+
+
+def _from_deep_color(
+    values: np.ndarray, see_through: tuple[int, ...] | None, *, gray: bool
+) -> Photo:
+    channels = to_float(torch.from_numpy(values)).permute(2, 0, 1)
+    rgb, alpha = channels[:3], channels[3:] if len(channels) > 3 else None
+    if see_through is not None:
+        alpha = torch.from_numpy((values != see_through).any(axis=2))[None].float()
+    return Photo(rgb, alpha, grayscale=gray, bit_depth=16)
 
 
 def _from_deep_gray(image: Image.Image) -> Photo:
@@ -274,9 +259,7 @@ def _exif(image: Image.Image) -> bytes | None:
 
 
 def _pillow_to_save(photo: Photo, kind: str) -> Image.Image:
-    """Converts to the mode and depth that ``kind`` can hold."""
-    if photo.grayscale and photo.bit_depth == 16 and photo.alpha is None and kind == "PNG":
-        return Image.fromarray(in_strips(_to_sixteen_bit_gray, photo.rgb)[0].numpy())
+    """Converts to 8 bits and the mode that ``kind`` can hold."""
     image = to_pillow(photo.rgb)
     if photo.grayscale:
         image = image.convert("L")
@@ -289,6 +272,26 @@ def _pillow_to_save(photo: Photo, kind: str) -> Image.Image:
     return image
 
 
-def _to_sixteen_bit_gray(rgb: Tensor) -> Tensor:
+def _strips(photo: Photo) -> Iterator[np.ndarray]:
+    """Yields rows ``(rows, w, channels)`` for a PNG file, in the depth of the source."""
+    dtype = torch.uint16 if photo.bit_depth == 16 else torch.uint8
+    count = max(1, STRIP_PIXELS // photo.size[0])
+    for top in range(0, photo.size[1], count):
+        rows = slice(top, top + count)
+        channels = [_levels(photo.rgb[:, rows], dtype)]
+        if photo.grayscale:
+            channels = [_to_gray(channels[0])]
+        if photo.alpha is not None:
+            channels.append(_levels(photo.alpha[:, rows], dtype))
+        yield torch.cat(channels).permute(1, 2, 0).numpy()
+
+
+def _levels(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return values if values.dtype == dtype else quantize(to_float(values), dtype)
+
+
+def _to_gray(levels: Tensor) -> Tensor:
+    if levels.dtype == torch.uint8:
+        return from_pillow(to_pillow(levels).convert("L"))
     weights = torch.tensor([0.299, 0.587, 0.114])  # as Pillow for 8 bits
-    return quantize(torch.einsum("chw,c->hw", to_float(rgb), weights)[None], torch.uint16)
+    return quantize(torch.einsum("chw,c->hw", to_float(levels), weights)[None], torch.uint16)

@@ -7,6 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+BICUBIC = Image.Resampling.BICUBIC
+ROWS = 256  # that are converted at a time
+
 
 def to_pillow(values: Tensor) -> Image.Image:
     """Converts ``(3, h, w)`` or ``(1, h, w)``, floats in [0, 1] or levels, to 8-bit RGB or gray."""
@@ -35,8 +38,26 @@ def to_float(values: Tensor) -> Tensor:
 
 
 def in_strips(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """Applies ``function`` to 1024 rows at a time, to bound the memory of intermediate floats."""
-    return torch.cat([function(strip) for strip in values.split(1024, dim=1)], dim=1)
+    """Applies ``function`` to some rows at a time, to bound the memory of intermediate floats."""
+    return torch.cat([function(strip) for strip in values.split(ROWS, dim=1)], dim=1)
+
+
+def upscale_plane(plane: Tensor, scale: int, dtype: torch.dtype) -> Tensor:
+    """Upscales ``(1, h, w)`` in [0, 1] bicubically, to levels of ``uint8`` or ``uint16``.
+
+    Strip by strip, because Pillow needs floats for 16 bits.
+    """
+    deep = dtype == torch.uint16
+    image = Image.fromarray(plane[0].numpy()) if deep else to_pillow(plane)
+    _, height, width = plane.shape
+    levels = torch.empty(1, height * scale, width * scale, dtype=dtype)
+    for top in range(0, height, ROWS):
+        bottom = min(top + ROWS, height)
+        size = (width * scale, (bottom - top) * scale)
+        # Pillow also reads the rows around the box.
+        strip = from_pillow(image.resize(size, BICUBIC, box=(0, top, width, bottom)))
+        levels[:, top * scale : bottom * scale] = quantize(strip, dtype) if deep else strip
+    return levels
 
 
 def _to_eight_bit(values: Tensor) -> Tensor:

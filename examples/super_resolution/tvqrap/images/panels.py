@@ -1,6 +1,7 @@
 """Shows images side by side."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -11,6 +12,8 @@ from tvqrap.images.levels import from_pillow
 
 PANEL = 640  # longest side of an image in a comparison
 ZOOM = 3  # enlargement of the detail in a comparison
+REDUCED = 3  # times the panel's size, from which a large image is shrunk with a better filter
+STRIP = 256  # rows of a large image that are converted at a time
 BICUBIC = Image.Resampling.BICUBIC
 NEAREST = Image.Resampling.NEAREST  # shows every pixel as a square
 
@@ -52,21 +55,30 @@ def _cut(text: str, width: int, length: Callable[[str], float]) -> str:
 
 
 def comparison(photo: Photo, result: Photo) -> Image.Image:
-    """Shows bicubic on the left and ``result`` on the right: the whole image and a detail."""
-    small, large = preview(photo), preview(result)
-    scale = large.width // small.width
-    images = {"bicubic": upscale_by(small, scale), "model": large}
+    """Shows bicubic on the left and ``result`` on the right: the whole image and a detail.
+
+    Large results are converted only as far as they are shown.
+    """
+    small = preview(photo)
+    scale = result.size[0] // small.width
+    if max(result.size) <= PANEL // 2:  # a detail would show nothing new
+        whole = {"bicubic": upscale_by(small, scale), "model": preview(result)}
+        return contact_sheet([[(name, _upscaled(image)) for name, image in whole.items()]])
     sides = find_detail(small, PANEL // ZOOM // scale)
-    left, top, right, bottom = (side * scale for side in sides)
-    box = (left, top, right, bottom)
-    if max(large.size) <= PANEL // 2:  # a detail would show nothing new
-        whole = [(name, _upscaled(image)) for name, image in images.items()]
-        return contact_sheet([whole])
-    whole = [(name, _shrunk(image, box)) for name, image in images.items()]
-    detail = [
-        (f"{name}, {ZOOM}x", upscale_by(p.crop(box), ZOOM, NEAREST)) for name, p in images.items()
-    ]
-    return contact_sheet([whole, detail])
+    left, top, right, bottom = box = tuple(side * scale for side in sides)
+    detail = {
+        # Pillow also reads the pixels around the box.
+        "bicubic": small.resize((right - left, bottom - top), BICUBIC, box=sides),
+        "model": preview(_part(result, box)),
+    }
+    size = _fitting(result.size)
+    whole = {"bicubic": small.resize(size, BICUBIC), "model": _shrunk(result, size)}
+    for image in whole.values():
+        _mark(image, box, size[0] / result.size[0])
+    return contact_sheet([
+        list(whole.items()),
+        [(f"{name}, {ZOOM}x", upscale_by(p, ZOOM, NEAREST)) for name, p in detail.items()],
+    ])  # fmt: skip
 
 
 def find_detail(image: Image.Image, side: int) -> tuple[int, int, int, int]:
@@ -90,13 +102,34 @@ def _upscaled(image: Image.Image) -> Image.Image:
     return upscale_by(image, max(PANEL // 2 // max(image.size), 1), NEAREST)
 
 
-def _shrunk(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """Shrinks an image to its panel and marks the place of the detail."""
-    small = image.copy()
-    small.thumbnail((PANEL, PANEL), Image.Resampling.LANCZOS)
-    factor = small.width / image.width
+def _fitting(size: tuple[int, int]) -> tuple[int, int]:
+    """Returns the size of a panel in which an image of ``size`` is as large as it can be."""
+    width, height = (max(1, round(side * min(1.0, PANEL / max(size)))) for side in size)
+    return width, height
+
+
+def _part(photo: Photo, box: tuple[int, int, int, int]) -> Photo:
+    left, top, right, bottom = box
+    inside = (slice(None), slice(top, bottom), slice(left, right))
+    alpha = None if photo.alpha is None else photo.alpha[inside]
+    return replace(photo, rgb=photo.rgb[inside], alpha=alpha)
+
+
+def _shrunk(photo: Photo, size: tuple[int, int]) -> Image.Image:
+    """Shrinks a photo, strip by strip to some times the size, and then at once."""
+    width, height = photo.size
+    factor = max(1, width // (REDUCED * size[0]))
+    reduced = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    rows = factor * max(1, STRIP // factor)
+    for top in range(0, height, rows):
+        strip = preview(_part(photo, (0, top, width, min(top + rows, height))))
+        reduced.paste(strip.reduce(factor), (0, top // factor))
+    return reduced.resize(size, Image.Resampling.LANCZOS)
+
+
+def _mark(image: Image.Image, box: tuple[int, int, int, int], factor: float) -> None:
+    """Draws a frame around the detail ``box`` of the image before it was shrunk."""
     left, top, right, bottom = (round(side * factor) for side in box)
-    draw = ImageDraw.Draw(small)
+    draw = ImageDraw.Draw(image)
     draw.rectangle((left - 2, top - 2, right + 2, bottom + 2), outline="black", width=3)
     draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="white")
-    return small

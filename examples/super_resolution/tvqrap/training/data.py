@@ -70,6 +70,7 @@ class Batch(NamedTuple):
     hr: Tensor  # (b, 3, crop, crop), bytes or floats in [0, 1]
     lr: Tensor  # (b, 3, crop / 4, crop / 4): the clean reduction
     seeds: list[int]  # one per sample, for its degradation
+    damage: tuple[str, ...] = ()  # a line for each photo that was replaced, for each sample
 
     def to(self, device: torch.device) -> "Batch":
         """Returns the batch as floats in [0, 1] on a device."""
@@ -77,14 +78,14 @@ class Batch(NamedTuple):
             part.to(device, memory_format=torch.channels_last, non_blocking=True).float() / 255
             for part in (self.hr, self.lr)
         )
-        return Batch(hr, lr, self.seeds)
+        return self._replace(hr=hr, lr=lr)
 
 
 class Crops(Dataset):
     """A dataset of samples by number.
 
-    If a photo cannot be read, the error is returned, not raised: an exception that leaves a worker
-    process of a ``DataLoader`` loses its type.
+    A photo that cannot be read is replaced by another. If none can be read, the error is returned,
+    not raised: an exception that leaves a worker process of a ``DataLoader`` loses its type.
 
     Args:
         photos: The photos.
@@ -104,19 +105,19 @@ class Crops(Dataset):
         # Samples that initialize a codebook have negative numbers; a seed must not be negative.
         rng = np.random.default_rng((self.seed, number % 2**60))
         try:
-            photo = self.photos[int(rng.integers(len(self.photos)))]
+            photo, damage = self.photos.find(int(rng.integers(len(self.photos))))
         except UserError as error:
             return error
         pair = AUGMENTATIONS[self.augmentation](photo, self.crop, rng)
         hr, lr = (torch.from_numpy(np.ascontiguousarray(part)) for part in pair)
         seed = int(rng.integers(2**62))
-        return Batch(hr.permute(2, 0, 1)[None], lr.permute(2, 0, 1)[None], [seed])
+        return Batch(hr.permute(2, 0, 1)[None], lr.permute(2, 0, 1)[None], [seed], damage)
 
     def batch(self, numbers: range) -> Batch:
         """Returns samples as one batch of bytes.
 
         Raises:
-            UserError: If a photo cannot be read.
+            UserError: If no photo can be read.
         """
         batch = collate([self[number] for number in numbers])
         if isinstance(batch, UserError):
@@ -173,7 +174,7 @@ def reading(
         device: Device of the batches.
 
     Yields:
-        An iterator of batches of floats on the device; it raises ``UserError`` if a photo cannot be
+        An iterator of batches of floats on the device; it raises ``UserError`` if no photo can be
         read.
 
     Raises:
@@ -212,8 +213,9 @@ def collate(samples: list[Batch | UserError]) -> Batch | UserError:
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
-    hr, lr, seeds = zip(*samples, strict=True)
-    return Batch(torch.cat(hr), torch.cat(lr), [seed for part in seeds for seed in part])
+    hr, lr, seeds, damage = zip(*samples, strict=True)
+    lines = tuple(itertools.chain.from_iterable(damage))
+    return Batch(torch.cat(hr), torch.cat(lr), [seed for part in seeds for seed in part], lines)
 
 
 def crop_flip_rotate(photo: np.ndarray, crop: int, rng: np.random.Generator) -> tuple:

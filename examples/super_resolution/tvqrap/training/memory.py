@@ -20,7 +20,7 @@ from tvqrap.degradations.chances import Chances
 from tvqrap.degradations.mixture import Mixture
 from tvqrap.images.files import preview, read_image
 from tvqrap.models.assembly import SCALE
-from tvqrap.training.photos import find_photos
+from tvqrap.training.photos import check_damage, find_photos
 
 LANCZOS = Image.Resampling.LANCZOS
 BORDER = 4 * SCALE  # pixels around a crop, for the filters of the degradation
@@ -44,7 +44,8 @@ class Copies:
 class PhotoMemory:
     """Photos as 8-bit RGB in one tensor.
 
-    The probability of a photo is proportional to the square root of its area.
+    The probability of a photo is proportional to the square root of its area. Photos that cannot be
+    read are left out, with a note for each.
 
     Args:
         sources: Folders of photos, or lists of them.
@@ -52,8 +53,12 @@ class PhotoMemory:
         device: Device of the tensor.
         copies: Reduced copies to make.
 
+    Attributes:
+        photos: Number of photos.
+        damage: Why photos were left out, a line for each.
+
     Raises:
-        UserError: If there is no photo, none is large enough, or one cannot be read.
+        UserError: If there is no photo, none is large enough, or none can be read.
     """
 
     def __init__(
@@ -63,7 +68,10 @@ class PhotoMemory:
         copies = Copies() if copies is None else copies
         paths = [path for source in sources for path in find_photos(source)]
         with ThreadPoolExecutor(READERS) as pool:
-            kept = list(pool.map(lambda path: _decode(path, copies, smallest), paths))
+            read = list(pool.map(lambda path: _decode(path, copies, smallest), paths))
+        self.damage = [group for group in read if isinstance(group, str)]
+        check_damage(self.damage, len(paths), "is left out")
+        kept = [group for group in read if not isinstance(group, str)]
         images = [image for group in kept for image in group]
         if not images:
             raise UserError(
@@ -168,9 +176,12 @@ def _contrast(crops: Tensor) -> Tensor:
     return green.diff(dim=-1).abs().mean((1, 2)) + green.diff(dim=-2).abs().mean((1, 2))
 
 
-def _decode(path: Path, copies: Copies, smallest: int) -> list[np.ndarray]:
-    """Returns a photo and its reduced copies that are large enough."""
-    image = preview(read_image(path))
+def _decode(path: Path, copies: Copies, smallest: int) -> list[np.ndarray] | str:
+    """Returns a photo and its reduced copies that are large enough, or why it cannot be read."""
+    try:
+        image = preview(read_image(path))
+    except UserError as error:
+        return str(error)
     found = []
     for factor in copies.factors:
         size = tuple(round(factor * side) for side in image.size)

@@ -2,13 +2,11 @@
 
 import argparse
 import dataclasses
-from contextlib import suppress
 from pathlib import Path
-
-import torch
 
 from tvqrap.cli import at_least
 from tvqrap.degradations.pipeline import DEGRADATIONS
+from tvqrap.devices import device
 from tvqrap.models.convolutional import STRUCTURES
 from tvqrap.models.presets import PRESETS
 from tvqrap.training.recipes import RECIPES, STAGES, Recipe
@@ -81,17 +79,6 @@ def positive(text: str) -> float:
     return value
 
 
-def device(text: str) -> torch.device:
-    """An argparse type for devices of this machine."""
-    # Not tested by using it, which would take memory of the first GPU in each process.
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": torch.mps.device_count()}
-    with suppress(RuntimeError):  # no such kind of device
-        found = torch.device(text)
-        if (found.index or 0) < there.get(found.type, 0):
-            return found
-    raise argparse.ArgumentTypeError(f"this machine has no such device: {text}")
-
-
 def weight(text: str) -> float:
     """An argparse type for finite numbers of at least 0."""
     value = float(text)
@@ -134,9 +121,9 @@ def _add_rap(group: argparse._ArgumentGroup) -> None:
 
 def _add_machine(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cuda or cpu; under torchrun each process takes its own GPU (default: cuda if "
-        "available)")  # fmt: skip
+    add("--device", type=device, default="auto",
+        help="cpu, cuda, or one GPU such as cuda:1; under torchrun each process takes its own GPU "
+        "(default: auto, which is cuda if available)")  # fmt: skip
     add("--precision", default="float32", choices=("float32", "bfloat16"),
         help="precision of the networks; weights stay float32 (default: float32)")  # fmt: skip
     add("--accumulate", type=at_least(1), default=1, metavar="N",

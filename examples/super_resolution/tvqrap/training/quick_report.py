@@ -14,7 +14,7 @@ from tvqrap.degradations.mixture import Mild, SecondOrderBatch, reduce
 from tvqrap.images.files import preview, read_image
 from tvqrap.images.panels import contact_sheet
 from tvqrap.models.assembly import SuperResolver, TextureTokenizer, upscale_bicubic
-from tvqrap.training.photos import find_photos
+from tvqrap.training.photos import check_damage, find_photos
 from vqprior.functional import select_codes
 from vqprior.metrics import psnr, rgb_to_luma
 
@@ -35,22 +35,33 @@ class Samples(NamedTuple):
 
     hr: Tensor
     lr: dict[str, Tensor]
+    damage: list[str]  # why photos were left out, a line for each
 
 
 def read_samples(folder: Path, device: torch.device) -> Samples:
-    """Cuts center crops from photos and degrades them in three ways, deterministically.
+    """Cuts center crops from the first photos and degrades them in three ways, deterministically.
+
+    Photos that cannot be read are left out, with a note for each.
 
     Raises:
-        UserError: If no photo is large enough.
+        UserError: If no photo is large enough, or none can be read.
     """
-    squares = []
-    for path in find_photos(folder):
-        image = preview(read_image(path))
+    squares, damage = [], []
+    paths = find_photos(folder)
+    for path in paths:
+        if len(squares) == COUNT.get(device.type, FEW):
+            break
+        try:
+            image = preview(read_image(path))
+        except UserError as error:
+            damage.append(str(error))
+            continue
         left, top = ((side - SIDE) // 2 for side in image.size)
-        if min(left, top) >= 0 and len(squares) < COUNT.get(device.type, FEW):
+        if min(left, top) >= 0:
             square = image.crop((left, top, left + SIDE, top + SIDE))
             levels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
             squares.append(levels.reshape(SIDE, SIDE, 3).permute(2, 0, 1))
+    check_damage(damage, len(paths), "is not measured")
     if not squares:
         raise UserError(f"{folder}: no photo of at least {SIDE} x {SIDE} pixels")
     hr = torch.stack(squares).float() / 255
@@ -60,7 +71,7 @@ def read_samples(folder: Path, device: torch.device) -> Samples:
     severe = SecondOrderBatch()(hr, generator)
     lr = {"clean": clean, "mild": mild, "severe": severe}
     lr = {name: ((x.clamp(0, 1) * 255).round() / 255).to(device) for name, x in lr.items()}
-    return Samples(hr.to(device), lr)
+    return Samples(hr.to(device), lr, damage)
 
 
 class Reporter:

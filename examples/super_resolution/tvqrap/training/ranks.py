@@ -70,6 +70,14 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def gather(self, values: list[str]) -> list[str]:
+        """Returns the strings of all processes, in their order; all processes must call this."""
+        if self.count == 1:
+            return values
+        parts: list[list[str]] = [[] for _ in range(self.count)]
+        dist.all_gather_object(parts, values)
+        return [value for part in parts for value in part]
+
     def wait(self) -> None:
         """Waits until all processes have called this."""
         if self.count > 1:

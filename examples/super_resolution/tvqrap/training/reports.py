@@ -2,11 +2,14 @@
 
 import csv
 import io
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from tvqrap.cli import atomic_write
 from tvqrap.models.assembly import upscale_bicubic
@@ -19,11 +22,15 @@ Row = dict[str, float]
 
 
 class RunningLog:
-    """Accumulates the terms of steps on the device until the next row of the log."""
+    """Accumulates the terms of steps on the device until the next row of the log.
+
+    It also counts samples whose photo was damaged, and names each damaged file once.
+    """
 
     def __init__(self, codebook_size: int, ranks: Ranks) -> None:
         self.ranks = ranks
         self.usage = CodebookUsage(codebook_size).to(ranks.device)
+        self.named: set[str] = set()
         self._clear()
 
     def add(self, outcome: Outcome) -> None:
@@ -39,6 +46,17 @@ class RunningLog:
         """Counts a step that was skipped."""
         self.skipped += 1
 
+    def name(self, damage: Iterable[str]) -> None:
+        """Writes a note about each damaged file that has had none."""
+        for line in dict.fromkeys(damage):
+            if line not in self.named and self.ranks.is_first:
+                tqdm.write(f"note: {line}; other photos take its place", file=sys.stderr)
+            self.named.add(line)
+
+    def replace(self, damage: Iterable[str]) -> None:
+        """Counts photos that were replaced by others, a line for each, which names the file."""
+        self.replaced += damage
+
     def close(self) -> Row:
         """Returns the means over steps and processes, and resets; all processes must call this."""
         row: Row = {}
@@ -47,7 +65,9 @@ class RunningLog:
             means = (sums / self.steps / self.ranks.count).tolist()
             row = dict(zip(self.sums, means, strict=True))
             row["gradient_norm"] = self.norms / self.steps
-        row["skipped"] = self.skipped
+        replaced = self.ranks.gather(self.replaced)
+        self.name(replaced)
+        row |= {"skipped": self.skipped, "replaced": len(replaced)}
         codes = self.usage.compute()
         row |= {"usage": float(codes.usage), "perplexity": float(codes.perplexity)}
         self._clear()
@@ -61,6 +81,7 @@ class RunningLog:
             "norms": self.norms,
             "steps": self.steps,
             "skipped": self.skipped,
+            "replaced": self.ranks.gather(self.replaced),
             "usage": {name: self.ranks.sum(v) for name, v in self.usage.state_dict().items()},
         }
 
@@ -72,12 +93,14 @@ class RunningLog:
         self.norms, self.steps, self.skipped = (
             state[name] for name in ("norms", "steps", "skipped")
         )
+        self.replaced = share * state.get("replaced", [])
         self.usage.load_state_dict({name: share * v for name, v in state["usage"].items()})
 
     def _clear(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.norms = 0.0
         self.steps = self.skipped = 0
+        self.replaced: list[str] = []
         self.usage.reset()
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from tvqrap.training.guarded import GuardedAdam, WeightAverage
 from tvqrap.training.memory import CropPair
 from tvqrap.training.recipes import TimedRecipe
 from tvqrap.training.stages import Stage, Step, StepRandomness, TokenizerStage
+from tvqrap.training.stopping import stop_between_steps
 from tvqrap.training.update import Critic
 from vqprior.metrics import CodebookUsage
 
@@ -34,7 +35,7 @@ class Reporting:
 
     Attributes:
         row: Takes a row of the log.
-        save: Called about every minute, and at the end of the stage.
+        save: Called about every minute, at the end of the stage, and before it fails.
         show: Takes a line for the user.
     """
 
@@ -89,11 +90,29 @@ class TimedTraining:
         self._start_row()
 
     def run(self, reporting: Reporting) -> None:
-        """Trains until the time is up."""
+        """Trains until the time is up.
+
+        Raises:
+            KeyboardInterrupt: After Ctrl-C or SIGTERM, once the step is finished and saved.
+        """
+        with stop_between_steps() as asked:
+            try:
+                self._take_steps(reporting, asked)
+            except Exception:
+                if self.done > 0:
+                    with suppress(Exception):  # what fails may be the disk or the device
+                        reporting.save(self)
+                raise
+            reporting.row(self._close_row())
+            reporting.save(self)
+        if asked:
+            raise KeyboardInterrupt
+
+    def _take_steps(self, reporting: Reporting, asked: list[bool]) -> None:
         started = time.monotonic() - self.spent
         self.usage.reset()
         shown = saved = time.monotonic()
-        while self.spent < self.seconds:
+        while self.spent < self.seconds and not asked:
             self._step(next(self.batches))
             self.done += 1
             now = time.monotonic()
@@ -107,8 +126,6 @@ class TimedTraining:
             if now - saved >= SAVE_SECONDS:
                 reporting.save(self)
                 saved = time.monotonic()
-        reporting.row(self._close_row())
-        reporting.save(self)
 
     @property
     def is_finished(self) -> bool:

@@ -1,7 +1,10 @@
 """The training loop that all stages share: when to step, report, save and stop."""
 
-import dataclasses
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +16,12 @@ from tvqrap.cli import UserError, check_free_space
 from tvqrap.models.assembly import upscale_bicubic
 from tvqrap.models.weights import save_model
 from tvqrap.training.checkpoints import load_checkpoint, save_checkpoint
-from tvqrap.training.data import Data, SampleNumbers, Split, reading
+from tvqrap.training.data import Batch, Data, SampleNumbers, reading
+from tvqrap.training.photos import note_changes
 from tvqrap.training.ranks import Ranks
 from tvqrap.training.recipes import Recipe
 from tvqrap.training.reports import Row, RunningLog, mean_psnr, plot, save_samples, write_csv
+from tvqrap.training.settings import Settings
 from tvqrap.training.stages import Stage, StepRandomness, TokenizerStage
 from tvqrap.training.stopping import stop_between_steps
 from tvqrap.training.update import Critic, Update
@@ -24,37 +29,6 @@ from tvqrap.training.update import Critic, Update
 VALIDATION_CROPS = 16
 START_BATCHES = 8  # batches from which k-means initializes the codebook
 MOST_SKIPPED = 10  # steps in a row whose gradient is not finite
-
-
-@dataclasses.dataclass
-class Settings:
-    """Settings of a training besides its recipe.
-
-    Attributes:
-        out: Folder of this stage.
-        run: Options that identify the training; a resumed one must have the same.
-        split: How a joint batch is divided.
-        steps: Number of steps to stop after; None for no limit.
-        minutes: Minutes of training to stop after, resumed ones included; None for no limit.
-        seed: Random seed.
-        workers: Processes that read photos, per training process.
-        precision: Precision of the networks, ``"float32"`` or ``"bfloat16"``.
-        report_every: Steps between two rows of the log.
-        sample_every: Steps between two images.
-        checkpoint_every: Steps between two checkpoints; a multiple of ``report_every``.
-    """
-
-    out: Path
-    run: dict[str, str | int | float | None]
-    split: Split
-    steps: int | None = None
-    minutes: float | None = None
-    seed: int = 0
-    workers: int = 0
-    precision: str = "float32"
-    report_every: int = 50
-    sample_every: int = 500
-    checkpoint_every: int = 200
 
 
 class Trainer:
@@ -85,17 +59,20 @@ class Trainer:
         self.ranks = ranks
         self.split = settings.split
         stage.trained.to(memory_format=torch.channels_last)
-        numbers = range(VALIDATION_CROPS)
-        self.validation = data.degraded(data.validation.batch(numbers).to(ranks.device))
+        self.running_log = RunningLog(stage.config.codebook_size, ranks)
+        validation = data.validation.batch(range(VALIDATION_CROPS))
+        self.running_log.name(validation.damage)
+        self.validation = data.degraded(validation.to(ranks.device))
         self.update = Update(
             stage, recipe, ranks,
             split=self.split, critic=critic, precision=settings.precision,
         )  # fmt: skip
-        self.running_log = RunningLog(stage.config.codebook_size, ranks)
         self.done = 0
         self.seconds = 0.0
         self.skipped_in_a_row = 0
         self.rows: list[Row] = []
+        # Whether the state is that between two steps, on all processes at once.
+        self.is_between_steps = False
 
     @property
     def checkpoint(self) -> Path:
@@ -107,8 +84,9 @@ class Trainer:
 
         Raises:
             KeyboardInterrupt: After Ctrl-C or SIGTERM, once the step is finished and saved.
-            UserError: If the disk is too full for checkpoints, a photo cannot be read, or the loss
-                is no longer finite; the last checkpoint stays.
+            UserError: If the disk is too full for checkpoints, no photo can be read, or the loss
+                is no longer finite. The last finished step is saved before, except in the last
+                case: an earlier checkpoint is more likely to recover.
         """
         if self.ranks.is_first:
             check_free_space(self.settings.out, self._bytes_needed())
@@ -120,26 +98,12 @@ class Trainer:
             workers=self.settings.workers,
             device=self.ranks.device,
         )
-        started = time.monotonic() - self.seconds
-        interrupted, late = False, self._is_late()
         with photos as batches, stop_between_steps() as asked, self._bar() as bar:
-            parts = map(self.data.degraded, batches)
-            while not (interrupted or late or self._is_out_of_steps()):
-                outcome = self.update.compute(parts, self._step_randomness())
-                self.seconds = time.monotonic() - started
-                # The first process keeps the time.
-                late = self.ranks.is_first and self._is_late()
-                interrupted, late, bad = self.ranks.any(bool(asked), late, not outcome.is_finite)
-                self.done += 1
-                if bad:
-                    self._skip()
-                else:
-                    self.skipped_in_a_row = 0
-                    if not self.update.apply(outcome):
-                        self.running_log.skip()
-                    self.running_log.add(outcome)
-                bar.update(self._progress() - bar.n)
-                self._report_or_save(bar, last=late or self._is_out_of_steps())
+            try:
+                interrupted = self._take_steps(map(self.data.degraded, batches), asked, bar)
+            except Exception:
+                self._save_before_failing()
+                raise
             self._save_checkpoint()
         if self.ranks.is_first and not interrupted:
             self._save_results()
@@ -160,13 +124,64 @@ class Trainer:
         self.done, self.seconds = progress["done"], progress["seconds"]
         self.skipped_in_a_row, self.rows = progress["skipped_in_a_row"], progress["rows"]
         self.running_log.continue_from(progress["tally"])
+        if "photos" in progress and self.ranks.is_first:
+            note_changes(progress["photos"], self.data.training.photos.fingerprint)
+
+    def _take_steps(self, batches: Iterator[Batch], asked: list[bool], bar: tqdm) -> bool:
+        """Trains until the limit, or until it is asked to stop; returns whether it was."""
+        started = time.monotonic() - self.seconds
+        interrupted, late = False, self._is_late()
+        while not (interrupted or late or self._is_out_of_steps()):
+            self.is_between_steps = True
+            parts = self._read(batches)
+            alone = self.is_between_steps = self.ranks.count == 1
+            outcome = self.update.compute(iter(parts), self._step_randomness())
+            self.seconds = time.monotonic() - started
+            # The first process keeps the time.
+            late = self.ranks.is_first and self._is_late()
+            interrupted, late, bad = self.ranks.any(bool(asked), late, not outcome.is_finite)
+            self.is_between_steps = False
+            self.done += 1
+            if bad:
+                self._skip()
+            else:
+                self.skipped_in_a_row = 0
+                if not self.update.apply(outcome):
+                    self.running_log.skip()
+                self.running_log.add(outcome)
+            self.running_log.replace(line for part in parts for line in part.damage)
+            self.is_between_steps = alone
+            bar.update(self._progress() - bar.n)
+            self._report_or_save(bar, last=late or self._is_out_of_steps())
+        return interrupted
+
+    def _read(self, batches: Iterator[Batch]) -> list[Batch]:
+        """Reads the parts of a step; if one process cannot, all of them raise."""
+        parts, failure = [], None
+        try:
+            parts = list(islice(batches, self.split.accumulate))
+        except Exception as error:  # of whatever kind: the others must hear of it
+            failure = error
+        if self.ranks.any(failure is not None)[0]:
+            raise failure or UserError("another process cannot read photos; see its message")
+        return parts
+
+    def _save_before_failing(self) -> None:
+        if not self.is_between_steps or self.done == 0:
+            return
+        with suppress(UserError, OSError):  # what fails may be the disk
+            self._save_checkpoint()
+            if self.ranks.is_first:
+                tqdm.write(f"note: step {self.done} is saved in {self.checkpoint}", file=sys.stderr)
 
     def _start(self) -> None:
         if isinstance(self.stage, TokenizerStage) and self.stage.starts_from_data:
             # This process's share of one large batch, the same for any number of processes.
             share = START_BATCHES * self.split.batch // self.ranks.count
             first = share * self.ranks.rank - START_BATCHES * self.split.batch
-            batch = self.data.training.batch(range(first, first + share)).to(self.ranks.device)
+            batch = self.data.training.batch(range(first, first + share))
+            self.running_log.replace(batch.damage)
+            batch = batch.to(self.ranks.device)
             self.stage.start_codes(batch.hr, batch.lr)
         self.update.average.update_parameters(self.stage.trained)
 
@@ -255,6 +270,7 @@ class Trainer:
             "seconds": self.seconds,
             "skipped_in_a_row": self.skipped_in_a_row,
             "rows": self.rows,
+            "photos": self.data.training.photos.fingerprint,
             "tally": self.running_log.state(),  # all processes take part
         }
         if self.ranks.is_first:
@@ -273,6 +289,8 @@ class Trainer:
         weights = self.settings.out.parent / f"{self.stage.name}.safetensors"
         save_model(weights, self.stage.model(self.update.average.module), notes)
         print(f"weights: {weights}\nlog, plot and samples: {self.settings.out}")
+        if replaced := sum(row.get("replaced", 0) for row in self.rows):
+            print(f"{replaced} times another photo took the place of a damaged one")
 
 
 def mixed(*numbers: int) -> int:
