@@ -76,7 +76,7 @@ CODEBOOKS = {
     ),
     "revival-never-ends": Fault(
         "codebooks/_revival.py",
-        "dead = dead & _is_new(candidates, errors, codebook)",
+        "dead = dead & _is_new(candidates, errors, vectors.dtype)",
         "dead = dead & (errors >= 0)",
         "codebooks/test_revival.py",
         "fewer_distinct",

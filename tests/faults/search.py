@@ -113,7 +113,7 @@ SEARCH = {
     ),
     "packing-trusts-its-header": Fault(
         "functional/_packing.py",
-        "if num_rows * widths.count(0) > _MAX_FREE_INDICES:",
+        "if num_rows * len(sizes) > _most_indices(len(payload)):",
         "if num_rows > _MAX_SIZE:",
         "functional/test_packing.py",
         "impossible_headers and 2",
