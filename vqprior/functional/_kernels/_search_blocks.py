@@ -13,6 +13,52 @@ _GROUP = 64
 _FAR = 1e30
 
 
+def search_around_zero(x: Tensor, keys: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns ``argmin_k bias[k] - 2 <x, keys[k]>`` and the minimum, both ``(n,)``.
+
+    Without shift and scale, for one codebook: ``x`` ``(n, d)``, ``keys`` ``(k, d)``, ``bias``
+    ``(k,)``, all in one dtype. Ties go to the lowest index.
+    """
+    (n, d), k = x.shape, len(keys)
+    group = min(_GROUP, k, _MAX_BLOCK_CODES)
+    keys, bias = (part.squeeze(0) for part in _fill_up(keys[None], bias[None], -k % group))
+    num_codes = min(len(keys), _MAX_BLOCK_CODES // group * group)
+    num_rows = max(1, min(n, _MAX_BLOCK_ENTRIES // max(num_codes, d)))
+    scores = keys.new_empty(num_rows * num_codes)
+    found, best = x.new_empty(n, dtype=torch.int64), keys.new_empty(n)
+    starts = torch.arange(0, num_rows * num_codes // group, num_codes // group, device=x.device)
+    for rows in _blocks(n, num_rows):
+        for columns in _blocks(len(keys), num_codes):
+            part, some = x[rows], keys[columns]
+            out = scores[: len(part) * len(some)].view(1, len(part), -1)
+            # As for several codebooks: other products may round differently.
+            torch.baddbmm(bias[None, None, columns], part[None], some.T[None], alpha=-2.0, out=out)
+            of_row = len(some) // group
+            first = starts[: len(part)] if of_row == num_codes // group else None
+            value, index = _take_first(out.view(-1, group), of_row, first)
+            if columns.start == 0:
+                found[rows], best[rows] = index, value
+            else:
+                closer = value < best[rows]
+                found[rows] = torch.where(closer, index + columns.start, found[rows])
+                best[rows] = torch.where(closer, value, best[rows])
+    return found, best
+
+
+def _take_first(groups: Tensor, of_row: int, first: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns the lowest score of each row and its place: the best group, then the best within.
+
+    ``groups`` ``(rows * of_row, group)``; ``first`` is the first group of each row.
+    """
+    if first is None:
+        first = torch.arange(0, len(groups), of_row, device=groups.device)
+    group = groups.amin(dim=1).view(-1, of_row).argmin(dim=1)
+    members = groups.index_select(0, first + group)
+    member = members.argmin(dim=1)
+    value = members.gather(1, member.unsqueeze(1)).squeeze(1)
+    return value, torch.add(member, group, alpha=groups.shape[1])
+
+
 def search_blocks(
     x: Tensor, keys: Tensor, bias: Tensor, shift: Tensor, scale: Tensor, num_nearest: int
 ) -> Tensor:
