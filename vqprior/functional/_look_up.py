@@ -1,114 +1,147 @@
-"""The codes of chosen indices, and the losses between them and their inputs, in one node."""
+"""The codes of chosen indices, and the losses between them and their inputs, in one node.
 
-import functools
+For eager calls on the CPU, where each operator costs microseconds and reading a value costs none.
+"""
+
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vqprior.functional._kernels._operators import with_signature
-
 
 class LookedUp(NamedTuple):
-    """What a token saw and got.
+    """What tokens saw and got; losses are None if their weight is 0.
 
     Attributes:
         inputs: The vectors, with zeros for invalid tokens.
         codes: The codes, with zeros for invalid tokens.
         indices: The indices, -1 for invalid tokens.
         commitment: Weighted mean squared error, with a gradient to the inputs.
-        codebook: The same for the codes, by its own weight.
+        codebook: The same with a gradient to the codes.
+        unused: Weighted mean squared error between unused codes and tokens that they could have.
     """
 
     inputs: Tensor
     codes: Tensor
     indices: Tensor
-    commitment: Tensor
-    codebook: Tensor
-
-
-def zero_on(device: torch.device) -> Tensor:
-    """Returns a zero without dimensions, which costs no launch as a number in ``where`` does."""
-    return _number_on(device, 0.0)
-
-
-@functools.cache
-def _number_on(device: torch.device, value: float) -> Tensor:
-    # A tensor made in inference mode could not be used in training later.
-    with torch.inference_mode(mode=False):
-        return torch.tensor(value, device=device)
+    commitment: Tensor | None
+    codebook: Tensor | None
+    unused: Tensor | None
 
 
 def look_up(
-    x: Tensor, valid: Tensor, codes: Tensor, chosen: Tensor, weights: tuple[float, float]
+    x: Tensor, valid: Tensor, codes: Tensor, chosen: Tensor, weights: dict[str, float]
 ) -> LookedUp:
     """Looks up ``chosen`` ``(n,)`` among ``codes`` ``(k, d)`` for ``x`` ``(n, d)``.
 
-    ``valid`` ``(n,)`` is True for tokens that count, and ``weights`` are those of the losses that
-    pull inputs toward codes and codes toward inputs. Only for the CPU, where tensors have values.
+    ``valid`` ``(n,)`` is True for tokens that count. ``weights`` are those of the losses, by name.
     """
-    return LookedUp(*_LookUp.apply(x, codes, valid, chosen, *weights))
+    return LookedUp(
+        *_LookUp.apply(
+            x, codes, valid, chosen, tuple(weights[name] for name in LookedUp._fields[3:])
+        )
+    )
 
 
-@with_signature
 class _LookUp(torch.autograd.Function):
     @staticmethod
     def forward(
-        x: Tensor, codes: Tensor, valid: Tensor, chosen: Tensor, on_inputs: float, on_codes: float
-    ) -> tuple[Tensor, ...]:
-        kept, zero = valid.unsqueeze(1), zero_on(x.device)
-        inputs = torch.where(kept, x, zero)
-        found = torch.where(kept, codes.index_select(0, chosen), zero)
-        indices = torch.where(valid, chosen, _number_on(x.device, -1))
-        error = _difference(inputs, found).square_().sum()
-        count = _count(valid, x)
-        return inputs, found, indices, error * (on_inputs / count), error * (on_codes / count)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ANN401
-        x, codes, valid, _, *weights = inputs
-        ctx.save_for_backward(output[0], output[1], output[2], valid)
-        ctx.slopes = [2 * weight / _count(valid, x) for weight in weights]
-        ctx.num_codes = len(codes)
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(output[2])
-
-    @staticmethod
-    def backward(
         ctx: Any,  # noqa: ANN401
-        of_inputs: Tensor | None,
-        of_codes: Tensor | None,
-        _: None,
-        commitment: Tensor | None,
-        codebook: Tensor | None,
+        x: Tensor,
+        codes: Tensor,
+        valid: Tensor,
+        chosen: Tensor,
+        weights: tuple[float, float, float],
     ) -> tuple[Tensor | None, ...]:
-        inputs, codes, indices, valid = ctx.saved_tensors
-        difference = None
-        if commitment is not None or codebook is not None:
-            difference = _difference(inputs, codes)
+        inputs, found, indices = x, codes.index_select(0, chosen), chosen
+        ctx.blank = not valid.numpy().all()
+        if ctx.blank:
+            inputs = torch.where(valid.unsqueeze(1), x, 0.0)
+            found = torch.where(valid.unsqueeze(1), found, 0.0)
+            indices = torch.where(valid, chosen, -1)
+        ctx.weights, ctx.count = weights, _count(valid, x)
+        commitment = codebook = unused = ctx.pairs = None
+        if weights[0] > 0 or weights[1] > 0:
+            mean = _difference(inputs, found).square_().sum() / ctx.count
+            commitment = weights[0] * mean if weights[0] > 0 else None
+            codebook = weights[1] * mean if weights[1] > 0 else None
+        if weights[2] > 0:
+            squares, ctx.pairs = _pair_up(inputs, codes, valid, chosen)
+            unused = squares.sum() / codes.numel() * weights[2]
+        ctx.save_for_backward(inputs, found, codes, valid, chosen)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(indices)
+        return inputs, found, indices, commitment, codebook, unused
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        inputs, found, codes, valid, chosen = ctx.saved_tensors
+        of_inputs, of_found, _, commitment, codebook, unused = grads
+        kept, difference = valid.unsqueeze(1), None
         grad_x = grad_codes = None
+        if commitment is not None or codebook is not None:
+            difference = _difference(inputs, found)
         if ctx.needs_input_grad[0]:
-            grad_x = _add(of_inputs, difference, commitment, ctx.slopes[0], inputs.dtype)
-            if of_inputs is not None and grad_x is not None:
-                grad_x = torch.where(valid.unsqueeze(1), grad_x, zero_on(inputs.device))
+            slope = 2 * ctx.weights[0] / ctx.count
+            grad_x = _total(of_inputs, difference, commitment, slope)
+            if grad_x is not None:
+                grad_x = torch.where(kept, grad_x, 0.0) if ctx.blank else grad_x
+                grad_x = grad_x.to(inputs.dtype)
         if ctx.needs_input_grad[1]:
-            rows = _add(of_codes, difference, codebook, -ctx.slopes[1], codes.dtype)
-            if rows is not None:
-                # Rows of invalid tokens are added to an extra row.
-                grad_codes = rows.new_zeros(ctx.num_codes + 1, rows.shape[1])
-                grad_codes = grad_codes.index_add(0, indices % (ctx.num_codes + 1), rows)[:-1]
-        return grad_x, grad_codes, None, None, None, None
+            rows = _total(of_found, difference, codebook, -2 * ctx.weights[1] / ctx.count)
+            pulls = None
+            if unused is not None:
+                pairs = _difference(
+                    codes.index_select(0, ctx.pairs[0]), _rows(inputs, ctx.pairs[1])
+                )
+                pulls = pairs * (unused * (2 * ctx.weights[2] / codes.numel()))
+            grad_codes = _add_rows(codes, (chosen, rows), (ctx.pairs and ctx.pairs[0], pulls))
+        return grad_x, grad_codes, None, None, None
 
 
-def _add(
-    grad: Tensor | None, difference: Tensor | None, loss: Tensor | None, slope: float, dtype: torch.dtype
+def _pair_up(
+    inputs: Tensor, codes: Tensor, valid: Tensor, chosen: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Gives each unused code a token as ``unused_code_loss`` does: squared distances, and pairs."""
+    places = np.flatnonzero(valid.numpy())
+    used = np.zeros(len(codes), dtype=bool)
+    used[chosen.numpy()[places]] = True
+    unused = np.flatnonzero(~used) if len(places) else places
+    tokens = places[unused * len(places) // len(codes)]
+    while True:
+        pairs = torch.from_numpy(unused), torch.from_numpy(tokens)
+        difference = _difference(codes.index_select(0, pairs[0]), _rows(inputs, pairs[1]))
+        squares = difference.square_().sum(dim=1)
+        finite = np.isfinite(squares.numpy())
+        if finite.all():
+            return squares, pairs
+        unused, tokens = unused[finite], tokens[finite]
+
+
+def _rows(inputs: Tensor, places: Tensor) -> Tensor:
+    return inputs.detach().index_select(0, places)
+
+
+def _total(
+    grad: Tensor | None, difference: Tensor | None, loss: Tensor | None, slope: float
 ) -> Tensor | None:
-    """Adds the gradient of a loss to one that came from elsewhere."""
+    """Adds the gradient of a squared error to one that comes from elsewhere."""
     if difference is None or loss is None:
         return grad
-    pull = (difference * (loss * slope)).to(dtype)
+    pull = difference * (loss * slope)
     return pull if grad is None else grad + pull
+
+
+def _add_rows(codes: Tensor, *parts: tuple[Tensor | None, Tensor | None]) -> Tensor | None:
+    """Adds rows to those of a gradient of zeros; None if there are no rows."""
+    total: Tensor | None = None
+    for places, rows in parts:
+        if places is not None and rows is not None:
+            if total is None:
+                total = rows.new_zeros(codes.shape)
+            total = total.index_add_(0, places, rows)
+    return None if total is None else total.to(codes.dtype)
 
 
 def _difference(inputs: Tensor, codes: Tensor) -> Tensor:
@@ -117,5 +150,5 @@ def _difference(inputs: Tensor, codes: Tensor) -> Tensor:
 
 
 def _count(valid: Tensor, x: Tensor) -> int:
-    """Returns the number of numbers that count, at least 1."""
+    """Returns how many numbers count, at least 1."""
     return max(1, int(np.count_nonzero(valid.numpy())) * x.shape[1])

@@ -158,9 +158,8 @@ class _MeanSquareError(torch.autograd.Function):
 
     @staticmethod
     def forward(inputs: Tensor, codes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        # Norms per token: squares of all features would take one more tensor of the input's size.
-        tokens = torch.linalg.vector_norm(_difference(inputs, codes), dim=-1).square()
-        mean = torch.where(mask, tokens, 0.0).sum() / _count(inputs, mask)
+        difference = torch.where(mask.unsqueeze(-1), _difference(inputs, codes), 0.0)
+        mean = difference.square().sum() / _count(inputs, mask)
         return mean, mean.clone()
 
     @staticmethod

@@ -15,6 +15,7 @@ from vqprior.functional._location import find_center, find_scale, sizes_of
 from vqprior.functional._unit import to_unit_length
 
 _METRICS = ("euclidean", "cosine", "dot")
+_WIDE = (torch.float32, torch.float64)
 # Beyond this multiple of the usual code's size, squares and products could overflow.
 _FAR = 2.0**40
 
@@ -113,11 +114,10 @@ def _check_tables(x: Tensor, codes: Tensor) -> None:
 def _search(x: Tensor, codes: Tensor, metric: str, num_nearest: int) -> Tensor:
     """Searches by the Triton kernel or by plain operators; returns ``(..., [q,] m)``."""
     several = codes.ndim == 3
-    if num_nearest == 1 and not several and x.dtype == codes.dtype and x.is_cpu:
-        if x.dtype in (torch.float32, torch.float64):
-            usual = search_usual(x.reshape(-1, x.shape[-1]), codes, metric)
-            if usual is not None:
-                return usual.view(*x.shape[:-1], 1)
+    if num_nearest == 1 and not several and x.is_cpu and x.dtype == codes.dtype in _WIDE:
+        usual = search_usual(x.reshape(-1, x.shape[-1]), codes, metric)
+        if usual is not None:
+            return usual.view(*x.shape[:-1], 1)
     dtype = torch.promote_types(torch.promote_types(x.dtype, codes.dtype), torch.float32)
     with without_autocast(x.device.type):
         tables = codes.to(dtype) if several else codes.to(dtype).unsqueeze(0)

@@ -1,5 +1,8 @@
 """Search by plain operators, in blocks of the score matrix."""
 
+import functools
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,11 +16,11 @@ _GROUP = 64
 _FAR = 1e30
 
 
-def search_around_zero(x: Tensor, keys: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns ``argmin_k bias[k] - 2 <x, keys[k]>`` and the minimum, both ``(n,)``.
+def search_around_zero(x: Tensor, keys: Tensor, bias: Tensor) -> Tensor | None:
+    """Returns ``argmin_k bias[k] - 2 <x, keys[k]>`` ``(n,)``, or None if a product overflows.
 
-    Without shift and scale, for one codebook: ``x`` ``(n, d)``, ``keys`` ``(k, d)``, ``bias``
-    ``(k,)``, all in one dtype. Ties go to the lowest index.
+    Without shift and scale, on the CPU, for one codebook: ``x`` ``(n, d)``, ``keys`` ``(k, d)``,
+    ``bias`` ``(k,)``, all in one dtype. Ties go to the lowest index.
     """
     (n, d), k = x.shape, len(keys)
     group = min(_GROUP, k, _MAX_BLOCK_CODES)
@@ -25,38 +28,45 @@ def search_around_zero(x: Tensor, keys: Tensor, bias: Tensor) -> tuple[Tensor, T
     num_codes = min(len(keys), _MAX_BLOCK_CODES // group * group)
     num_rows = max(1, min(n, _MAX_BLOCK_ENTRIES // max(num_codes, d)))
     scores = keys.new_empty(num_rows * num_codes)
-    found, best = x.new_empty(n, dtype=torch.int64), keys.new_empty(n)
-    starts = torch.arange(0, num_rows * num_codes // group, num_codes // group, device=x.device)
+    found = []
     for rows in _blocks(n, num_rows):
+        best = index = None
         for columns in _blocks(len(keys), num_codes):
             part, some = x[rows], keys[columns]
             out = scores[: len(part) * len(some)].view(1, len(part), -1)
             # As for several codebooks: other products may round differently.
             torch.baddbmm(bias[None, None, columns], part[None], some.T[None], alpha=-2.0, out=out)
-            of_row = len(some) // group
-            first = starts[: len(part)] if of_row == num_codes // group else None
-            value, index = _take_first(out.view(-1, group), of_row, first)
-            if columns.start == 0:
-                found[rows], best[rows] = index, value
+            groups = out.view(-1, group)
+            minima = groups.amin(dim=1).view(len(part), -1)
+            # The lowest is NaN or infinite if any is.
+            if len(part) and not np.isfinite(minima.numpy().min()):
+                return None
+            first = _take_first(groups, minima)
+            if len(keys) == num_codes:
+                index = first
+                continue
+            value = minima.amin(dim=1)
+            if best is None or index is None:
+                best, index = value, first
             else:
-                closer = value < best[rows]
-                found[rows] = torch.where(closer, index + columns.start, found[rows])
-                best[rows] = torch.where(closer, value, best[rows])
-    return found, best
+                closer = value < best
+                index = torch.where(closer, first + columns.start, index)
+                best = torch.where(closer, value, best)
+        found.append(index)
+    return found[0] if len(found) == 1 else torch.cat([x.new_empty(0, dtype=torch.int64), *found])
 
 
-def _take_first(groups: Tensor, of_row: int, first: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns the lowest score of each row and its place: the best group, then the best within.
+def _take_first(groups: Tensor, minima: Tensor) -> Tensor:
+    """Returns the place of the lowest score of each row: the best group, then the best within."""
+    group = minima.argmin(dim=1)
+    members = groups.index_select(0, group + _first_groups(*minima.shape))
+    return torch.add(members.argmin(dim=1), group, alpha=groups.shape[1])
 
-    ``groups`` ``(rows * of_row, group)``; ``first`` is the first group of each row.
-    """
-    if first is None:
-        first = torch.arange(0, len(groups), of_row, device=groups.device)
-    group = groups.amin(dim=1).view(-1, of_row).argmin(dim=1)
-    members = groups.index_select(0, first + group)
-    member = members.argmin(dim=1)
-    value = members.gather(1, member.unsqueeze(1)).squeeze(1)
-    return value, torch.add(member, group, alpha=groups.shape[1])
+
+@functools.lru_cache(maxsize=16)
+def _first_groups(rows: int, of_row: int) -> Tensor:
+    with torch.inference_mode(mode=False):  # kept for calls outside of it
+        return torch.arange(0, rows * of_row, of_row)
 
 
 def search_blocks(
