@@ -19,14 +19,14 @@ from vqprior._results import QuantizerOutput, Selection
 from vqprior._transforms import is_learning
 from vqprior.codebooks._embedding import EmbeddingCodebook
 from vqprior.functional import nearest_indices, straight_through, unused_code_loss
-from vqprior.functional._kernels._operators import is_traced
-from vqprior.functional._look_up import look_up
+from vqprior.functional._kernels._host import where_valid
 from vqprior.functional._losses import commitment_and_codebook_mse
 from vqprior.functional._scores import score_codes
 from vqprior.quantizers._shared._inputs import (
     valid_tokens,
     validate_assignment,
     validate_indices,
+    validate_input,
     warn_of_channels_first,
 )
 from vqprior.quantizers._shared._outputs import make_output
@@ -54,6 +54,7 @@ class VectorQuantizer(Quantizer):
             the original VQGAN release has a commitment weight of 1 and a codebook weight of
             0.25.
         unused_weight: Weight of ``unused_code_loss`` relative to ``codebook_weight``, at least 0.
+            The term needs gradients to be enabled: validation without them does not compute it.
 
     Raises:
         TypeError: If ``codebook`` is not a ``Codebook`` or ``estimator`` is not callable.
@@ -167,7 +168,7 @@ class VectorQuantizer(Quantizer):
             ValueError: If the last dimension of ``x`` is not ``dim``, or ``mask`` has another
                 shape than the tokens.
         """
-        valid = valid_tokens(x, mask, self.dim)
+        x, valid = validate_input(x, mask, self.dim)
         warn_of_channels_first(self, x)
         return self._result(x, valid, None)
 
@@ -177,7 +178,7 @@ class VectorQuantizer(Quantizer):
         valid = valid_tokens(x, mask, self.dim)
         # What does not count gets some index, so there is no copy of `x` to blank it.
         nearest = nearest_indices(x, self.codebook.codes(), metric=self.metric)
-        return torch.where(valid, nearest, -1)
+        return where_valid(valid, nearest, -1)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Returns the codes named by ``indices``: ``(...) -> (..., d)``; -1 gives zeros.
@@ -235,61 +236,28 @@ class VectorQuantizer(Quantizer):
     def _result(self, x: Tensor, valid: Tensor, chosen: Tensor | None) -> QuantizerOutput:
         """Looks up the codes that were chosen, or the nearest, and defines their gradient."""
         vectors = self.codebook.codes()
-        if (
-            x.is_cpu
-            and not is_traced(x, vectors)
-            and not isinstance(self.estimator, IndexEstimator)
-        ):
-            return self._result_on_host(x, valid, vectors, chosen)
-        x = torch.where(valid.unsqueeze(-1), x, 0.0)
         if isinstance(self.estimator, IndexEstimator):
             selected, chosen = self.estimator.select(
                 x, vectors, metric=self.metric, indices=chosen, sample=self.training
             )
-            codes = torch.where(valid.unsqueeze(-1), F.embedding(chosen, vectors), 0.0)
-            quantized = torch.where(valid.unsqueeze(-1), selected.to(x.dtype), 0.0)
+            codes = where_valid(valid, F.embedding(chosen, vectors), 0.0)
+            quantized = where_valid(valid, selected.to(x.dtype), 0.0)
         else:
             if chosen is None:
                 chosen = nearest_indices(x, vectors, metric=self.metric)
-            codes = torch.where(valid.unsqueeze(-1), F.embedding(chosen, vectors), 0.0)
+            codes = where_valid(valid, F.embedding(chosen, vectors), 0.0)
             quantized = self.estimator(x, codes.to(x.dtype))
             if self.estimator is not straight_through:  # which returns the zeros it is given
-                quantized = torch.where(valid.unsqueeze(-1), quantized, 0.0)
-        indices = torch.where(valid, chosen, -1)
+                quantized = where_valid(valid, quantized, 0.0)
+        indices = where_valid(valid, chosen, -1)
         selection = Selection(inputs=x, codes=codes, indices=indices, mask=valid)
         return make_output(quantized, indices, self._terms(selection, vectors), (selection,))
 
-    def _result_on_host(
-        self, x: Tensor, valid: Tensor, vectors: Tensor, chosen: Tensor | None
-    ) -> QuantizerOutput:
-        """As ``_result``, in few operators: on a CPU they are what a small call costs."""
-        if chosen is None:
-            chosen = nearest_indices(x, vectors, metric=self.metric)
-        weights = self._weights(vectors)
-        flat = x.reshape(-1, x.shape[-1])
-        found = look_up(flat, valid.reshape(-1), vectors, chosen.reshape(-1), weights)
-        inputs, codes = found.inputs.view(x.shape), found.codes.view(x.shape)
-        indices = found.indices.view(valid.shape)
-        quantized = self.estimator(inputs, codes.to(x.dtype))
-        if self.estimator is not straight_through:  # which returns the zeros it is given
-            quantized = torch.where(valid.unsqueeze(-1), quantized, 0.0)
-        selection = Selection(inputs=inputs, codes=codes, indices=indices, mask=valid)
-        losses = {name: getattr(found, name) for name in weights}
-        terms = {name: loss for name, loss in losses.items() if loss is not None}
-        return make_output(quantized, indices, terms, (selection,))
-
-    def _weights(self, vectors: Tensor) -> dict[str, float]:
-        """Returns the weight of each loss, 0 where it cannot act."""
+    def _terms(self, selection: Selection, vectors: Tensor) -> dict[str, Tensor]:
         # FSDP1 may have taken the parameters away, but codes have a gradient all the same.
         learns = is_learning(vectors) or any(is_learning(p) for p in self.codebook.parameters())
-        codebook = self.codebook_weight if learns else 0.0
-        # Where codes share parameters, the pull on one would move them all.
-        unused = self.unused_weight * codebook if self.codebook.can_be_set else 0.0
-        return {"commitment": self.commitment_weight, "codebook": codebook, "unused": unused}
-
-    def _terms(self, selection: Selection, vectors: Tensor) -> dict[str, Tensor]:
-        weights = self._weights(vectors)
-        unused = weights.pop("unused")
+        weights = {"commitment": self.commitment_weight}
+        weights["codebook"] = self.codebook_weight if learns else 0.0
         # A loss without weight must not reach what it would train, not even by a zero.
         inputs = selection.inputs if weights["commitment"] > 0 else selection.inputs.detach()
         codes = selection.codes if weights["codebook"] > 0 else selection.codes.detach()
@@ -297,6 +265,8 @@ class VectorQuantizer(Quantizer):
             weights.items(), commitment_and_codebook_mse(inputs, codes, selection.mask), strict=True
         )
         terms = {name: weight * loss for (name, weight), loss in losses if weight > 0}
-        if unused > 0:
-            terms["unused"] = unused * unused_code_loss(selection, vectors)
+        weight = self.unused_weight * self.codebook_weight
+        # Where codes share parameters, the pull on one would move them all.
+        if learns and weight > 0 and self.codebook.can_be_set and torch.is_grad_enabled():
+            terms["unused"] = weight * unused_code_loss(selection, vectors)
         return terms

@@ -28,32 +28,37 @@ def search_around_zero(x: Tensor, keys: Tensor, bias: Tensor) -> Tensor | None:
     num_codes = min(len(keys), _MAX_BLOCK_CODES // group * group)
     num_rows = max(1, min(n, _MAX_BLOCK_ENTRIES // max(num_codes, d)))
     scores = keys.new_empty(num_rows * num_codes)
-    found = []
+    found = [x.new_empty(0, dtype=torch.int64)]
     for rows in _blocks(n, num_rows):
-        best = index = None
-        for columns in _blocks(len(keys), num_codes):
-            part, some = x[rows], keys[columns]
-            out = scores[: len(part) * len(some)].view(1, len(part), -1)
-            # As for several codebooks: other products may round differently.
-            torch.baddbmm(bias[None, None, columns], part[None], some.T[None], alpha=-2.0, out=out)
-            groups = out.view(-1, group)
-            minima = groups.amin(dim=1).view(len(part), -1)
-            # The lowest is NaN or infinite if any is.
-            if len(part) and not np.isfinite(minima.numpy().min()):
-                return None
-            first = _take_first(groups, minima)
-            if len(keys) == num_codes:
-                index = first
-                continue
-            value = minima.amin(dim=1)
-            if best is None or index is None:
-                best, index = value, first
-            else:
-                closer = value < best
-                index = torch.where(closer, first + columns.start, index)
-                best = torch.where(closer, value, best)
-        found.append(index)
-    return found[0] if len(found) == 1 else torch.cat([x.new_empty(0, dtype=torch.int64), *found])
+        nearest = _nearest_of(x[rows], keys, bias, group, num_codes, scores)
+        if nearest is None:
+            return None
+        found.append(nearest)
+    return found[1] if len(found) == 2 else torch.cat(found)
+
+
+def _nearest_of(
+    x: Tensor, keys: Tensor, bias: Tensor, group: int, num_codes: int, scores: Tensor
+) -> Tensor | None:
+    """As above for one block of rows; ``scores`` is scratch space."""
+    best, index = keys.new_empty(0), None
+    for columns in _blocks(len(keys), num_codes):
+        some = keys[columns]
+        out = scores[: len(x) * len(some)].view(1, len(x), -1)
+        # As for several codebooks: other products may round differently.
+        torch.baddbmm(bias[None, None, columns], x[None], some.T[None], alpha=-2.0, out=out)
+        groups = out.view(-1, group)
+        minima = groups.amin(dim=1).view(len(x), -1)
+        if not np.isfinite(minima.numpy().min()):  # which is NaN if any is
+            return None
+        here = _take_first(groups, minima)
+        if len(keys) == num_codes:
+            return here
+        value = minima.amin(dim=1)
+        closer = value < best if index is not None else None
+        index = here if closer is None else torch.where(closer, here + columns.start, index)
+        best = value if closer is None else torch.where(closer, value, best)
+    return index
 
 
 def _take_first(groups: Tensor, minima: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from vqprior._checks import (
     check_shape,
 )
 from vqprior._interfaces import Quantizer, QuantizerBase
-from vqprior.functional._kernels._operators import is_traced
+from vqprior.functional._kernels._host import is_on_host, where_valid
 from vqprior.quantizers._shared._columns import has_any_index
 
 _NUMPY_DTYPES = {torch.float16, torch.float32, torch.float64}
@@ -112,7 +112,7 @@ def valid_tokens(x: Tensor, mask: Tensor | None, dim: int) -> Tensor:
     check_last_dim("x", x, dim)
     if mask is not None:
         check_mask(mask, x.shape[:-1])
-    if x.dtype in _NUMPY_DTYPES and x.is_cpu and not is_traced(x):
+    if x.dtype in _NUMPY_DTYPES and is_on_host(x):
         return _valid_on_host(x.detach(), mask)
     # Two passes over `x`; `isfinite` takes three, and reducing booleans is slow.
     valid = (x.amax(dim=-1) < torch.inf) & (x.amin(dim=-1) > -torch.inf)
@@ -130,7 +130,7 @@ def _valid_on_host(x: Tensor, mask: Tensor | None) -> Tensor:
 def validate_input(x: Tensor, mask: Tensor | None, dim: int) -> tuple[Tensor, Tensor]:
     """Checks the input; returns it with zeros for invalid tokens, and which tokens are valid."""
     valid = valid_tokens(x, mask, dim)
-    return torch.where(valid.unsqueeze(-1), x, 0.0), valid
+    return where_valid(valid, x, 0.0), valid
 
 
 def validate_assignment(
