@@ -54,7 +54,7 @@ class VectorQuantizer(Quantizer):
             the original VQGAN release has a commitment weight of 1 and a codebook weight of
             0.25.
         unused_weight: Weight of ``unused_code_loss`` relative to ``codebook_weight``, at least 0.
-            The term needs gradients to be enabled: validation without them does not compute it.
+            In eval mode there is no such term.
 
     Raises:
         TypeError: If ``codebook`` is not a ``Codebook`` or ``estimator`` is not callable.
@@ -267,6 +267,6 @@ class VectorQuantizer(Quantizer):
         terms = {name: weight * loss for (name, weight), loss in losses if weight > 0}
         weight = self.unused_weight * self.codebook_weight
         # Where codes share parameters, the pull on one would move them all.
-        if learns and weight > 0 and self.codebook.can_be_set and torch.is_grad_enabled():
+        if learns and weight > 0 and self.codebook.can_be_set and self.training:
             terms["unused"] = weight * unused_code_loss(selection, vectors)
         return terms
