@@ -24,6 +24,7 @@ from vqprior import functional as F
 from vqprior.metrics import CodebookUsage
 
 VQ, X, LINEAR = VectorQuantizer(4, 8), torch.zeros(3, 4), nn.Linear(4, 4)
+RULED = VectorQuantizer(4, 8)  # rules do not keep their quantizer alive
 TEXTURE, NUMPY, LIST = TextureQuantizer(VQ), np.zeros((3, 4)), [0, 1, 2]
 U16 = torch.zeros(3, dtype=torch.uint16)
 
@@ -35,9 +36,9 @@ CASES = {
         lambda: initialize_codebooks_(LINEAR, X),
     ],
     "`out` must be a QuantizerOutput, got Tensor. Pass what": [
-        lambda: CodebookEMA(VectorQuantizer(4, 8)).step(X),
+        lambda: CodebookEMA(RULED).step(X),
         lambda: CodebookRevival(VQ).step(X),
-        lambda: default_rules(VectorQuantizer(4, 8)).step(X),
+        lambda: default_rules(RULED).step(X),
         lambda: F.commitment_loss(X),
         lambda: F.codebook_loss(X),
         lambda: F.symmetric_vq_loss(X),

@@ -78,10 +78,12 @@ def multi_scale(device: str, b: int, k: int, d: int) -> Pair:
         outcomes = []
         for leaf, scale, wanted in zip(maps, SCALES, directions, strict=True):
             leaf.grad = None
-            out = part(_shrunk(leaf, scale))
-            ((out.quantized * wanted).sum() + out.loss).backward()
-            large = _enlarged(out.quantized.detach(), side)
-            outcomes.append(Outcome(out.indices, large, out.loss.detach(), leaf.grad))
+            # As tokens: such a map might have its channels first.
+            out = part(_shrunk(leaf, scale).flatten(1, 2))
+            quantized, indices = out.quantized.view_as(wanted), out.indices.view(wanted.shape[:-1])
+            ((quantized * wanted).sum() + out.loss).backward()
+            large = _enlarged(quantized.detach(), side)
+            outcomes.append(Outcome(indices, large, out.loss.detach(), leaf.grad))
         rule.step(together)
         return outcomes
 
