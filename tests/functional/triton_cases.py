@@ -22,6 +22,7 @@ from tests.contracts.observers import NoHostSync
 from vqprior import CodebookEMA, VectorQuantizer
 from vqprior.functional import code_sums_and_counts, nearest_indices
 from vqprior.functional._kernels import _triton, _triton_search, _triton_statistics
+from vqprior.functional._kernels._triton_prepare import prepare_table
 from vqprior.functional._kernels._triton_search import nearest, plan_search
 from vqprior.functional._kernels._triton_statistics import add_statistics_
 from vqprior.functional._search import _prepare as prepare_codes
@@ -153,6 +154,26 @@ def test_odd_codes_cost_the_others_no_accuracy(odd, offset):
         x.double().unsqueeze(2) - codes.nan_to_num(torch.inf).double().unsqueeze(1)
     ).square()
     exactly(search(x, *prepared), distances.sum(dim=3).argmin(dim=2))
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 70, 20), (1, 33, 70)], ids=str)
+@pytest.mark.parametrize(("odd", "offset"), [(0.0, 0.0), (1e6, 1e3), (torch.inf, 0.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_codes_are_prepared_as_by_plain_operators(size, odd, offset, dtype):
+    (_, k, d), codes = size, (offset + torch.randn(size)).to(dtype)
+    codes[:, k // 3, 0] += odd
+    ok = codes.isfinite().all(dim=2)
+    for metric in ("euclidean", "dot"):
+        keys, bias, *expected = prepare_codes(codes.float(), metric)
+        table, lengths, *found = prepare_table(
+            codes.to(DEVICE), euclidean=metric == "euclidean", scale=None, block=64, features=32
+        )
+        exactly(found[0], expected[0])
+        exactly(found[1], expected[1])
+        exactly(table[:, :d, :k].mT[ok], keys[ok])
+        assert_close(lengths[:, :k].cpu(), bias, rtol=1e-5, atol=0)
+        assert not table[:, d:].any()
+        assert (lengths[:, k:] == torch.inf).all()
 
 
 def test_a_row_far_away_is_clamped():

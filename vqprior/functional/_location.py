@@ -5,7 +5,7 @@ from torch import Tensor
 
 # The median of so many codes, evenly spaced over the codebook, stays where most codes are while
 # less than half of them are odd, and its cost does not grow with the codebook.
-_SAMPLE = 32
+SAMPLE = 32
 _EXPONENT_BITS = {
     torch.float32: (torch.int32, 0x7F800000),
     torch.float64: (torch.int64, 0x7FF0000000000000),
@@ -33,7 +33,7 @@ def find_center(codes: Tensor) -> Tensor:
     quartiles are apart. Then vectors near it lose nothing by the subtraction, so that equal
     distances stay equal, and vectors around 0 are left as they are.
     """
-    ordered = codes.detach()[..., :: _step(codes.shape[-2]), :].sort(dim=-2).values
+    ordered = codes.detach()[..., :: step_of(codes.shape[-2]), :].sort(dim=-2).values
     size = ordered.shape[-2]
     median = ordered[..., size // 2, :]
     spread = ordered[..., 3 * size // 4, :] - ordered[..., size // 4, :]
@@ -45,7 +45,7 @@ def find_scale(sizes: Tensor) -> Tensor:
 
     It is that of the median size, in float32 or float64; zeros and what is not finite count as 1.
     """
-    some = sizes[..., :: _step(sizes.shape[-1])]
+    some = sizes[..., :: step_of(sizes.shape[-1])]
     some = torch.where((some > 0) & (some < torch.inf), some, 1.0).sort(dim=-1).values
     median = some[..., some.shape[-1] // 2].clamp(2.0**-100, 2.0**100)
     # By the bits of the exponent, since not every device has `frexp`.
@@ -53,5 +53,6 @@ def find_scale(sizes: Tensor) -> Tensor:
     return 1 / (median.view(integer) & bits).view(sizes.dtype)
 
 
-def _step(num_codes: int) -> int:
-    return -(-num_codes // _SAMPLE)
+def step_of(num_codes: int) -> int:
+    """Returns the distance of sampled codes."""
+    return -(-num_codes // SAMPLE)

@@ -16,6 +16,9 @@ from vqprior.functional._unit import to_unit_length
 
 _METRICS = ("euclidean", "cosine", "dot")
 _WIDE = (torch.float32, torch.float64)
+# Vectors are clamped once they are scaled. For unit codes, this leaves the direction of nearly
+# every vector that float32 can hold.
+_SCALE_OF_UNIT_CODES = 2.0**-14
 # Beyond this multiple of the usual code's size, squares and products could overflow.
 _FAR = 2.0**40
 
@@ -118,18 +121,27 @@ def _search(x: Tensor, codes: Tensor, metric: str, num_nearest: int) -> Tensor:
         usual = search_usual(x.reshape(-1, x.shape[-1]), codes, metric)
         if usual is not None:
             return usual.view(*x.shape[:-1], 1)
+    if num_nearest == 1 and _triton.is_usable(x, codes):
+        return _search_by_kernel(x, codes if several else codes.unsqueeze(0), metric).unsqueeze(-1)
     dtype = torch.promote_types(torch.promote_types(x.dtype, codes.dtype), torch.float32)
     with without_autocast(x.device.type):
         tables = codes.to(dtype) if several else codes.to(dtype).unsqueeze(0)
         prepared = _prepare(tables, metric)
         tokens = x.reshape(-1, len(tables), x.shape[-1]).transpose(0, 1)
-        if num_nearest == 1 and _triton.is_usable(x, codes):
-            from vqprior.functional._kernels._triton_search import nearest  # needs Triton
-
-            found = nearest(tokens, *(part.contiguous() for part in prepared)).unsqueeze(-1)
-        else:
-            found = search_blocks(tokens, *prepared, num_nearest)
+        found = search_blocks(tokens, *prepared, num_nearest)
     return found.transpose(0, 1).contiguous().view(*x.shape[:-1], num_nearest)
+
+
+def _search_by_kernel(x: Tensor, tables: Tensor, metric: str) -> Tensor:
+    from vqprior.functional._kernels._triton_search import nearest_codes  # needs Triton
+
+    scale = None
+    if metric == "cosine":
+        with without_autocast(x.device.type):
+            tables, scale = to_unit_length(tables.float()), _SCALE_OF_UNIT_CODES
+    tokens = x.reshape(-1, len(tables), x.shape[-1]).transpose(0, 1)
+    found = nearest_codes(tokens, tables, euclidean=metric == "euclidean", scale=scale)
+    return found.T.contiguous().view(x.shape[:-1])
 
 
 _search_op = torch.library.custom_op("vqprior::nearest_indices", _search, mutates_args=())
@@ -169,9 +181,8 @@ def _prepare(codes: Tensor, metric: str) -> tuple[Tensor, Tensor, Tensor, Tensor
     ``(q, k, d)``, bias ``(q, k)``, shift ``(q, d)`` and scale ``(q,)``.
     """
     sizes = sizes_of(codes)
-    # Vectors are clamped once they are scaled. For unit codes, this scale leaves the directions of
-    # nearly all that float32 can hold.
-    shift, scale = torch.zeros_like(codes[:, 0]), torch.full_like(codes[:, 0, 0], 2.0**-14)
+    shift = torch.zeros_like(codes[:, 0])
+    scale = torch.full_like(codes[:, 0, 0], _SCALE_OF_UNIT_CODES)
     if metric == "cosine":
         keys = to_unit_length(codes)
     else:

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vqprior.functional._kernels._triton_prepare import prepare_table
+
 # Beyond this multiple of the codes' scale, a score could overflow.
 _FAR = tl.constexpr(1e30)
 _LAST = tl.constexpr(2**31 - 1)
@@ -91,11 +93,41 @@ def nearest(x: Tensor, keys: Tensor, bias: Tensor, shift: Tensor, scale: Tensor)
         - ``scale``: ``(q,)``
         - returns: ``(q, n)``
     """
+    plan = plan_search(*x.shape[:2], *keys.shape[1:])
+    return _search_table(x, *_fill_up(keys, bias, plan), shift, scale, plan)
+
+
+def nearest_codes(x: Tensor, codes: Tensor, *, euclidean: bool, scale: float | None) -> Tensor:
+    """Finds the nearest codes, or those of the largest product, without preparation elsewhere.
+
+    Args:
+        x: Vectors in float16, bfloat16 or float32, with any strides.
+        codes: Codes in float16, bfloat16 or float32, with any strides.
+        euclidean: Whether to compare distances instead of products.
+        scale: Factor of vectors and codes, or None for that of ``_location.find_scale``.
+
+    Returns:
+        Indices of ``codes``, as ``int64``.
+
+    Shape:
+        - ``x``: ``(q, n, d)``
+        - ``codes``: ``(q, k, d)``
+        - returns: ``(q, n)``
+    """
+    plan = plan_search(*x.shape[:2], *codes.shape[1:])
+    table = prepare_table(
+        codes, euclidean=euclidean, scale=scale, block=plan.codes, features=plan.features
+    )
+    return _search_table(x, *table, plan)
+
+
+def _search_table(
+    x: Tensor, table: Tensor, bias: Tensor, shift: Tensor, scale: Tensor, plan: Plan
+) -> Tensor:
+    """Searches in keys ``(q, d', k')`` and bias ``(q, k')``, padded to whole blocks."""
     q, n, d = x.shape
     if q * n == 0:
         return x.new_empty((q, n), dtype=torch.int64)
-    plan = plan_search(q, n, keys.shape[1], d)
-    table, bias = _fill_up(keys, bias, plan)
     best = x.new_empty((q, plan.splits, n), dtype=torch.float32)
     found = x.new_empty((q, plan.splits, n), dtype=torch.int64)
     with torch.cuda.device_of(x):
@@ -119,11 +151,11 @@ def nearest(x: Tensor, keys: Tensor, bias: Tensor, shift: Tensor, scale: Tensor)
             num_stages=plan.stages,
             enable_fp_fusion=True,  # Triton announced that this default will change
         )
-    if plan.splits == 1:
-        return found.squeeze(1)
-    # Not `min(dim)`, which does not guarantee the lowest index among equal values.
-    others = torch.where(best == best.amin(dim=1, keepdim=True), found, keys.shape[1])
-    return others.amin(dim=1)
+        if plan.splits == 1:
+            return found.squeeze(1)
+        first = found.new_empty((q, n))
+        _take_first[(triton.cdiv(n, 256), q)](best, found, first, n, plan.splits, num_warps=4)
+    return first
 
 
 def _fill_up(keys: Tensor, bias: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
@@ -205,6 +237,25 @@ def _search(  # noqa: PLR0913
     place = (codebook * tl.num_programs(1) + tl.program_id(1)) * n + row
     tl.store(best + place, value, mask=inside)
     tl.store(found + place, tl.min(index, axis=1).to(tl.int64), mask=inside)
+
+
+@triton.jit(do_not_specialize=["n", "splits"])
+def _take_first(
+    best: tl.tensor, found: tl.tensor, first: tl.tensor, n: tl.tensor, splits: tl.tensor
+) -> None:
+    """Chooses among the results of programs that shared the codes; the first of equal ones wins."""
+    codebook = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * 256 + tl.arange(0, 256)
+    inside = row < n
+    place = codebook * splits * n + row
+    lowest = tl.load(best + place, mask=inside, other=0.0)
+    index = tl.load(found + place, mask=inside, other=0)
+    for _ in range(1, splits):
+        place += n
+        value = tl.load(best + place, mask=inside, other=0.0)
+        index = tl.where(value < lowest, tl.load(found + place, mask=inside, other=0), index)
+        lowest = tl.minimum(value, lowest)
+    tl.store(first + codebook * n + row, index, mask=inside)
 
 
 @triton.jit
