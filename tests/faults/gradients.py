@@ -145,8 +145,8 @@ GRADIENTS = {
     ),
     "ibq-without-temperature": Fault(
         "functional/_index_backpropagation.py",
-        "probabilities = (logits / temperature).softmax(dim=-1)",
-        "probabilities = logits.softmax(dim=-1)",
+        "probabilities = soften(logits, temperature)",
+        "probabilities = soften(logits, 1.0)",
         "functional/test_index_backpropagation.py",
         "select_codes",
     ),
