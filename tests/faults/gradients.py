@@ -136,6 +136,20 @@ GRADIENTS = {
         "functional/test_select.py",
         "samples_follow",
     ),
+    "tracers-miss-the-choice": Fault(
+        "functional/_argmax.py",
+        "and torch._C._len_torch_dispatch_stack() == 0",
+        "",
+        "functional/test_argmax.py",
+        "tracers",
+    ),
+    "kernels-forget-broken-codes": Fault(
+        "functional/_kernels/_triton_layout.py",
+        "exists = (finite & (code < k))[:, None]",
+        "exists = (code < k)[:, None]",
+        "functional/test_triton_choice.py",
+        "defined and choice and interpreter",
+    ),
     "ibq-shares-memory-with-the-codebook": Fault(
         "functional/_index_backpropagation.py",
         "wide, table.clone(), indices",

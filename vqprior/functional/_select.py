@@ -46,6 +46,10 @@ def select_codes(
     built, and the result does not depend on training mode. Codes that require gradients receive
     the gradient of the lookup; pass ``codes.detach()`` to keep the codebook frozen.
 
+    On a CUDA device with Triton, kernels choose codes and compute the gradient of the logits if no
+    input is float64; operators do the rest: the value and the codes' gradient of ``"soft"``, the
+    gradient of ``"reinmax"``, and second derivatives.
+
     Args:
         logits: Unnormalized log-probabilities of the codes.
         codes: The codebook.

@@ -107,11 +107,12 @@ def gradient(
         table = lay_out_codes(codes, plan.features, plan.codes, dtype)
         sums = logits.new_empty((2, plan.splits, n), dtype=torch.float32)
         arguments = (
-            *(result, sums, logits, indices, grad, table, n, k, 1 / temperature),
+            *(result, sums, logits, indices, grad, table, n, k, 1.0 / float(temperature)),
             *(logits.stride() + indices.stride() + grad.stride()),
             *(table.shape[1], plan.blocks),
         )
-        for kernel, options in ((_weigh, {}), (_spread, {"splits": plan.splits})):
+        shares = {"splits": plan.splits, "shares": triton.next_power_of_2(plan.splits)}
+        for kernel, options in ((_weigh, {}), (_spread, shares)):
             kernel[(triton.cdiv(n, plan.rows), plan.splits)](
                 *arguments,
                 d=d,
@@ -208,6 +209,7 @@ def _spread(  # noqa: PLR0913
     features: tl.constexpr,
     keep: tl.constexpr,
     splits: tl.constexpr,
+    shares: tl.constexpr,
 ) -> None:
     """Writes the gradient of one block of rows and a share of the codes."""
     row = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
@@ -215,8 +217,8 @@ def _spread(  # noqa: PLR0913
     inside = row < n
     row_logits = logits + row * stride_n
     top = load_top(row_logits, indices + row * stride_index, stride_k, inside)
-    total = tl.where(inside, add_shares(sums, row, inside, n, splits), 1.0)
-    mean = add_shares(sums + splits * n.to(tl.int64), row, inside, n, splits) / total
+    total = tl.where(inside, add_shares(sums, row, inside, n, splits, shares), 1.0)
+    mean = add_shares(sums + splits * n.to(tl.int64), row, inside, n, splits, shares) / total
     factor = sharpness / total
     grad_rows = grad + row[:, None] * stride_row
     if not keep:

@@ -24,10 +24,15 @@ def load_logits(
 
 @triton.jit
 def add_shares(
-    sums: tl.tensor, row: tl.tensor, inside: tl.tensor, n: tl.tensor, splits: tl.constexpr
+    sums: tl.tensor,
+    row: tl.tensor,
+    inside: tl.tensor,
+    n: tl.tensor,
+    splits: tl.constexpr,
+    shares: tl.constexpr,
 ) -> tl.tensor:
     """Adds up what the programs of the first pass found, always in the same order."""
-    share = tl.arange(0, triton.next_power_of_2(splits))[:, None]
+    share = tl.arange(0, shares)[:, None]
     places = sums + share.to(tl.int64) * n + row[None, :]
     return tl.sum(tl.load(places, mask=(share < splits) & inside[None, :], other=0.0), axis=0)
 
