@@ -17,6 +17,7 @@ def reader(request, monkeypatch):
     """Both ways, whatever the number of threads."""
     if request.param == "torch":
         monkeypatch.setattr(_argmax, "_READABLE", frozenset())
+        monkeypatch.setattr(_argmax, "_WIDENED", frozenset())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -6,6 +6,7 @@ from torch import Tensor
 from vqprior.functional._kernels._operators import is_traced
 
 _READABLE = frozenset({torch.float32, torch.float64})
+_WIDENED = frozenset({torch.float16, torch.bfloat16})
 # On one thread numpy's arg-max, which is vectorized, is six times as fast as torch's, which takes
 # all threads where there is more than a block of entries.
 _SPEED_OF_NUMPY = 6
@@ -18,12 +19,14 @@ def first_argmax(scores: Tensor) -> Tensor:
     Reads eager tensors on the CPU by numpy where it is faster, unless an active mode, such as a
     tracer, has to see every operator.
     """
+    few = scores.numel() <= _FEW
     if (
         scores.device.type == "cpu"
-        and scores.dtype in _READABLE
-        and (scores.numel() <= _FEW or torch.get_num_threads() <= _SPEED_OF_NUMPY)
+        and (few or torch.get_num_threads() <= _SPEED_OF_NUMPY)
+        and (scores.dtype in _READABLE or (few and scores.dtype in _WIDENED))
         and not is_traced(scores)
         and torch._C._len_torch_dispatch_stack() == 0
     ):
-        return torch.as_tensor(scores.numpy().argmax(axis=-1))
+        readable = scores.float() if scores.dtype in _WIDENED else scores
+        return torch.as_tensor(readable.numpy().argmax(axis=-1))
     return scores.argmax(dim=-1)

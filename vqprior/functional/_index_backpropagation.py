@@ -11,6 +11,7 @@ from vqprior._checks import check_choice, check_positive
 from vqprior._interfaces import IndexEstimator
 from vqprior._precision import without_autocast
 from vqprior._transforms import with_batch_of
+from vqprior.functional._argmax import first_argmax
 from vqprior.functional._kernels._operators import apply, with_signature
 from vqprior.functional._location import find_center
 from vqprior.functional._random import counter_gumbel
@@ -214,7 +215,7 @@ def _sample(x: Tensor, codes: Tensor, seed: Tensor, metric: str) -> Tensor:
     keys = prepare_keys(codes, metric)
     for part in blocks:
         logits = keys.score(keys.place(flat[part]))
-        of_part = (logits + _noise(seed, part, logits)).argmax(dim=-1)
+        of_part = first_argmax(logits + _noise(seed, part, logits))
         drawn = write_rows(drawn, part, of_part)
     return drawn.reshape(x.shape[:-1])
 
