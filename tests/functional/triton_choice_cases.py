@@ -28,6 +28,7 @@ SIZES = [
     (5, 1100, 20),
     (65, 65, 70),
     (2, 2100, 129),
+    (3, 20, 4096),
 ]
 
 
@@ -94,6 +95,10 @@ def test_the_first_maximum_wins_across_blocks():
         logits[row, list(places)] = 1
     indices, _ = choose(logits.to(DEVICE), torch.zeros(3000, 1, device=DEVICE))
     exactly(indices, torch.tensor([2999, 5, 6, 1023]))
+    many = torch.zeros(1, 2**18 - 1)
+    many[0, -2:] = 1
+    indices, _ = choose(many.to(DEVICE), torch.zeros(2**18 - 1, 1, device=DEVICE))
+    exactly(indices, torch.tensor([2**18 - 3]))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
