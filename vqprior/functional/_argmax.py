@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vqprior.functional._kernels._operators import is_traced
+from vqprior.functional._kernels._host import is_on_host
 
 _READABLE = frozenset({torch.float32, torch.float64})
 _WIDENED = frozenset({torch.float16, torch.bfloat16})
@@ -21,10 +21,9 @@ def first_argmax(scores: Tensor) -> Tensor:
     """
     few = scores.numel() <= _FEW
     if (
-        scores.device.type == "cpu"
+        is_on_host(scores)
         and (few or torch.get_num_threads() <= _SPEED_OF_NUMPY)
         and (scores.dtype in _READABLE or (few and scores.dtype in _WIDENED))
-        and not is_traced(scores)
         and torch._C._len_torch_dispatch_stack() == 0
     ):
         readable = scores.float() if scores.dtype in _WIDENED else scores
