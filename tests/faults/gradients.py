@@ -29,7 +29,7 @@ GRADIENTS = {
         "functional/test_losses.py",
     ),
     "soft-forgets-the-codes": Fault(
-        "functional/_select.py",
+        "functional/_select_gradient.py",
         "grad_codes = grad_codes + probabilities.T @ wide[part]",
         "grad_codes = probabilities.T @ wide[part]",
         "functional/test_select.py",
@@ -112,14 +112,14 @@ GRADIENTS = {
     ),
     "selection-without-centering": Fault(
         "functional/_softmax_gradient.py",
-        "probabilities * (grad - (probabilities * grad).sum(dim=-1, keepdim=True))",
+        "torch._softmax_backward_data(grad, probabilities, -1, grad.dtype)",
         "probabilities * grad",
         "functional/test_select.py",
     ),
     "selection-without-temperature": Fault(
         "functional/_softmax_gradient.py",
-        "_softmax_backward(probabilities, wanted) / temperature",
-        "_softmax_backward(probabilities, wanted)",
+        "gradient.div_(temperature)",
+        "gradient",
         "functional/test_select.py",
     ),
     "reinmax-of-first-order": Fault(
@@ -131,10 +131,24 @@ GRADIENTS = {
     ),
     "gumbel-noise-upside-down": Fault(
         "functional/_select.py",
-        "perturbed = logits + gumbel_noise",
-        "perturbed = logits - gumbel_noise",
+        "scores = logits + gumbel_noise",
+        "scores = logits - gumbel_noise",
         "functional/test_select.py",
         "samples_follow",
+    ),
+    "tracers-miss-the-choice": Fault(
+        "functional/_argmax.py",
+        "and torch._C._len_torch_dispatch_stack() == 0",
+        "",
+        "functional/test_argmax.py",
+        "tracers",
+    ),
+    "kernels-forget-broken-codes": Fault(
+        "functional/_kernels/_triton_layout.py",
+        "exists = (finite & (code < k))[:, None]",
+        "exists = (code < k)[:, None]",
+        "functional/test_triton_choice.py",
+        "defined and choice and interpreter",
     ),
     "ibq-shares-memory-with-the-codebook": Fault(
         "functional/_index_backpropagation.py",
@@ -145,8 +159,8 @@ GRADIENTS = {
     ),
     "ibq-without-temperature": Fault(
         "functional/_index_backpropagation.py",
-        "probabilities = (logits / temperature).softmax(dim=-1)",
-        "probabilities = logits.softmax(dim=-1)",
+        "probabilities = soften(logits, temperature)",
+        "probabilities = soften(logits, 1.0)",
         "functional/test_index_backpropagation.py",
         "select_codes",
     ),

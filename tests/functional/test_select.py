@@ -326,7 +326,7 @@ def test_the_operators_are_registered_correctly(estimator, of):
     logits, codes, weight = (t.detach() for t in case(dtype=torch.float32))
     torch.library.opcheck(torch.ops.vqprior.mean_code.default, (logits, codes, 0.7))
     arguments = (weight, logits, codes, logits.argmax(-1), 0.7, estimator, *of)
-    torch.library.opcheck(_select._gradients_op, arguments)
+    torch.library.opcheck(_select.select_gradients_op, arguments)
 
 
 @pytest.mark.parametrize("estimator", ["straight_through", "soft", "reinmax"])

@@ -11,14 +11,16 @@ from vqprior._checks import check_choice, check_positive
 from vqprior._interfaces import IndexEstimator
 from vqprior._precision import without_autocast
 from vqprior._transforms import with_batch_of
+from vqprior.functional._argmax import first_argmax
 from vqprior.functional._kernels._operators import apply, with_signature
-from vqprior.functional._location import find_center, finite_codes
+from vqprior.functional._location import find_center
 from vqprior.functional._random import counter_gumbel
-from vqprior.functional._scores import score_codes, score_gradients
+from vqprior.functional._scores import prepare_keys, score_codes
 from vqprior.functional._search import nearest_indices
 from vqprior.functional._softmax_gradient import (
     room_for,
     row_blocks,
+    soften,
     softmax_gradient,
     write_rows,
 )
@@ -136,7 +138,7 @@ class _Select(torch.autograd.Function):
         logits = score_codes(x, codes, metric)
         if seed is not None:
             logits = logits + _noise(seed, slice(0, indices.numel()), logits).reshape(logits.shape)
-        chances = (logits / temperature).softmax(dim=-1)
+        chances = soften(logits, temperature)
         with without_autocast(x.device.type):
             change = _score_change(x, codes, of_x, of_codes, metric)
             # The Jacobian of the probabilities is symmetric, so it serves both directions.
@@ -158,21 +160,29 @@ def _gradients(  # noqa: PLR0913
     """Computes both gradients in blocks of the softmax."""
     k, d = codes.shape
     flat, chosen, wanted = x.reshape(-1, d), indices.reshape(-1), grad.reshape(-1, d)
-    table = finite_codes(codes)  # a probability of 0 times infinity would be NaN
     blocks = row_blocks(flat.shape[0], k, flat.device)
     grad_x = room_for(blocks, *flat.shape, like=flat)
     grad_codes = torch.zeros_like(codes).index_add(0, chosen, wanted)
     with without_autocast(x.device.type):
+        keys = prepare_keys(codes, metric)
+        # Of finite codes, since a probability of 0 times infinity would be NaN. A constant changes
+        # nothing, so the codes are centered, which keeps precision.
+        table = keys.keys if metric == "euclidean" else keys.codes - find_center(keys.codes)
         for part in blocks:
-            logits = score_codes(flat[part], codes, metric)
+            placed = keys.place(flat[part])
+            logits = keys.score(placed)
             if seed is not None:
                 logits = logits + _noise(seed, part, logits)
-            value = wanted[part] @ (table - find_center(table)).T
-            probabilities = (logits / temperature).softmax(dim=-1)
+            probabilities = soften(logits, temperature)
             inner = softmax_gradient(
-                logits, probabilities, chosen[part], value, temperature, estimator
+                logits,
+                probabilities,
+                chosen[part],
+                wanted[part] @ table.T,
+                temperature,
+                estimator,
             )
-            of_part, of_codes = score_gradients(inner, flat[part], table, metric)
+            of_part, of_codes = keys.gradients(inner, flat[part], placed)
             grad_x = write_rows(grad_x, part, of_part)
             grad_codes = grad_codes + of_codes
     return grad_x.reshape(x.shape), grad_codes
@@ -202,9 +212,10 @@ def _sample(x: Tensor, codes: Tensor, seed: Tensor, metric: str) -> Tensor:
     flat = x.reshape(-1, x.shape[-1])
     blocks = row_blocks(flat.shape[0], codes.shape[0], flat.device)
     drawn = room_for(blocks, flat.shape[0], like=flat.new_empty(0, dtype=torch.int64))
+    keys = prepare_keys(codes, metric)
     for part in blocks:
-        logits = score_codes(flat[part], codes, metric)
-        of_part = (logits + _noise(seed, part, logits)).argmax(dim=-1)
+        logits = keys.score(keys.place(flat[part]))
+        of_part = first_argmax(logits + _noise(seed, part, logits))
         drawn = write_rows(drawn, part, of_part)
     return drawn.reshape(x.shape[:-1])
 

@@ -13,12 +13,16 @@ from vqprior._checks import (
     check_positive,
 )
 from vqprior._precision import without_autocast
-from vqprior.functional._kernels._operators import apply, with_signature
+from vqprior.functional._argmax import first_argmax
+from vqprior.functional._kernels import _triton
+from vqprior.functional._kernels._operators import apply, is_traced, with_signature
 from vqprior.functional._location import finite_codes
 from vqprior.functional._random import to_gumbel
+from vqprior.functional._select_gradient import select_gradients, select_gradients_op
 from vqprior.functional._softmax_gradient import (
     room_for,
     row_blocks,
+    soften,
     softmax_gradient,
     write_rows,
 )
@@ -41,6 +45,10 @@ def select_codes(
     the vectors were the mean code under ``p`` (``"reinmax"`` differs). No one-hot matrix is
     built, and the result does not depend on training mode. Codes that require gradients receive
     the gradient of the lookup; pass ``codes.detach()`` to keep the codebook frozen.
+
+    On a CUDA device with Triton, kernels choose codes and compute the gradient of the logits if no
+    input is float64; operators do the rest: the value and the codes' gradient of ``"soft"``, the
+    gradient of ``"reinmax"``, and second derivatives.
 
     Args:
         logits: Unnormalized log-probabilities of the codes.
@@ -100,14 +108,26 @@ def select_codes(
         )
     check_choice("estimator", estimator, _ESTIMATORS)
     check_positive("temperature", temperature)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    scores = logits
     if estimator in ("gumbel", "reinmax"):
-        perturbed = logits + gumbel_noise(logits, generator)
-        indices = perturbed.argmax(dim=-1)
-        logits = perturbed if estimator == "gumbel" else logits
-    else:
-        indices = logits.argmax(dim=-1)
-    return apply(_Select, logits, codes, indices, temperature, estimator), indices
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        scores = logits + gumbel_noise(logits, generator)
+        logits = scores if estimator == "gumbel" else logits
+    indices, found = _choose(scores.detach(), codes.detach(), estimator)
+    return apply(_Select, logits, codes, indices, found, temperature, estimator), indices
+
+
+def _choose(scores: Tensor, codes: Tensor, estimator: str) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Returns the arg-max of each row, and the codes there if a kernel has gathered them.
+
+    They come in a tuple, so that autograd takes them for a new result and not for an input.
+    """
+    if is_traced(scores, codes) or estimator == "soft" or not _triton.is_usable(scores, codes):
+        return first_argmax(scores), ()
+    from vqprior.functional._kernels._triton_choice import choose  # needs Triton
+
+    indices, vectors = choose(scores, codes)
+    return indices, (vectors,)
 
 
 def gumbel_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -124,8 +144,15 @@ class _Select(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        logits: Tensor, codes: Tensor, indices: Tensor, temperature: float, estimator: str
+        logits: Tensor,
+        codes: Tensor,
+        indices: Tensor,
+        found: tuple[Tensor, ...],
+        temperature: float,
+        estimator: str,
     ) -> Tensor:
+        if found:
+            return found[0]
         if estimator == "soft":
             mean_code = _mean_code_op if torch.compiler.is_compiling() else _mean_code
             mean: Tensor = mean_code(logits, codes, temperature)
@@ -134,15 +161,17 @@ class _Select(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
-        logits, codes, indices, *ctx.options = inputs
+        logits, codes, indices, _, *ctx.options = inputs
         ctx.save_for_backward(logits, codes, indices)
 
     @staticmethod
     def tangent(ctx: Any, of_logits: Tensor, of_codes: Tensor, *_: None) -> Tensor:  # noqa: ANN401
         logits, codes, indices = ctx.saved_tensors
         temperature, estimator = ctx.options
-        probabilities = (logits / temperature).softmax(dim=-1)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        probabilities = soften(logits, temperature)
         # The Jacobian of the probabilities is symmetric, so it serves both directions.
+        of_logits = of_logits.to(logits.dtype)
         change = softmax_gradient(logits, probabilities, indices, of_logits, temperature, estimator)
         with without_autocast(logits.device.type):
             if estimator == "soft":
@@ -155,23 +184,24 @@ class _Select(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         # Custom operators have no second derivative, so they are used only while compiling.
-        gradients = _gradients_op if torch.compiler.is_compiling() else _gradients
+        gradients = select_gradients_op if torch.compiler.is_compiling() else select_gradients
         needs = ctx.needs_input_grad[:2]
         found = gradients(grad, *ctx.saved_tensors, *ctx.options, *needs)
         of_logits, of_codes = (
             one if needed else None for one, needed in zip(found, needs, strict=True)
         )
-        return of_logits, of_codes, None, None, None
+        return of_logits, of_codes, None, None, None, None
 
 
 def _mean_code(logits: Tensor, codes: Tensor, temperature: float) -> Tensor:
     """Computes the mean code under the softmax of the logits, in blocks."""
-    flat, table = logits.reshape(-1, len(codes)), finite_codes(codes).to(logits.dtype)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    flat, table = logits.reshape(-1, len(codes)), finite_codes(codes).to(dtype)
     blocks = row_blocks(len(flat), len(codes), flat.device)
     mean = room_for(blocks, len(flat), codes.shape[1], like=codes)
     with without_autocast(logits.device.type):
         for part in blocks:
-            of_part = (flat[part] / temperature).softmax(dim=-1) @ table
+            of_part = soften(flat[part].to(dtype), temperature) @ table
             mean = write_rows(mean, part, of_part.to(codes.dtype))
     return mean.reshape(*logits.shape[:-1], codes.shape[1])
 
@@ -182,56 +212,3 @@ _mean_code_op = torch.library.custom_op("vqprior::mean_code", _mean_code, mutate
 @_mean_code_op.register_fake
 def _(logits: Tensor, codes: Tensor, temperature: float) -> Tensor:
     return codes.new_empty((*logits.shape[:-1], codes.shape[1]))
-
-
-def _gradients(  # noqa: PLR0913
-    grad: Tensor,
-    logits: Tensor,
-    codes: Tensor,
-    indices: Tensor,
-    temperature: float,
-    estimator: str,
-    of_logits: bool,  # noqa: FBT001
-    of_codes: bool,  # noqa: FBT001
-) -> tuple[Tensor, Tensor]:
-    """Computes both gradients in blocks of the softmax; a gradient not asked for is empty."""
-    (k, d), dtype = codes.shape, logits.dtype
-    codes = finite_codes(codes)  # a probability of 0 times infinity would be NaN
-    flat, chosen = logits.reshape(-1, k), indices.reshape(-1)
-    wide, table = grad.reshape(-1, d).to(dtype), codes.to(dtype)
-    blocks = row_blocks(len(flat), k, flat.device) if of_logits or estimator == "soft" else []
-    grad_logits = room_for(blocks if of_logits else [], *flat.shape, like=flat)
-    grad_codes = torch.zeros_like(table) if of_codes else table.new_empty(0)
-    if of_codes and estimator != "soft":
-        grad_codes = grad_codes.index_add(0, chosen, wide)
-    with without_autocast(logits.device.type):
-        for part in blocks:
-            probabilities = (flat[part] / temperature).softmax(dim=-1)
-            if of_codes and estimator == "soft":
-                grad_codes = grad_codes + probabilities.T @ wide[part]
-            if of_logits:
-                wanted = wide[part] @ table.T
-                of_part = softmax_gradient(
-                    flat[part], probabilities, chosen[part], wanted, temperature, estimator
-                )
-                grad_logits = write_rows(grad_logits, part, of_part)
-    return grad_logits.reshape(logits.shape if of_logits else 0), grad_codes.to(codes.dtype)
-
-
-_gradients_op = torch.library.custom_op("vqprior::select_gradients", _gradients, mutates_args=())
-
-
-@_gradients_op.register_fake
-def _(  # noqa: PLR0913
-    grad: Tensor,
-    logits: Tensor,
-    codes: Tensor,
-    indices: Tensor,
-    temperature: float,
-    estimator: str,
-    of_logits: bool,  # noqa: FBT001
-    of_codes: bool,  # noqa: FBT001
-) -> tuple[Tensor, Tensor]:
-    return logits.new_empty(logits.shape if of_logits else 0), codes.new_empty(
-        codes.shape if of_codes else 0
-    )

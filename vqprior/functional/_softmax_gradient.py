@@ -48,12 +48,24 @@ def softmax_gradient(
     """Computes the gradient of logits ``(n, k)``; ``wanted`` is that of the probabilities."""
     if estimator == "reinmax":
         return _reinmax_backward(logits, probabilities, chosen, wanted)
-    return _softmax_backward(probabilities, wanted) / temperature
+    gradient = _softmax_backward(probabilities, wanted)
+    return gradient if _is_one(temperature) else gradient.div_(temperature)
+
+
+def soften(logits: Tensor, temperature: float) -> Tensor:
+    """Returns ``softmax(logits / temperature)``."""
+    scaled = logits if _is_one(temperature) else logits / temperature
+    return scaled.softmax(dim=-1)
+
+
+def _is_one(temperature: float) -> bool:
+    """Whether a division by the temperature would only cost time."""
+    return isinstance(temperature, (int, float)) and temperature == 1
 
 
 def _softmax_backward(probabilities: Tensor, grad: Tensor) -> Tensor:
     """Applies the Jacobian ``diag(p) - p p^T`` of the softmax to ``grad``."""
-    return probabilities * (grad - (probabilities * grad).sum(dim=-1, keepdim=True))
+    return torch._softmax_backward_data(grad, probabilities, -1, grad.dtype)
 
 
 def _reinmax_backward(
