@@ -4,17 +4,13 @@ import abc
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vqprior._checks import check_at_least, check_positive
 from vqprior._interfaces import Codebook, Quantizer
 from vqprior._results import QuantizerOutput
-from vqprior.functional import (
-    bit_entropy_loss,
-    join_indices,
-    masked_mean_square,
-    split_indices,
-    straight_through,
-)
+from vqprior.functional import straight_through
+from vqprior.functional._bit_entropy import bit_entropy
 from vqprior.quantizers._shared._columns import mask_indices
 from vqprior.quantizers._shared._inputs import (
     validate_assignment,
@@ -67,6 +63,7 @@ class BinaryQuantizer(Quantizer):
         self.batch_entropy_weight = batch_entropy_weight
         self.temperature = temperature
         self.group_size = group_size
+        self._set_constant("_places", lambda: torch.arange(num_bits))
 
     @property
     @abc.abstractmethod
@@ -116,14 +113,15 @@ class BinaryQuantizer(Quantizer):
         x, valid = validate_input(x, mask, self.dim)
         warn_of_channels_first(self, x)
         prepared = self._prepare(x)
-        indices = torch.where(valid, self._index(prepared), -1)
-        return self._output(prepared, indices, valid, x.dtype)
+        bits = _bits(prepared)
+        indices = torch.where(valid, self._join(bits), -1)
+        return self._output(prepared, self._codes(bits, valid), indices, valid, x.dtype)
 
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the index of each vector: ``(..., d) -> (...)``."""
         x, valid = validate_input(x, mask, self.dim)
-        return torch.where(valid, self._index(self._prepare(x)), -1)
+        return torch.where(valid, self._join(_bits(self._prepare(x))), -1)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Returns the codes named by ``indices``: ``(...) -> (..., d)``; -1 decodes to zeros.
@@ -133,37 +131,48 @@ class BinaryQuantizer(Quantizer):
             ValueError: If an index on the CPU names no code.
         """
         validate_indices(indices, self.codebook_sizes)
-        bits = split_indices(indices.long(), (2,) * self.num_bits)
-        dtype = self.dtype
-        signs = torch.where(bits < 0, 0, 2 * bits - 1)
-        return (signs.to(torch.promote_types(dtype, torch.float32)) * self.scale).to(dtype)
+        named = indices.long().clamp_min(0).unsqueeze(-1)
+        bits = named >> self._constant("_places", indices.device) & 1
+        return self._codes(bits, indices >= 0)
 
     def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result as if ``indices`` ``(...)`` had been chosen."""
         x, valid = validate_assignment(x, indices, self.dim, self.codebook_sizes)
-        return self._output(self._prepare(x), mask_indices(indices, valid, 1), valid, x.dtype)
+        indices = mask_indices(indices, valid, 1)
+        return self._output(self._prepare(x), self.decode(indices), indices, valid, x.dtype)
 
-    def _index(self, prepared: Tensor) -> Tensor:
-        bits = (prepared > 0).long()
-        return join_indices(bits, (2,) * self.num_bits)
+    def _join(self, bits: Tensor) -> Tensor:
+        """Joins bits to an index, which is 0 for a token of zeros."""
+        return (bits << self._constant("_places", bits.device)).sum(dim=-1)
+
+    def _codes(self, bits: Tensor, valid: Tensor) -> Tensor:
+        """Returns the codes of bits; those of invalid tokens, whose bits are 0, are 0."""
+        wide = bits.to(torch.promote_types(self.dtype, torch.float32))
+        signs = torch.add(wide, valid.unsqueeze(-1), alpha=-0.5)
+        return (signs * (2 * self.scale)).to(self.dtype)
 
     def _output(
-        self, prepared: Tensor, indices: Tensor, valid: Tensor, dtype: torch.dtype
+        self, prepared: Tensor, codes: Tensor, indices: Tensor, valid: Tensor, dtype: torch.dtype
     ) -> QuantizerOutput:
-        codes = self.decode(indices)
         terms = {}
         if self.commitment_weight > 0:
-            distance = masked_mean_square(prepared - codes, valid)
-            terms["commitment"] = self.commitment_weight * distance
+            # Invalid tokens are zeros, and so are their codes.
+            errors = F.mse_loss(prepared, codes.to(prepared.dtype), reduction="sum")
+            mean = errors / (valid.sum() * self.dim).clamp_min(1)
+            terms["commitment"] = self.commitment_weight * mean
         if self.sample_entropy_weight > 0 or self.batch_entropy_weight > 0:
-            terms["entropy"] = bit_entropy_loss(
+            terms["entropy"] = bit_entropy(
+                prepared.reshape(-1, self.dim),
+                valid.reshape(-1),
+                min(self.group_size, self.dim),
                 # The log-odds of a bit if the logit of a code is its negative squared distance.
-                4 * self.scale / self.temperature * prepared,
-                mask=valid,
-                sample_weight=self.sample_entropy_weight,
-                batch_weight=self.batch_entropy_weight,
-                group_size=self.group_size,
+                factor=4 * self.scale / self.temperature,
+                weights=(self.sample_entropy_weight, self.batch_entropy_weight),
                 across_ranks=self.training,
             )
         quantized = straight_through(prepared.to(dtype), codes.to(dtype))
-        return make_output(torch.where(valid.unsqueeze(-1), quantized, 0.0), indices, terms)
+        return make_output(quantized, indices, terms)
+
+
+def _bits(prepared: Tensor) -> Tensor:
+    return prepared.detach() > 0
