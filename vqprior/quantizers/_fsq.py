@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ from torch import Tensor
 from vqprior._checks import check_at_least, check_sequence
 from vqprior._interfaces import Codebook, Quantizer
 from vqprior._results import QuantizerOutput
-from vqprior.functional import join_indices, split_indices, straight_through
+from vqprior._transforms import with_batch_of
+from vqprior.functional._kernels._operators import apply, with_signature
 from vqprior.quantizers._shared._columns import mask_indices
 from vqprior.quantizers._shared._inputs import (
     validate_assignment,
@@ -85,6 +86,10 @@ class FSQ(Quantizer):
         self.symmetric = symmetric
         self._levels = tuple(levels)
         self._set_constant("levels", lambda: torch.tensor(self._levels, dtype=torch.int64))
+        strides = [math.prod(levels[:place]) for place in range(len(levels))]
+        self._set_constant("_strides", lambda: torch.tensor(strides, dtype=torch.int64))
+        self._set_constant("_unnamed", lambda: torch.tensor(-1))
+        self._set_constant("_bounds", lambda: self._find_bounds(torch.float32))
 
     @property
     def dim(self) -> int:
@@ -119,21 +124,22 @@ class FSQ(Quantizer):
         """
         x, valid = validate_input(x, mask, self.dim)
         warn_of_channels_first(self, x)
-        digits = self._fractional_digits(x)
-        indices = torch.where(valid, self._index(digits), -1)
-        return self._output(digits, indices, valid, x.dtype)
+        inner, bounds = self._squash(x)
+        digits = _round(inner.detach(), bounds)
+        codes = self._codes(digits, bounds)
+        return self._output(inner, codes, self._join(digits, valid), valid, x.dtype)
 
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the index of each vector: ``(..., d) -> (...)``."""
         x, valid = validate_input(x, mask, self.dim)
-        return torch.where(valid, self._index(self._fractional_digits(x)), -1)
+        return self._join(_round(*self._squash(x)), valid)
 
     def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result as if ``indices`` ``(...)`` had been chosen."""
         x, valid = validate_assignment(x, indices, self.dim, self.codebook_sizes)
         indices = mask_indices(indices, valid, 1)
-        return self._output(self._fractional_digits(x), indices, valid, x.dtype)
+        return self._output(self._squash(x)[0], self.decode(indices), indices, valid, x.dtype)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Returns the codes named by ``indices``: ``(...) -> (..., d)``; -1 decodes to zeros.
@@ -143,43 +149,109 @@ class FSQ(Quantizer):
             ValueError: If an index on the CPU names no code.
         """
         validate_indices(indices, self.codebook_sizes)
-        digits = split_indices(indices.long(), self._levels)
-        dtype = self.dtype
-        codes = self._values(digits.to(torch.promote_types(dtype, torch.float32)))
-        return torch.where((indices >= 0).unsqueeze(-1), codes, 0.0).to(dtype)
+        strides = self._constant("_strides", indices.device)
+        index = indices.long().unsqueeze(-1)
+        digits = index.div(strides, rounding_mode="floor") % self._constant("levels", index.device)
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        bounds = self._bounds_in(dtype, indices.device)
+        return torch.where(index >= 0, self._codes(digits.to(dtype), bounds), bounds.zero)
 
-    def _fractional_digits(self, x: Tensor) -> Tensor:
-        """Maps features to fractional digits, which round to 0 to ``levels - 1``."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        counts = self._constant("levels", x.device)
-        levels = counts.to(wide.dtype)
+    def _find_bounds(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+        """Returns the rows of ``_Bounds`` as one tensor."""
+        counts = self.levels if device is None else self._constant("levels", device)
+        levels = counts.to(dtype)
+        steps = (levels - 1) / 2
+        zero = torch.zeros_like(levels)
         if self.symmetric:
-            return (levels - 1) * (wide.tanh() + 1) / 2
+            rows = [zero, steps, steps - 0.5, steps * 2, steps, torch.ones_like(levels), zero]
+            return torch.stack(rows)
         # The bound exceeds the outermost levels a little: tanh reaches them without saturating.
         half = (levels - 1) * (1 + 1e-3) / 2
-        offset = torch.where(counts % 2 == 0, 0.5, 0.0).to(wide.dtype)
+        offset = torch.where(counts % 2 == 0, 0.5, 0.0).to(dtype)
         shift = (offset / half).atanh()
-        return (wide + shift).tanh() * half - offset + torch.floor(levels / 2)
+        middle = torch.floor(levels / 2)
+        rows = [shift, half, middle - offset - 0.5, steps * 2, middle, half / middle, zero]
+        return torch.stack(rows)
 
-    def _values(self, digits: Tensor) -> Tensor:
-        """Maps digits, whole or fractional, to features in ``[-1, 1]``."""
-        levels = self._constant("levels", digits.device).to(digits.dtype)
+    def _bounds_in(self, dtype: torch.dtype, device: torch.device) -> "_Bounds":
+        """Returns the bounds in float32 or wider."""
+        if dtype == torch.float32:
+            return _Bounds(*self._constant("_bounds", device).unbind())
+        return _Bounds(*self._find_bounds(dtype, device).unbind())
+
+    def _squash(self, x: Tensor) -> tuple[Tensor, "_Bounds"]:
+        """Maps features to ``(-1, 1)``, in float32 or wider."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        bounds = self._bounds_in(wide.dtype, x.device)
+        return (wide if self.symmetric else wide + bounds.shift).tanh(), bounds
+
+    def _codes(self, digits: Tensor, bounds: "_Bounds") -> Tensor:
+        """Maps digits to features in ``[-1, 1]``, in the dtype of the module."""
+        wide = digits.to(torch.promote_types(self.dtype, torch.float32))
+        if wide.dtype != bounds.middle.dtype:
+            bounds = self._bounds_in(wide.dtype, wide.device)
         if self.symmetric:
-            return digits * 2 / (levels - 1) - 1
-        half = torch.floor(levels / 2)
-        return (digits - half) / half
+            return (wide / bounds.middle - 1).to(self.dtype)
+        return ((wide - bounds.middle) / bounds.middle).to(self.dtype)
 
-    def _index(self, digits: Tensor) -> Tensor:
-        # Ties go to the lower level; `round` would choose the even one.
-        # With more than 1000 levels, the bound exceeds the outermost by over half a level: clamp.
-        nearest = (digits - 0.5).ceil().long()
-        levels = self._constant("levels", digits.device)
-        whole = torch.minimum(nearest.clamp_min(0), levels - 1)
-        return join_indices(whole, self._levels)
+    def _join(self, digits: Tensor, valid: Tensor) -> Tensor:
+        joined = (digits.long() * self._constant("_strides", digits.device)).sum(dim=-1)
+        return torch.where(valid, joined, self._constant("_unnamed", digits.device))
 
     def _output(
-        self, digits: Tensor, indices: Tensor, valid: Tensor, dtype: torch.dtype
+        self, inner: Tensor, codes: Tensor, indices: Tensor, valid: Tensor, dtype: torch.dtype
     ) -> QuantizerOutput:
-        codes = self.decode(indices).to(dtype)
-        quantized = straight_through(self._values(digits).to(dtype), codes)
-        return make_output(torch.where(valid.unsqueeze(-1), quantized, 0.0), indices, {})
+        bounds = self._bounds_in(inner.dtype, inner.device)
+        zero = bounds.zero.to(dtype)
+        quantized = apply(_PassScaled, inner, codes.to(dtype), valid, zero, bounds.slope)
+        return make_output(quantized, indices, {})
+
+
+class _Bounds(NamedTuple):
+    """What bounds each feature, in rows ``(d,)``.
+
+    With ``t = tanh(x + shift)``, the digit is ``half * t + start`` rounded up, at most ``last``, and
+    the gradient of the code that of ``slope * t``. ``middle`` maps digits to codes.
+    """
+
+    shift: Tensor
+    half: Tensor
+    start: Tensor
+    last: Tensor
+    middle: Tensor
+    slope: Tensor
+    zero: Tensor
+
+
+def _round(inner: Tensor, bounds: _Bounds) -> Tensor:
+    """Returns the nearest digits, from 0 to ``levels - 1``."""
+    # Ties go to the lower level; `round` would choose the even one.
+    # With more than 1000 levels, the bound exceeds the outermost by over half a level: clamp.
+    nearest = torch.addcmul(bounds.start, inner, bounds.half).ceil()
+    return nearest.clamp(bounds.zero, bounds.last)
+
+
+@with_signature
+class _PassScaled(torch.autograd.Function):
+    """Returns the codes, zeros for invalid tokens, with the gradient of ``slope * inner``."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        inner: Tensor, codes: Tensor, valid: Tensor, zero: Tensor, slope: Tensor
+    ) -> Tensor:
+        return with_batch_of(inner, torch.where(valid.unsqueeze(-1), codes, zero))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ANN401
+        ctx.save_for_backward(inputs[-1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        return grad * ctx.saved_tensors[-1], None, None, None, None
+
+    @staticmethod
+    def tangent(ctx: Any, tangent: Tensor, of_codes: Tensor, *_: object) -> Tensor:  # noqa: ANN401
+        *_, zero, slope = ctx.saved_tensors
+        return (tangent * slope).to(zero.dtype)

@@ -64,6 +64,8 @@ class BinaryQuantizer(Quantizer):
         self.temperature = temperature
         self.group_size = group_size
         self._set_constant("_places", lambda: torch.arange(num_bits))
+        self._set_constant("_unnamed", lambda: torch.tensor(-1))
+        self._set_constant("_zero", lambda: torch.zeros((), dtype=torch.float32))
 
     @property
     @abc.abstractmethod
@@ -114,14 +116,14 @@ class BinaryQuantizer(Quantizer):
         warn_of_channels_first(self, x)
         prepared = self._prepare(x)
         bits = _bits(prepared)
-        indices = torch.where(valid, self._join(bits), -1)
+        indices = self._index(bits, valid)
         return self._output(prepared, self._codes(bits, valid), indices, valid, x.dtype)
 
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the index of each vector: ``(..., d) -> (...)``."""
         x, valid = validate_input(x, mask, self.dim)
-        return torch.where(valid, self._join(_bits(self._prepare(x))), -1)
+        return self._index(_bits(self._prepare(x)), valid)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Returns the codes named by ``indices``: ``(...) -> (..., d)``; -1 decodes to zeros.
@@ -141,29 +143,30 @@ class BinaryQuantizer(Quantizer):
         indices = mask_indices(indices, valid, 1)
         return self._output(self._prepare(x), self.decode(indices), indices, valid, x.dtype)
 
-    def _join(self, bits: Tensor) -> Tensor:
-        """Joins bits to an index, which is 0 for a token of zeros."""
-        return (bits << self._constant("_places", bits.device)).sum(dim=-1)
+    def _index(self, bits: Tensor, valid: Tensor) -> Tensor:
+        joined = (bits << self._constant("_places", bits.device)).sum(dim=-1)
+        return torch.where(valid, joined, self._constant("_unnamed", bits.device))
 
     def _codes(self, bits: Tensor, valid: Tensor) -> Tensor:
         """Returns the codes of bits; those of invalid tokens, whose bits are 0, are 0."""
-        wide = bits.to(torch.promote_types(self.dtype, torch.float32))
-        signs = torch.add(wide, valid.unsqueeze(-1), alpha=-0.5)
-        return (signs * (2 * self.scale)).to(self.dtype)
+        zero = self._constant("_zero", bits.device)
+        zero = zero.to(torch.promote_types(self.dtype, torch.float32))
+        twice = torch.add(zero, bits, alpha=2 * self.scale)
+        return torch.add(twice, valid.unsqueeze(-1), alpha=-self.scale).to(self.dtype)
 
     def _output(
         self, prepared: Tensor, codes: Tensor, indices: Tensor, valid: Tensor, dtype: torch.dtype
     ) -> QuantizerOutput:
-        terms = {}
+        terms, count = {}, valid.sum(dtype=prepared.dtype)
         if self.commitment_weight > 0:
             # Invalid tokens are zeros, and so are their codes.
             errors = F.mse_loss(prepared, codes.to(prepared.dtype), reduction="sum")
-            mean = errors / (valid.sum() * self.dim).clamp_min(1)
-            terms["commitment"] = self.commitment_weight * mean
+            terms["commitment"] = errors / (count.clamp_min(1) * (self.dim / self.commitment_weight))
         if self.sample_entropy_weight > 0 or self.batch_entropy_weight > 0:
             terms["entropy"] = bit_entropy(
                 prepared.reshape(-1, self.dim),
                 valid.reshape(-1),
+                count,
                 min(self.group_size, self.dim),
                 # The log-odds of a bit if the logit of a code is its negative squared distance.
                 factor=4 * self.scale / self.temperature,
