@@ -108,7 +108,7 @@ def _check_levels(levels: Sequence[int]) -> None:
 
 
 def _places(like: Tensor, levels: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Returns what a 1 in each digit adds to an index, and the levels, on the device of ``like``."""
+    """Returns what a 1 in each digit adds to an index, and the levels, where ``like`` is."""
     make = _make_places if is_traced(like) else _remembered_places
     return make(levels, like.device)
 

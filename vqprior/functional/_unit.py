@@ -14,8 +14,8 @@ def to_unit_length(x: Tensor) -> Tensor:
 
     Divides by the largest feature first, because squares could overflow or underflow.
     """
-    if is_traced(x) or forward_ad._current_level >= 0 or not x.requires_grad:
-        return _divide(x)[0]
+    if is_traced(x) or forward_ad._current_level >= 0:
+        return _by_autograd(x)
     unit: Tensor = _ToUnitLength.apply(x)
     return unit
 
@@ -25,7 +25,12 @@ class _ToUnitLength(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401
-        unit, largest, length = _divide(x)
+        largest = x.abs().amax(dim=-1, keepdim=True)
+        # A zero vector stays zero if divided by infinity, and its gradient becomes zero.
+        largest.masked_fill_(largest == 0, torch.inf)
+        unit = x / largest
+        length = torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_min_(1)
+        unit.div_(length)
         ctx.save_for_backward(x, unit, largest, length)
         return unit
 
@@ -33,20 +38,15 @@ class _ToUnitLength(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
         x, unit, largest, length = ctx.saved_tensors
         if torch.is_grad_enabled():  # for derivatives of higher order
-            return torch.autograd.grad(_divide(x)[0], x, grad, create_graph=True)[0]
+            return torch.autograd.grad(_by_autograd(x), x, grad, create_graph=True)[0]
         along = (unit * grad).sum(dim=-1, keepdim=True)
         result: Tensor = torch.addcmul(grad, unit, along, value=-1).div_(length).div_(largest)
         return result
 
 
-def _divide(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns unit vectors, and the length as two factors, whose product may overflow.
-
-    The largest feature of a zero vector is taken for infinite: whatever it divides is zero.
-    """
+def _by_autograd(x: Tensor) -> Tensor:
     largest = x.detach().abs().amax(dim=-1, keepdim=True)
-    largest = largest.masked_fill(largest == 0, torch.inf)
-    scaled = x / largest
-    # At least 1, but for zero vectors.
-    length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True).clamp_min(1)
-    return scaled / length, largest, length
+    nonzero = largest > 0
+    x = torch.where(nonzero, x / torch.where(nonzero, largest, 1.0), 0.0)
+    length: Tensor = torch.where(nonzero, x, 1.0).norm(dim=-1, keepdim=True)
+    return x / length

@@ -154,7 +154,8 @@ class FSQ(Quantizer):
         digits = index.div(strides, rounding_mode="floor") % self._constant("levels", index.device)
         dtype = torch.promote_types(self.dtype, torch.float32)
         bounds = self._bounds_in(dtype, indices.device)
-        return torch.where(index >= 0, self._codes(digits.to(dtype), bounds), bounds.zero)
+        codes = self._codes(digits.to(dtype), bounds)
+        return torch.where(index >= 0, codes, bounds.zero.to(self.dtype))
 
     def _find_bounds(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
         """Returns the rows of ``_Bounds`` as one tensor."""
@@ -210,8 +211,8 @@ class FSQ(Quantizer):
 class _Bounds(NamedTuple):
     """What bounds each feature, in rows ``(d,)``.
 
-    With ``t = tanh(x + shift)``, the digit is ``half * t + start`` rounded up, at most ``last``, and
-    the gradient of the code that of ``slope * t``. ``middle`` maps digits to codes.
+    With ``t = tanh(x + shift)``, the digit is ``half * t + start``, rounded up, at most ``last``,
+    and the gradient of the code is that of ``slope * t``. ``middle`` maps digits to codes.
     """
 
     shift: Tensor
@@ -238,9 +239,7 @@ class _PassScaled(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        inner: Tensor, codes: Tensor, valid: Tensor, zero: Tensor, slope: Tensor
-    ) -> Tensor:
+    def forward(inner: Tensor, codes: Tensor, valid: Tensor, zero: Tensor, slope: Tensor) -> Tensor:
         return with_batch_of(inner, torch.where(valid.unsqueeze(-1), codes, zero))
 
     @staticmethod
@@ -254,4 +253,5 @@ class _PassScaled(torch.autograd.Function):
     @staticmethod
     def tangent(ctx: Any, tangent: Tensor, of_codes: Tensor, *_: object) -> Tensor:  # noqa: ANN401
         *_, zero, slope = ctx.saved_tensors
-        return (tangent * slope).to(zero.dtype)
+        scaled: Tensor = tangent * slope
+        return scaled.to(zero.dtype)

@@ -79,14 +79,13 @@ def gradient(
 
 def split_blocks(logits: Tensor, group_size: int) -> list[tuple[Bits, list[slice]]]:
     """Returns bits, two groups at a time, and for each the blocks of tokens."""
-    traced = is_traced(logits)
-    group = _group_bits if traced else _remembered_groups
-    number = len(logits)
-    found = []
-    for bits in group(logits.shape[1], group_size, logits.device):
+    if is_traced(logits):  # by sizes that may be free
+        every = _group_bits(logits.shape[1], group_size, logits.device)
+        return [(bits, [slice(None)]) for bits in every]
+    found, number = [], logits.shape[0]
+    for bits in _remembered_groups(logits.shape[1], group_size, logits.device):
         step = max(64, _BLOCK // sum(bits.sizes)) if logits.device.type == "cpu" else number
-        starts = range(0, number, step) if number > 0 and not traced else ()
-        blocks = [slice(start, start + step) for start in starts]
+        blocks = [slice(start, start + step) for start in range(0, number, max(1, step))]
         found.append((bits, blocks if len(blocks) > 1 else [slice(None)]))
     return found
 

@@ -63,7 +63,7 @@ class BinaryQuantizer(Quantizer):
         self.batch_entropy_weight = batch_entropy_weight
         self.temperature = temperature
         self.group_size = group_size
-        self._set_constant("_places", lambda: torch.arange(num_bits))
+        self._set_constant("_strides", lambda: 1 << torch.arange(num_bits))
         self._set_constant("_unnamed", lambda: torch.tensor(-1))
         self._set_constant("_zero", lambda: torch.zeros((), dtype=torch.float32))
 
@@ -134,7 +134,7 @@ class BinaryQuantizer(Quantizer):
         """
         validate_indices(indices, self.codebook_sizes)
         named = indices.long().clamp_min(0).unsqueeze(-1)
-        bits = named >> self._constant("_places", indices.device) & 1
+        bits = (named & self._constant("_strides", indices.device)) > 0
         return self._codes(bits, indices >= 0)
 
     def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
@@ -144,7 +144,7 @@ class BinaryQuantizer(Quantizer):
         return self._output(self._prepare(x), self.decode(indices), indices, valid, x.dtype)
 
     def _index(self, bits: Tensor, valid: Tensor) -> Tensor:
-        joined = (bits << self._constant("_places", bits.device)).sum(dim=-1)
+        joined = (bits * self._constant("_strides", bits.device)).sum(dim=-1)
         return torch.where(valid, joined, self._constant("_unnamed", bits.device))
 
     def _codes(self, bits: Tensor, valid: Tensor) -> Tensor:
@@ -161,7 +161,9 @@ class BinaryQuantizer(Quantizer):
         if self.commitment_weight > 0:
             # Invalid tokens are zeros, and so are their codes.
             errors = F.mse_loss(prepared, codes.to(prepared.dtype), reduction="sum")
-            terms["commitment"] = errors / (count.clamp_min(1) * (self.dim / self.commitment_weight))
+            terms["commitment"] = errors / (
+                count.clamp_min(1) * (self.dim / self.commitment_weight)
+            )
         if self.sample_entropy_weight > 0 or self.batch_entropy_weight > 0:
             terms["entropy"] = bit_entropy(
                 prepared.reshape(-1, self.dim),
