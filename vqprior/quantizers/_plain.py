@@ -252,7 +252,8 @@ class VectorQuantizer(Quantizer):
         return make_output(quantized, indices, self._terms(selection, vectors), (selection,))
 
     def _terms(self, selection: Selection, vectors: Tensor) -> dict[str, Tensor]:
-        learns = any(is_learning(parameter) for parameter in self.codebook.parameters())
+        # FSDP1 may have taken the parameters away, but codes have a gradient all the same.
+        learns = is_learning(vectors) or any(is_learning(p) for p in self.codebook.parameters())
         weights = {"commitment": self.commitment_weight}
         weights["codebook"] = self.codebook_weight if learns else 0.0
         # A loss without weight must not reach what it would train, not even by a zero.
