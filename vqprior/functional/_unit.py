@@ -38,7 +38,8 @@ class _ToUnitLength(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
         x, unit, largest, length = ctx.saved_tensors
         if torch.is_grad_enabled():  # for derivatives of higher order
-            return torch.autograd.grad(_by_autograd(x), x, grad, create_graph=True)[0]
+            plain: Tensor = torch.autograd.grad(_by_autograd(x), x, grad, create_graph=True)[0]
+            return plain
         along = (unit * grad).sum(dim=-1, keepdim=True)
         result: Tensor = torch.addcmul(grad, unit, along, value=-1).div_(length).div_(largest)
         return result

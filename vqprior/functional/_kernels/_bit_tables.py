@@ -74,7 +74,9 @@ def gradient(
     patterns = bits.patterns.to(slope.dtype)
     of_each = torch.addmm(bits.signs.to(slope.dtype)[2], slope, patterns.T, beta=0, alpha=factor)
     signed = tables.signed
-    return torch.ops.aten.log_sigmoid_backward(of_each.view_as(signed), signed, tables.buffer)
+    of_each = of_each.view_as(signed)
+    found: Tensor = torch.ops.aten.log_sigmoid_backward(of_each, signed, tables.buffer)
+    return found
 
 
 def split_blocks(logits: Tensor, group_size: int) -> list[tuple[Bits, list[slice]]]:
