@@ -2,22 +2,33 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from vqprior._checks import check_at_least, check_sequence
+from vqprior._checks import (
+    check_at_least,
+    check_floating,
+    check_last_dim,
+    check_mask,
+    check_sequence,
+)
 from vqprior._interfaces import Codebook, Quantizer
 from vqprior._results import QuantizerOutput
-from vqprior._transforms import with_batch_of
-from vqprior.functional._kernels._operators import apply, with_signature
 from vqprior.quantizers._shared._columns import mask_indices
 from vqprior.quantizers._shared._inputs import (
     validate_assignment,
     validate_indices,
     validate_input,
     warn_of_channels_first,
+)
+from vqprior.quantizers._shared._levels import (
+    Bounds,
+    can_fuse,
+    pass_scaled,
+    round_digits,
+    round_fused,
 )
 from vqprior.quantizers._shared._outputs import make_output
 
@@ -122,18 +133,25 @@ class FSQ(Quantizer):
             TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
             ValueError: If ``x`` or ``mask`` has the wrong shape.
         """
+        fused = self._fused(x, mask)
+        if fused is not None:
+            warn_of_channels_first(self, x)
+            return make_output(*fused, {})
         x, valid = validate_input(x, mask, self.dim)
         warn_of_channels_first(self, x)
         inner, bounds = self._squash(x)
-        digits = _round(inner.detach(), bounds)
+        digits = round_digits(inner.detach(), bounds)
         codes = self._codes(digits, bounds)
         return self._output(inner, codes, self._join(digits, valid), valid, x.dtype)
 
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the index of each vector: ``(..., d) -> (...)``."""
+        fused = self._fused(x, mask)
+        if fused is not None:
+            return fused[1]
         x, valid = validate_input(x, mask, self.dim)
-        return self._join(_round(*self._squash(x)), valid)
+        return self._join(round_digits(*self._squash(x)), valid)
 
     def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result as if ``indices`` ``(...)`` had been chosen."""
@@ -158,7 +176,7 @@ class FSQ(Quantizer):
         return torch.where(index >= 0, codes, bounds.zero.to(self.dtype))
 
     def _find_bounds(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-        """Returns the rows of ``_Bounds`` as one tensor."""
+        """Returns the rows of ``Bounds`` as one tensor."""
         counts = self.levels if device is None else self._constant("levels", device)
         levels = counts.to(dtype)
         steps = (levels - 1) / 2
@@ -174,19 +192,19 @@ class FSQ(Quantizer):
         rows = [shift, half, middle - offset - 0.5, steps * 2, middle, half / middle, zero]
         return torch.stack(rows)
 
-    def _bounds_in(self, dtype: torch.dtype, device: torch.device) -> "_Bounds":
+    def _bounds_in(self, dtype: torch.dtype, device: torch.device) -> Bounds:
         """Returns the bounds in float32 or wider."""
         if dtype == torch.float32:
-            return _Bounds(*self._constant("_bounds", device).unbind())
-        return _Bounds(*self._find_bounds(dtype, device).unbind())
+            return Bounds(*self._constant("_bounds", device).unbind())
+        return Bounds(*self._find_bounds(dtype, device).unbind())
 
-    def _squash(self, x: Tensor) -> tuple[Tensor, "_Bounds"]:
+    def _squash(self, x: Tensor) -> tuple[Tensor, Bounds]:
         """Maps features to ``(-1, 1)``, in float32 or wider."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         bounds = self._bounds_in(wide.dtype, x.device)
         return (wide if self.symmetric else wide + bounds.shift).tanh(), bounds
 
-    def _codes(self, digits: Tensor, bounds: "_Bounds") -> Tensor:
+    def _codes(self, digits: Tensor, bounds: Bounds) -> Tensor:
         """Maps digits to features in ``[-1, 1]``, in the dtype of the module."""
         wide = digits.to(torch.promote_types(self.dtype, torch.float32))
         if wide.dtype != bounds.middle.dtype:
@@ -203,55 +221,16 @@ class FSQ(Quantizer):
         self, inner: Tensor, codes: Tensor, indices: Tensor, valid: Tensor, dtype: torch.dtype
     ) -> QuantizerOutput:
         bounds = self._bounds_in(inner.dtype, inner.device)
-        zero = bounds.zero.to(dtype)
-        quantized = apply(_PassScaled, inner, codes.to(dtype), valid, zero, bounds.slope)
+        quantized = pass_scaled(inner, codes.to(dtype), valid, bounds)
         return make_output(quantized, indices, {})
 
-
-class _Bounds(NamedTuple):
-    """What bounds each feature, in rows ``(d,)``.
-
-    With ``t = tanh(x + shift)``, the digit is ``half * t + start``, rounded up, at most ``last``,
-    and the gradient of the code is that of ``slope * t``. ``middle`` maps digits to codes.
-    """
-
-    shift: Tensor
-    half: Tensor
-    start: Tensor
-    last: Tensor
-    middle: Tensor
-    slope: Tensor
-    zero: Tensor
-
-
-def _round(inner: Tensor, bounds: _Bounds) -> Tensor:
-    """Returns the nearest digits, from 0 to ``levels - 1``."""
-    # Ties go to the lower level; `round` would choose the even one.
-    # With more than 1000 levels, the bound exceeds the outermost by over half a level: clamp.
-    nearest = torch.addcmul(bounds.start, inner, bounds.half).ceil()
-    return nearest.clamp(bounds.zero, bounds.last)
-
-
-@with_signature
-class _PassScaled(torch.autograd.Function):
-    """Returns the codes, zeros for invalid tokens, with the gradient of ``slope * inner``."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(inner: Tensor, codes: Tensor, valid: Tensor, zero: Tensor, slope: Tensor) -> Tensor:
-        return with_batch_of(inner, torch.where(valid.unsqueeze(-1), codes, zero))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ANN401
-        ctx.save_for_backward(inputs[-1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        return grad * ctx.saved_tensors[-1], None, None, None, None
-
-    @staticmethod
-    def tangent(ctx: Any, tangent: Tensor, of_codes: Tensor, *_: object) -> Tensor:  # noqa: ANN401
-        *_, zero, slope = ctx.saved_tensors
-        scaled: Tensor = tangent * slope
-        return scaled.to(zero.dtype)
+    def _fused(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Returns ``quantized`` and ``indices`` by one kernel, or None where it cannot be used."""
+        check_floating("x", x)
+        if self.dtype not in (torch.float32, x.dtype) or not can_fuse(x, mask):
+            return None
+        check_last_dim("x", x, self.dim)
+        if mask is not None:
+            check_mask(mask, x.shape[:-1])
+        bounds, strides = self._constant("_bounds", x.device), self._constant("_strides", x.device)
+        return round_fused(x, mask, bounds, strides, self.symmetric)
