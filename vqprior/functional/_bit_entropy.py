@@ -123,6 +123,16 @@ def bit_entropy(
     return loss
 
 
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Returns the sum of a contiguous tensor over the ranks: itself, if there is one rank."""
+    return _distributed.all_reduce_sum(tensor)
+
+
+def sum_over_ranks_(tensor: Tensor) -> None:
+    """Sums a contiguous tensor over the ranks, in place."""
+    _distributed.all_reduce_sum_(tensor)
+
+
 class _BitEntropy(torch.autograd.Function):
     """Keeps the tables, and passes the gradient to all bits of a group by one product.
 

@@ -52,6 +52,8 @@ class BSQ(BinaryQuantizer):
         (tensor([[ 0.5000, -0.5000,  0.5000,  0.5000]]), tensor([13]))
     """
 
+    _on_sphere = True
+
     def __init__(
         self,
         num_bits: int,

@@ -6,12 +6,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vqprior._checks import check_at_least, check_positive
+from vqprior._checks import (
+    check_at_least,
+    check_floating,
+    check_last_dim,
+    check_mask,
+    check_positive,
+)
 from vqprior._interfaces import Codebook, Quantizer
 from vqprior._results import QuantizerOutput
 from vqprior.functional import straight_through
 from vqprior.functional._bit_entropy import bit_entropy
+from vqprior.functional._kernels._bit_plan import BitPlan
 from vqprior.quantizers._shared._columns import mask_indices
+from vqprior.quantizers._shared._fused_bits import FusedBits, can_fuse
 from vqprior.quantizers._shared._inputs import (
     validate_assignment,
     validate_indices,
@@ -67,6 +75,8 @@ class BinaryQuantizer(Quantizer):
         self._set_constant("_unnamed", lambda: torch.tensor(-1))
         self._set_constant("_zero", lambda: torch.zeros((), dtype=torch.float32))
 
+    _on_sphere: bool = False  # whether vectors are normalized
+
     @property
     @abc.abstractmethod
     def scale(self) -> float:
@@ -112,6 +122,11 @@ class BinaryQuantizer(Quantizer):
             TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
             ValueError: If ``x`` or ``mask`` has the wrong shape.
         """
+        fused = self._fused(x, mask)
+        if fused is not None:
+            warn_of_channels_first(self, x)
+            quantized, commitment, entropy, indices = fused
+            return make_output(quantized, indices, self._acting(commitment, entropy))
         x, valid = validate_input(x, mask, self.dim)
         warn_of_channels_first(self, x)
         prepared = self._prepare(x)
@@ -122,6 +137,9 @@ class BinaryQuantizer(Quantizer):
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the index of each vector: ``(..., d) -> (...)``."""
+        fused = self._fused(x, mask)
+        if fused is not None:
+            return fused[-1]
         x, valid = validate_input(x, mask, self.dim)
         return self._index(_bits(self._prepare(x)), valid)
 
@@ -177,6 +195,44 @@ class BinaryQuantizer(Quantizer):
             )
         quantized = straight_through(prepared.to(dtype), codes.to(dtype))
         return make_output(quantized, indices, terms)
+
+    def _acting(self, commitment: Tensor, entropy: Tensor) -> dict[str, Tensor]:
+        acts = {
+            "commitment": self.commitment_weight > 0,
+            "entropy": self.sample_entropy_weight > 0 or self.batch_entropy_weight > 0,
+        }
+        terms = {"commitment": commitment, "entropy": entropy}
+        return {name: term for name, term in terms.items() if acts[name]}
+
+    def _fused(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...] | None:
+        """Returns codes, commitment, entropy and indices by kernels, or None without them."""
+        check_floating("x", x)
+        weights = self.commitment_weight, self.sample_entropy_weight, self.batch_entropy_weight
+        plan = BitPlan(
+            bits=self.num_bits,
+            group=min(self.group_size, self.num_bits),
+            scale=self.scale,
+            factor=4 * self.scale / self.temperature,
+            weights=weights,
+            sphere=self._on_sphere,
+        )
+        if self.dtype not in (torch.float32, x.dtype) or not can_fuse(x, mask, plan):
+            return None
+        check_last_dim("x", x, self.dim)
+        if mask is not None:
+            check_mask(mask, x.shape[:-1])
+        flat_mask = None if mask is None else mask.reshape(-1)
+        found = FusedBits.apply(
+            x.reshape(-1, self.dim), flat_mask, plan, self._plain, self.training
+        )
+        return found[0].view(x.shape), *found[1:3], found[3].view(x.shape[:-1])
+
+    def _plain(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        x, valid = validate_input(x, mask, self.dim)
+        prepared = self._prepare(x)
+        codes = self._codes(_bits(prepared), valid)
+        out = self._output(prepared, codes, valid.long(), valid, x.dtype)
+        return out.quantized, out.terms.get("commitment"), out.terms.get("entropy")
 
 
 def _bits(prepared: Tensor) -> Tensor:

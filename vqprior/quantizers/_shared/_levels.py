@@ -45,9 +45,9 @@ def pass_scaled(inner: Tensor, codes: Tensor, valid: Tensor, bounds: Bounds) -> 
 def can_fuse(x: Tensor, mask: Tensor | None) -> bool:
     """Whether one kernel may do all of it."""
     return (
-        _triton.is_usable(x)
+        not is_traced(x)
+        and _triton.is_usable(x)
         and (mask is None or mask.device == x.device)
-        and not is_traced(x)
         and forward_ad._current_level < 0
     )
 
