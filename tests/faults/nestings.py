@@ -60,7 +60,7 @@ NESTINGS = {
         "law_1",
     ),
     "random-fsq-skips-its-bound": Fault(
-        "quantizers/_fsq.py",
+        "quantizers/_shared/_levels.py",
         "return grad * ctx.saved_tensors[-1], None, None, None, None",
         "return grad * 1, None, None, None, None",
         "contracts/test_cross_product.py",

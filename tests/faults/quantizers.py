@@ -169,14 +169,14 @@ QUANTIZERS = {
         "keeps_no_index and fsq",
     ),
     "fsq-ties-go-to-even-levels": Fault(
-        "quantizers/_fsq.py",
+        "quantizers/_shared/_levels.py",
         "nearest = torch.addcmul(bounds.start, inner, bounds.half).ceil()",
         "nearest = torch.addcmul(bounds.start + 0.5, inner, bounds.half).round()",
         "quantizers/test_fsq.py",
         "ties",
     ),
     "fsq-leaves-the-code-space": Fault(
-        "quantizers/_fsq.py",
+        "quantizers/_shared/_levels.py",
         "nearest.clamp(bounds.zero, bounds.last)",
         "nearest",
         "quantizers/test_fsq.py",

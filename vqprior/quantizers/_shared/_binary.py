@@ -87,6 +87,11 @@ class BinaryQuantizer(Quantizer):
         """Returns the vectors whose signs are kept, in float32 or wider."""
 
     @property
+    def _factor(self) -> float:
+        """Makes log-odds of a bit, if the logit of a code is its negative squared distance."""
+        return 4 * self.scale / self.temperature
+
+    @property
     def dim(self) -> int:
         """Number of features, one per bit."""
         return self.num_bits
@@ -188,8 +193,7 @@ class BinaryQuantizer(Quantizer):
                 valid.reshape(-1),
                 count,
                 min(self.group_size, self.dim),
-                # The log-odds of a bit if the logit of a code is its negative squared distance.
-                factor=4 * self.scale / self.temperature,
+                factor=self._factor,
                 weights=(self.sample_entropy_weight, self.batch_entropy_weight),
                 across_ranks=self.training,
             )
@@ -212,7 +216,7 @@ class BinaryQuantizer(Quantizer):
             bits=self.num_bits,
             group=min(self.group_size, self.num_bits),
             scale=self.scale,
-            factor=4 * self.scale / self.temperature,
+            factor=self._factor,
             weights=weights,
             sphere=self._on_sphere,
         )
