@@ -142,7 +142,7 @@ class BinaryQuantizer(Quantizer):
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the index of each vector: ``(..., d) -> (...)``."""
-        fused = self._fused(x, mask)
+        fused = self._fused(x, mask, losses=False)
         if fused is not None:
             return fused[-1]
         x, valid = validate_input(x, mask, self.dim)
@@ -208,7 +208,9 @@ class BinaryQuantizer(Quantizer):
         terms = {"commitment": commitment, "entropy": entropy}
         return {name: term for name, term in terms.items() if acts[name]}
 
-    def _fused(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...] | None:
+    def _fused(
+        self, x: Tensor, mask: Tensor | None, *, losses: bool = True
+    ) -> tuple[Tensor, ...] | None:
         """Returns codes, commitment, entropy and indices by kernels, or None without them."""
         check_floating("x", x)
         weights = self.commitment_weight, self.sample_entropy_weight, self.batch_entropy_weight
@@ -217,7 +219,7 @@ class BinaryQuantizer(Quantizer):
             group=min(self.group_size, self.num_bits),
             scale=self.scale,
             factor=self._factor,
-            weights=weights,
+            weights=weights if losses else (0.0, 0.0, 0.0),
             sphere=self._on_sphere,
         )
         if self.dtype not in (torch.float32, x.dtype) or not can_fuse(x, mask, plan):
