@@ -14,7 +14,7 @@ from tests.contracts.layouts import draw, draw_mask, map_size
 from tests.contracts.observers import LargestTensor, NoHostSync
 from tests.contracts.traits import waits_for_nothing
 from vqprior.functional import _softmax_gradient
-from vqprior.functional._kernels import _search_blocks
+from vqprior.functional._kernels import _bit_tables, _search_blocks
 
 
 def train_step(quantizer, x, mask=None):
@@ -47,6 +47,7 @@ def many(quantizer, count=600):
 def test_nothing_of_size_n_by_k_is_stored(make, monkeypatch):
     monkeypatch.setattr(_search_blocks, "_MAX_BLOCK_ENTRIES", 512)
     monkeypatch.setattr(_softmax_gradient, "_MAX_BLOCK_ENTRIES", 512)
+    monkeypatch.setattr(_bit_tables, "_BLOCK", 512)
     quantizer = make()
     leading, count = many(quantizer)
     x = draw(quantizer, leading).requires_grad_()

@@ -1,7 +1,8 @@
 """Stateless functions: search, gradient estimators, losses and index arithmetic."""
 
+from vqprior.functional._bit_entropy import bit_entropy_loss
 from vqprior.functional._cross_entropy import distance_cross_entropy, index_cross_entropy
-from vqprior.functional._entropy import bit_entropy_loss, entropy_loss, kl_to_uniform
+from vqprior.functional._entropy import entropy_loss, kl_to_uniform
 from vqprior.functional._estimators import rotation_trick, straight_through
 from vqprior.functional._gram import gram_loss, orthogonality_loss
 from vqprior.functional._index_algebra import join_indices, split_indices

@@ -1,5 +1,6 @@
 """Conversion between indices and mixed-radix digits."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vqprior._checks import check_at_least, check_integer
+from vqprior.functional._kernels._operators import is_traced
 
 _MAX_PRODUCT = 1 << 62  # leaves room for one more symbol in int64
 
@@ -47,9 +49,8 @@ def join_indices(digits: Tensor, levels: Sequence[int]) -> Tensor:
             f"`digits` must have shape (..., {len(levels)}), one entry for each level, "
             f"got {tuple(digits.shape)}."
         )
-    joined = torch.zeros(digits.shape[:-1], dtype=torch.int64, device=digits.device)
-    for digit, level in zip(reversed(digits.long().unbind(-1)), reversed(levels), strict=True):
-        joined = joined * level + digit
+    strides, _ = _places(digits, tuple(levels))
+    joined = (digits.long() * strides).sum(dim=-1)
     return torch.where((digits >= 0).all(dim=-1), joined, -1)
 
 
@@ -90,11 +91,9 @@ def split_indices(indices: Tensor, levels: Sequence[int]) -> Tensor:
     """
     check_integer("indices", indices)
     _check_levels(levels)
-    rest, digits = indices.long(), []
-    for level in levels:
-        digits.append(rest % level)
-        rest = rest.div(level, rounding_mode="floor")
-    return torch.where((indices >= 0).unsqueeze(-1), torch.stack(digits, dim=-1), -1)
+    strides, sizes = _places(indices, tuple(levels))
+    index = indices.long().unsqueeze(-1)
+    return torch.where(index >= 0, index.div(strides, rounding_mode="floor") % sizes, -1)
 
 
 def _check_levels(levels: Sequence[int]) -> None:
@@ -106,3 +105,23 @@ def _check_levels(levels: Sequence[int]) -> None:
             f"`levels` must have a product of at most 2**62, got {math.prod(levels)}. Join fewer "
             "digits, or keep them separate."
         )
+
+
+def _places(like: Tensor, levels: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Returns what a 1 in each digit adds to an index, and the levels, where ``like`` is."""
+    make = _make_places if is_traced(like) else _remembered_places
+    return make(levels, like.device)
+
+
+def _make_places(levels: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    strides = [math.prod(levels[:place]) for place in range(len(levels))]
+    both = torch.tensor([strides, levels], dtype=torch.int64, device=device)
+    return both[0], both[1]
+
+
+@functools.lru_cache(maxsize=256)
+def _remembered_places(levels: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    # A copy to a GPU in every call would make the host wait. Tensors made in inference mode could
+    # not be used in training later.
+    with torch.inference_mode(mode=False):
+        return _make_places(levels, device)

@@ -28,7 +28,7 @@ class BSQ(BinaryQuantizer):
         temperature: Temperature of the softmax over negative squared distances, from which the
             entropies are computed; greater than 0.
         group_size: Maximum number of bits in a group, between 1 and 20. A group stores about
-            ``2 ** (group_size / 2)`` numbers for each token.
+            ``4 * 2 ** (group_size / 2)`` numbers for each token.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -51,6 +51,8 @@ class BSQ(BinaryQuantizer):
         >>> out.quantized, out.indices
         (tensor([[ 0.5000, -0.5000,  0.5000,  0.5000]]), tensor([13]))
     """
+
+    _on_sphere = True
 
     def __init__(
         self,

@@ -7,16 +7,28 @@ from typing import final
 import torch
 from torch import Tensor
 
-from vqprior._checks import check_at_least, check_sequence
+from vqprior._checks import (
+    check_at_least,
+    check_floating,
+    check_last_dim,
+    check_mask,
+    check_sequence,
+)
 from vqprior._interfaces import Codebook, Quantizer
 from vqprior._results import QuantizerOutput
-from vqprior.functional import join_indices, split_indices, straight_through
 from vqprior.quantizers._shared._columns import mask_indices
 from vqprior.quantizers._shared._inputs import (
     validate_assignment,
     validate_indices,
     validate_input,
     warn_of_channels_first,
+)
+from vqprior.quantizers._shared._levels import (
+    Bounds,
+    can_fuse,
+    pass_scaled,
+    round_digits,
+    round_fused,
 )
 from vqprior.quantizers._shared._outputs import make_output
 
@@ -85,6 +97,10 @@ class FSQ(Quantizer):
         self.symmetric = symmetric
         self._levels = tuple(levels)
         self._set_constant("levels", lambda: torch.tensor(self._levels, dtype=torch.int64))
+        strides = [math.prod(levels[:place]) for place in range(len(levels))]
+        self._set_constant("_strides", lambda: torch.tensor(strides, dtype=torch.int64))
+        self._set_constant("_unnamed", lambda: torch.tensor(-1))
+        self._set_constant("_bounds", lambda: self._find_bounds(torch.float32))
 
     @property
     def dim(self) -> int:
@@ -117,23 +133,31 @@ class FSQ(Quantizer):
             TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
             ValueError: If ``x`` or ``mask`` has the wrong shape.
         """
+        fused = self._fused(x, mask)
+        if fused is not None:
+            warn_of_channels_first(self, x)
+            return make_output(*fused, {})
         x, valid = validate_input(x, mask, self.dim)
         warn_of_channels_first(self, x)
-        digits = self._fractional_digits(x)
-        indices = torch.where(valid, self._index(digits), -1)
-        return self._output(digits, indices, valid, x.dtype)
+        inner, bounds = self._squash(x)
+        digits = round_digits(inner.detach(), bounds)
+        codes = self._codes(digits, bounds)
+        return self._output(inner, codes, self._join(digits, valid), valid, x.dtype)
 
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the index of each vector: ``(..., d) -> (...)``."""
+        fused = self._fused(x, mask)
+        if fused is not None:
+            return fused[1]
         x, valid = validate_input(x, mask, self.dim)
-        return torch.where(valid, self._index(self._fractional_digits(x)), -1)
+        return self._join(round_digits(*self._squash(x)), valid)
 
     def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result as if ``indices`` ``(...)`` had been chosen."""
         x, valid = validate_assignment(x, indices, self.dim, self.codebook_sizes)
         indices = mask_indices(indices, valid, 1)
-        return self._output(self._fractional_digits(x), indices, valid, x.dtype)
+        return self._output(self._squash(x)[0], self.decode(indices), indices, valid, x.dtype)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Returns the codes named by ``indices``: ``(...) -> (..., d)``; -1 decodes to zeros.
@@ -143,43 +167,70 @@ class FSQ(Quantizer):
             ValueError: If an index on the CPU names no code.
         """
         validate_indices(indices, self.codebook_sizes)
-        digits = split_indices(indices.long(), self._levels)
-        dtype = self.dtype
-        codes = self._values(digits.to(torch.promote_types(dtype, torch.float32)))
-        return torch.where((indices >= 0).unsqueeze(-1), codes, 0.0).to(dtype)
+        strides = self._constant("_strides", indices.device)
+        index = indices.long().unsqueeze(-1)
+        digits = index.div(strides, rounding_mode="floor") % self._constant("levels", index.device)
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        bounds = self._bounds_in(dtype, indices.device)
+        codes = self._codes(digits.to(dtype), bounds)
+        return torch.where(index >= 0, codes, bounds.zero.to(self.dtype))
 
-    def _fractional_digits(self, x: Tensor) -> Tensor:
-        """Maps features to fractional digits, which round to 0 to ``levels - 1``."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        counts = self._constant("levels", x.device)
-        levels = counts.to(wide.dtype)
+    def _find_bounds(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+        """Returns the rows of ``Bounds`` as one tensor."""
+        counts = self.levels if device is None else self._constant("levels", device)
+        levels = counts.to(dtype)
+        steps = (levels - 1) / 2
+        zero = torch.zeros_like(levels)
         if self.symmetric:
-            return (levels - 1) * (wide.tanh() + 1) / 2
+            rows = [zero, steps, steps - 0.5, steps * 2, steps, torch.ones_like(levels), zero]
+            return torch.stack(rows)
         # The bound exceeds the outermost levels a little: tanh reaches them without saturating.
         half = (levels - 1) * (1 + 1e-3) / 2
-        offset = torch.where(counts % 2 == 0, 0.5, 0.0).to(wide.dtype)
+        offset = torch.where(counts % 2 == 0, 0.5, 0.0).to(dtype)
         shift = (offset / half).atanh()
-        return (wide + shift).tanh() * half - offset + torch.floor(levels / 2)
+        middle = torch.floor(levels / 2)
+        rows = [shift, half, middle - offset - 0.5, steps * 2, middle, half / middle, zero]
+        return torch.stack(rows)
 
-    def _values(self, digits: Tensor) -> Tensor:
-        """Maps digits, whole or fractional, to features in ``[-1, 1]``."""
-        levels = self._constant("levels", digits.device).to(digits.dtype)
+    def _bounds_in(self, dtype: torch.dtype, device: torch.device) -> Bounds:
+        """Returns the bounds in float32 or wider."""
+        if dtype == torch.float32:
+            return Bounds(*self._constant("_bounds", device).unbind())
+        return Bounds(*self._find_bounds(dtype, device).unbind())
+
+    def _squash(self, x: Tensor) -> tuple[Tensor, Bounds]:
+        """Maps features to ``(-1, 1)``, in float32 or wider."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        bounds = self._bounds_in(wide.dtype, x.device)
+        return (wide if self.symmetric else wide + bounds.shift).tanh(), bounds
+
+    def _codes(self, digits: Tensor, bounds: Bounds) -> Tensor:
+        """Maps digits to features in ``[-1, 1]``, in the dtype of the module."""
+        wide = digits.to(torch.promote_types(self.dtype, torch.float32))
+        if wide.dtype != bounds.middle.dtype:
+            bounds = self._bounds_in(wide.dtype, wide.device)
         if self.symmetric:
-            return digits * 2 / (levels - 1) - 1
-        half = torch.floor(levels / 2)
-        return (digits - half) / half
+            return (wide / bounds.middle - 1).to(self.dtype)
+        return ((wide - bounds.middle) / bounds.middle).to(self.dtype)
 
-    def _index(self, digits: Tensor) -> Tensor:
-        # Ties go to the lower level; `round` would choose the even one.
-        # With more than 1000 levels, the bound exceeds the outermost by over half a level: clamp.
-        nearest = (digits - 0.5).ceil().long()
-        levels = self._constant("levels", digits.device)
-        whole = torch.minimum(nearest.clamp_min(0), levels - 1)
-        return join_indices(whole, self._levels)
+    def _join(self, digits: Tensor, valid: Tensor) -> Tensor:
+        joined = (digits.long() * self._constant("_strides", digits.device)).sum(dim=-1)
+        return torch.where(valid, joined, self._constant("_unnamed", digits.device))
 
     def _output(
-        self, digits: Tensor, indices: Tensor, valid: Tensor, dtype: torch.dtype
+        self, inner: Tensor, codes: Tensor, indices: Tensor, valid: Tensor, dtype: torch.dtype
     ) -> QuantizerOutput:
-        codes = self.decode(indices).to(dtype)
-        quantized = straight_through(self._values(digits).to(dtype), codes)
-        return make_output(torch.where(valid.unsqueeze(-1), quantized, 0.0), indices, {})
+        bounds = self._bounds_in(inner.dtype, inner.device)
+        quantized = pass_scaled(inner, codes.to(dtype), valid, bounds)
+        return make_output(quantized, indices, {})
+
+    def _fused(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Returns ``quantized`` and ``indices`` by one kernel, or None where it cannot be used."""
+        check_floating("x", x)
+        if self.dtype not in (torch.float32, x.dtype) or not can_fuse(x, mask):
+            return None
+        check_last_dim("x", x, self.dim)
+        if mask is not None:
+            check_mask(mask, x.shape[:-1])
+        bounds, strides = self._constant("_bounds", x.device), self._constant("_strides", x.device)
+        return round_fused(x, mask, bounds, strides, self.symmetric)

@@ -25,7 +25,7 @@ class LFQ(BinaryQuantizer):
         temperature: Temperature of the softmax over negative squared distances, from which the
             entropies are computed; greater than 0.
         group_size: Maximum number of bits in a group, between 1 and 20. A group stores about
-            ``2 ** (group_size / 2)`` numbers for each token.
+            ``4 * 2 ** (group_size / 2)`` numbers for each token.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -4,18 +4,22 @@ import abc
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from vqprior._checks import check_at_least, check_positive
+from vqprior._checks import (
+    check_at_least,
+    check_floating,
+    check_last_dim,
+    check_mask,
+    check_positive,
+)
 from vqprior._interfaces import Codebook, Quantizer
 from vqprior._results import QuantizerOutput
-from vqprior.functional import (
-    bit_entropy_loss,
-    join_indices,
-    masked_mean_square,
-    split_indices,
-    straight_through,
-)
+from vqprior.functional import straight_through
+from vqprior.functional._bit_entropy import bit_entropy
+from vqprior.functional._kernels._bit_plan import BitPlan
 from vqprior.quantizers._shared._columns import mask_indices
+from vqprior.quantizers._shared._fused_bits import FusedBits, can_fuse
 from vqprior.quantizers._shared._inputs import (
     validate_assignment,
     validate_indices,
@@ -67,6 +71,11 @@ class BinaryQuantizer(Quantizer):
         self.batch_entropy_weight = batch_entropy_weight
         self.temperature = temperature
         self.group_size = group_size
+        self._set_constant("_strides", lambda: 1 << torch.arange(num_bits))
+        self._set_constant("_unnamed", lambda: torch.tensor(-1))
+        self._set_constant("_zero", lambda: torch.zeros((), dtype=torch.float32))
+
+    _on_sphere: bool = False  # whether vectors are normalized
 
     @property
     @abc.abstractmethod
@@ -76,6 +85,11 @@ class BinaryQuantizer(Quantizer):
     @abc.abstractmethod
     def _prepare(self, x: Tensor) -> Tensor:
         """Returns the vectors whose signs are kept, in float32 or wider."""
+
+    @property
+    def _factor(self) -> float:
+        """Makes log-odds of a bit, if the logit of a code is its negative squared distance."""
+        return 4 * self.scale / self.temperature
 
     @property
     def dim(self) -> int:
@@ -113,17 +127,26 @@ class BinaryQuantizer(Quantizer):
             TypeError: If ``x`` is not floating point or ``mask`` is not boolean.
             ValueError: If ``x`` or ``mask`` has the wrong shape.
         """
+        fused = self._fused(x, mask)
+        if fused is not None:
+            warn_of_channels_first(self, x)
+            quantized, commitment, entropy, indices = fused
+            return make_output(quantized, indices, self._acting(commitment, entropy))
         x, valid = validate_input(x, mask, self.dim)
         warn_of_channels_first(self, x)
         prepared = self._prepare(x)
-        indices = torch.where(valid, self._index(prepared), -1)
-        return self._output(prepared, indices, valid, x.dtype)
+        bits = _bits(prepared)
+        indices = self._index(bits, valid)
+        return self._output(prepared, self._codes(bits, valid), indices, valid, x.dtype)
 
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the index of each vector: ``(..., d) -> (...)``."""
+        fused = self._fused(x, mask, losses=False)
+        if fused is not None:
+            return fused[-1]
         x, valid = validate_input(x, mask, self.dim)
-        return torch.where(valid, self._index(self._prepare(x)), -1)
+        return self._index(_bits(self._prepare(x)), valid)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Returns the codes named by ``indices``: ``(...) -> (..., d)``; -1 decodes to zeros.
@@ -133,37 +156,90 @@ class BinaryQuantizer(Quantizer):
             ValueError: If an index on the CPU names no code.
         """
         validate_indices(indices, self.codebook_sizes)
-        bits = split_indices(indices.long(), (2,) * self.num_bits)
-        dtype = self.dtype
-        signs = torch.where(bits < 0, 0, 2 * bits - 1)
-        return (signs.to(torch.promote_types(dtype, torch.float32)) * self.scale).to(dtype)
+        named = indices.long().clamp_min(0).unsqueeze(-1)
+        bits = (named & self._constant("_strides", indices.device)) > 0
+        return self._codes(bits, indices >= 0)
 
     def quantize_as(self, x: Tensor, indices: Tensor) -> QuantizerOutput:
         """Returns the result as if ``indices`` ``(...)`` had been chosen."""
         x, valid = validate_assignment(x, indices, self.dim, self.codebook_sizes)
-        return self._output(self._prepare(x), mask_indices(indices, valid, 1), valid, x.dtype)
+        indices = mask_indices(indices, valid, 1)
+        return self._output(self._prepare(x), self.decode(indices), indices, valid, x.dtype)
 
-    def _index(self, prepared: Tensor) -> Tensor:
-        bits = (prepared > 0).long()
-        return join_indices(bits, (2,) * self.num_bits)
+    def _index(self, bits: Tensor, valid: Tensor) -> Tensor:
+        joined = (bits * self._constant("_strides", bits.device)).sum(dim=-1)
+        return torch.where(valid, joined, self._constant("_unnamed", bits.device))
+
+    def _codes(self, bits: Tensor, valid: Tensor) -> Tensor:
+        """Returns the codes of bits; those of invalid tokens, whose bits are 0, are 0."""
+        zero = self._constant("_zero", bits.device)
+        zero = zero.to(torch.promote_types(self.dtype, torch.float32))
+        twice = torch.add(zero, bits, alpha=2 * self.scale)
+        return torch.add(twice, valid.unsqueeze(-1), alpha=-self.scale).to(self.dtype)
 
     def _output(
-        self, prepared: Tensor, indices: Tensor, valid: Tensor, dtype: torch.dtype
+        self, prepared: Tensor, codes: Tensor, indices: Tensor, valid: Tensor, dtype: torch.dtype
     ) -> QuantizerOutput:
-        codes = self.decode(indices)
-        terms = {}
+        terms, count = {}, valid.sum(dtype=prepared.dtype)
         if self.commitment_weight > 0:
-            distance = masked_mean_square(prepared - codes, valid)
-            terms["commitment"] = self.commitment_weight * distance
+            # Invalid tokens are zeros, and so are their codes.
+            errors = F.mse_loss(prepared, codes.to(prepared.dtype), reduction="sum")
+            terms["commitment"] = errors / (
+                count.clamp_min(1) * (self.dim / self.commitment_weight)
+            )
         if self.sample_entropy_weight > 0 or self.batch_entropy_weight > 0:
-            terms["entropy"] = bit_entropy_loss(
-                # The log-odds of a bit if the logit of a code is its negative squared distance.
-                4 * self.scale / self.temperature * prepared,
-                mask=valid,
-                sample_weight=self.sample_entropy_weight,
-                batch_weight=self.batch_entropy_weight,
-                group_size=self.group_size,
+            terms["entropy"] = bit_entropy(
+                prepared.reshape(-1, self.dim),
+                valid.reshape(-1),
+                count,
+                min(self.group_size, self.dim),
+                factor=self._factor,
+                weights=(self.sample_entropy_weight, self.batch_entropy_weight),
                 across_ranks=self.training,
             )
         quantized = straight_through(prepared.to(dtype), codes.to(dtype))
-        return make_output(torch.where(valid.unsqueeze(-1), quantized, 0.0), indices, terms)
+        return make_output(quantized, indices, terms)
+
+    def _acting(self, commitment: Tensor, entropy: Tensor) -> dict[str, Tensor]:
+        acts = {
+            "commitment": self.commitment_weight > 0,
+            "entropy": self.sample_entropy_weight > 0 or self.batch_entropy_weight > 0,
+        }
+        terms = {"commitment": commitment, "entropy": entropy}
+        return {name: term for name, term in terms.items() if acts[name]}
+
+    def _fused(
+        self, x: Tensor, mask: Tensor | None, *, losses: bool = True
+    ) -> tuple[Tensor, ...] | None:
+        """Returns codes, commitment, entropy and indices by kernels, or None without them."""
+        check_floating("x", x)
+        weights = self.commitment_weight, self.sample_entropy_weight, self.batch_entropy_weight
+        plan = BitPlan(
+            bits=self.num_bits,
+            group=min(self.group_size, self.num_bits),
+            scale=self.scale,
+            factor=self._factor,
+            weights=weights if losses else (0.0, 0.0, 0.0),
+            sphere=self._on_sphere,
+        )
+        if self.dtype not in (torch.float32, x.dtype) or not can_fuse(x, mask, plan):
+            return None
+        check_last_dim("x", x, self.dim)
+        if mask is not None:
+            check_mask(mask, x.shape[:-1])
+        flat_mask = None if mask is None else mask.reshape(-1)
+        found = FusedBits.apply(
+            x.reshape(-1, self.dim), flat_mask, plan, self._plain, self.training
+        )
+        return found[0].view(x.shape), *found[1:3], found[3].view(x.shape[:-1])
+
+    def _plain(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        x, valid = validate_input(x, mask, self.dim)
+        prepared = self._prepare(x)
+        codes = self._codes(_bits(prepared), valid)
+        out = self._output(prepared, codes, valid.long(), valid, x.dtype)
+        return out.quantized, out.terms.get("commitment"), out.terms.get("entropy")
+
+
+def _bits(prepared: Tensor) -> Tensor:
+    return prepared.detach() > 0
