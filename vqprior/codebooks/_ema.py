@@ -130,10 +130,10 @@ class CodebookEMA(UpdateRule):
 
     def _averages(self, number: int) -> Averages:
         return Averages(
-            counts=self.get_buffer(f"counts_{number}"),
-            codes=self.get_buffer(f"codes_{number}"),
-            written=self.get_buffer(f"written_{number}"),
-            restarts=self.get_buffer(f"restarts_{number}"),
+            counts=getattr(self, f"counts_{number}"),
+            codes=getattr(self, f"codes_{number}"),
+            written=getattr(self, f"written_{number}"),
+            restarts=getattr(self, f"restarts_{number}"),
         )
 
 
