@@ -11,6 +11,7 @@ from vqprior._interfaces import QuantizerBase
 from vqprior._results import QuantizerOutput
 from vqprior._rules import UpdateRule
 from vqprior.codebooks._averages import Averages
+from vqprior.codebooks._fused import move_fused_
 from vqprior.functional._statistics import sums_and_counts
 
 
@@ -91,6 +92,9 @@ class CodebookEMA(UpdateRule):
             return
         groups = self._selections_by_codebook(*outs)
         codebooks = self.codebooks
+        averages = [self._averages(number) for number in range(len(codebooks))]
+        if move_fused_(codebooks, averages, groups, self.decay, self.eps):
+            return
         statistics = []
         for codebook, selections in zip(codebooks, groups, strict=True):
             parts = [sums_and_counts(s.inputs, s.indices, codebook.num_codes) for s in selections]
@@ -100,7 +104,7 @@ class CodebookEMA(UpdateRule):
         joint = _distributed.all_reduce_sums(statistics)
         for number, codebook in enumerate(codebooks):
             sums, hits = joint[2 * number : 2 * number + 2]
-            self._averages(number).move_(codebook, sums, hits, self.decay, self.eps)
+            averages[number].move_(codebook, sums, hits, self.decay, self.eps)
             _take_over(codebook)  # what another class of codebook may have made parameters again
 
     @torch.no_grad()

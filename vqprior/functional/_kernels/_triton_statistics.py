@@ -6,6 +6,17 @@ import triton.language as tl
 from torch import Tensor
 
 _ENTRIES = 2048  # per program: each of the 128 threads has 16 loads in flight
+# Additions to one address wait for each other: where more vectors than this meet a code on
+# average, programs take turns between several tables. Codes are never equally used, so that the
+# most used one gets many times as much.
+_VECTORS_PER_CODE = 64
+_MAX_TABLES = 16
+
+
+def count_tables(n: int, num_codes: int) -> int:
+    """Returns how many tables the sums of ``n`` vectors should share: a power of two."""
+    wanted = max(1, min(_MAX_TABLES, n // (_VECTORS_PER_CODE * num_codes)))
+    return 1 << (wanted.bit_length() - 1)
 
 
 def add_statistics_(totals: Tensor, x: Tensor, indices: Tensor) -> None:
@@ -25,6 +36,18 @@ def add_statistics_(totals: Tensor, x: Tensor, indices: Tensor) -> None:
         - ``x``: ``(n, d)``
         - ``indices``: ``(n,)``
     """
+    add_to_tables_(totals[None, :, :-1], totals[None, :, -1], x, indices)
+
+
+def add_to_tables_(sums: Tensor, counts: Tensor, x: Tensor, indices: Tensor) -> None:
+    """Adds as ``add_statistics_`` to one of ``t`` tables, which the number of the program tells.
+
+    Shape:
+        - ``sums``: ``(t, k, d)``
+        - ``counts``: ``(t, k)``
+        - ``x``: ``(n, d)``
+        - ``indices``: ``(n,)``
+    """
     n, d = x.shape
     if n == 0:
         return
@@ -32,11 +55,16 @@ def add_statistics_(totals: Tensor, x: Tensor, indices: Tensor) -> None:
     rows = _ENTRIES // features
     with torch.cuda.device_of(x):
         _add[(triton.cdiv(n, rows), triton.cdiv(max(1, d), features))](
-            totals,
+            sums,
+            counts,
             x,
             indices,
             n,
-            len(totals),
+            counts.shape[1],
+            len(counts),
+            sums.stride(0),
+            sums.stride(1),
+            *counts.stride(),
             *x.stride(),
             indices.stride(0),
             d=d,
@@ -49,11 +77,17 @@ def add_statistics_(totals: Tensor, x: Tensor, indices: Tensor) -> None:
 
 @triton.jit(do_not_specialize=["n", "k"])
 def _add(  # noqa: PLR0913
-    totals: tl.tensor,
+    sums: tl.tensor,
+    counts: tl.tensor,
     x: tl.tensor,
     indices: tl.tensor,
     n: tl.tensor,
     k: tl.tensor,
+    tables: tl.tensor,
+    stride_table: tl.tensor,
+    stride_sum: tl.tensor,
+    stride_counts: tl.tensor,
+    stride_count: tl.tensor,
     stride_n: tl.tensor,
     stride_d: tl.tensor,
     stride_index: tl.tensor,
@@ -62,16 +96,18 @@ def _add(  # noqa: PLR0913
     features: tl.constexpr,
 ) -> None:
     """Adds one block of rows and features; programs of the first block of features also count."""
+    table = (tl.program_id(0) % tables).to(tl.int64)
     row = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
     feature = tl.program_id(1) * features + tl.arange(0, features)
     index = tl.load(indices + row * stride_index, mask=row < n, other=-1)
-    # An index out of range must not write outside of `totals`.
+    # An index out of range must not write outside of the table.
     valid = (index >= 0) & (index < k)
-    target = totals + index * (d + 1)
     mask = valid[:, None] & (feature < d)[None, :]
     places = x + row[:, None] * stride_n + feature[None, :].to(tl.int64) * stride_d
     value = tl.load(places, mask=mask, other=0.0).to(tl.float32)
+    target = sums + table * stride_table + index * stride_sum
     tl.atomic_add(target[:, None] + feature[None, :], value, mask=mask, sem="relaxed")
     if tl.program_id(1) == 0:
         one = tl.full((rows,), 1.0, tl.float32)
-        tl.atomic_add(target + d, one, mask=valid, sem="relaxed")
+        place = counts + table * stride_counts + index * stride_count
+        tl.atomic_add(place, one, mask=valid, sem="relaxed")
