@@ -1,15 +1,17 @@
-"""Moving averages by kernels, where all codebooks of a rule allow it."""
+"""Rules by kernels, where their codebooks allow it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from vqprior import _distributed
 from vqprior._interfaces import Codebook
 from vqprior._results import Selection
 from vqprior.codebooks._averages import Averages
+from vqprior.codebooks._watch import Watch
 from vqprior.functional._kernels import _triton
 from vqprior.functional._kernels._operators import is_traced
 
@@ -31,10 +33,14 @@ def move_fused_(
     alike: dict[object, list[int]] = {}
     for number, codebook in enumerate(codebooks):
         table = codebook._table()
-        if table is None or not _fits(table[0], averages[number], groups[number]):
+        seen = [t.detach() for s in groups[number] for t in (s.inputs, s.indices)]
+        if table is None or not _fit(
+            (table[0].detach(), *_state(averages[number])), tuple(seen)
+        ):
             return False
         weight, gain = table
         alike.setdefault((weight.shape, weight.dtype, weight.device, gain), []).append(number)
+        increment_version(weight)  # as in-place operators do
     steps = [_sum_up(numbers, codebooks, averages, groups) for numbers in alike.values()]
     if _distributed.is_active():
         joint = _distributed.all_reduce_sums([step.joint() for step in steps])
@@ -45,9 +51,49 @@ def move_fused_(
     return True
 
 
-def _fits(weight: Tensor, averages: Averages, selections: list[Selection]) -> bool:
-    held = (weight.detach(), *_state(averages))
-    seen = [tensor.detach() for s in selections for tensor in (s.inputs, s.indices)]
+def revive_fused_(  # noqa: PLR0913
+    codebook: Codebook,
+    watch: Watch,
+    selections: list[Selection],
+    seed: int,
+    threshold: float,
+    patience: float,
+) -> Tensor | None:
+    """Steps a revival by kernels; returns which codes moved, or None if it needs operators.
+
+    Ranks draw from the tokens of all, and a codebook with several uses from the tokens of each.
+    """
+    table = codebook._table()
+    if table is None or len(selections) > 1 or _distributed.is_active():
+        return None
+    weight, gain = table[0].detach(), table[1]
+    seen = selections[0].detach()
+    counted = (watch.uses, watch.tokens, watch.steps, watch.windows)
+    held = (weight, *counted)
+    vectors = (seen.inputs, seen.codes)
+    if seen.mask.numel() == 0 or not _fit(held, (*vectors, seen.indices)):
+        return None
+    from vqprior.functional._kernels._triton_revival import Revival  # needs Triton
+
+    revival = Revival(
+        weight=weight,
+        gain=gain,
+        uses=watch.uses,
+        tokens=watch.tokens,
+        steps=watch.steps,
+        windows=watch.windows,
+        seed=seed,
+        threshold=threshold,
+        patience=patience,
+    )
+    inputs, codes = (vector.flatten(0, -2) for vector in vectors)
+    moved = revival.step_(inputs, codes, seen.indices.flatten(), seen.mask.flatten())
+    increment_version(weight)  # as in-place operators do
+    return moved.view(torch.bool)
+
+
+def _fit(held: tuple[Tensor, ...], seen: tuple[Tensor, ...]) -> bool:
+    """Whether kernels can write what is held, and read what was seen."""
     return (
         _triton.is_usable(*held, *seen)
         and not torch.are_deterministic_algorithms_enabled()

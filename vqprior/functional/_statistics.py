@@ -104,11 +104,13 @@ def _has_kernel(x: Tensor, indices: Tensor) -> bool:
 def _add_up(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
     """Computes the statistics of ``(n, d)`` and ``(n,)`` by the kernel or by plain operators."""
     if _has_kernel(x, indices):
-        from vqprior.functional._kernels._triton_statistics import add_statistics_  # needs Triton
+        # Needs Triton.
+        from vqprior.functional._kernels._triton_statistics import add_statistics_, count_tables
 
-        totals = x.new_zeros(num_codes, x.shape[1] + 1, dtype=torch.float32)
+        tables = count_tables(len(x), num_codes)
+        totals = x.new_zeros(tables, num_codes, x.shape[1] + 1, dtype=torch.float32)
         add_statistics_(totals, x, indices)
-        return totals
+        return totals[0] if tables == 1 else totals.sum(dim=0)
     if x.device.type == "cpu":
         return torch.cat(_add_segments(x, indices, num_codes), dim=1)
     # Ignored vectors are added to an extra row: cheaper than a pass over `x` to zero them.

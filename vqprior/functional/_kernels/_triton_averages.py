@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vqprior.functional._kernels._triton_statistics import add_to_tables_, count_tables
 
-_ENTRIES = 2048  # per program: each of the 128 threads has 16 loads in flight
+_ENTRIES = 1024  # per program: with twice as many, the registers overflow
 _CODES = tl.constexpr(1024)  # whose counts are added up at once
 _LASTING = tl.constexpr(0.01)  # share of one step in how often rows were rewritten lately
 

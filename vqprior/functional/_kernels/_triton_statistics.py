@@ -26,17 +26,19 @@ def add_statistics_(totals: Tensor, x: Tensor, indices: Tensor) -> None:
     calls, as with ``index_add_`` on a GPU. Counts are exact up to 2^24.
 
     Args:
-        totals: Sums in the first ``d`` columns, counts in the last; float32 and contiguous.
+        totals: Sums in the first ``d`` columns, counts in the last; float32 and contiguous. With
+            several tables, each vector is added to one of them.
         x: Vectors in float16, bfloat16 or float32, with any strides; ``d`` may be 0.
         indices: The index of each vector's code, as ``int64``; vectors with a negative index are
             ignored.
 
     Shape:
-        - ``totals``: ``(k, d + 1)``
+        - ``totals``: ``(k, d + 1)``, or ``(t, k, d + 1)``
         - ``x``: ``(n, d)``
         - ``indices``: ``(n,)``
     """
-    add_to_tables_(totals[None, :, :-1], totals[None, :, -1], x, indices)
+    totals = totals if totals.ndim == 3 else totals.unsqueeze(0)
+    add_to_tables_(totals[..., :-1], totals[..., -1], x, indices)
 
 
 def add_to_tables_(sums: Tensor, counts: Tensor, x: Tensor, indices: Tensor) -> None:
