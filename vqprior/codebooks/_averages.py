@@ -74,7 +74,7 @@ class Averages:
         # Not always what was assigned: a normalized codebook keeps the direction alone.
         torch.where(any_hit, codebook.codes().to(written.dtype), written, out=written)
 
-    def _move_in_place(  # noqa: PLR0913
+    def _move_in_place(
         self, weight: Tensor, gain: float, sums: Tensor, hits: Tensor, decay: float, eps: float
     ) -> None:
         """Computes what ``_move`` does with rates for each code, and the rates by numpy."""
@@ -91,7 +91,7 @@ class Averages:
             counts[rewritten] = 1.0
             restarts[rewritten] += _LASTING
         keep, add = _rates(counts, chose, decay, eps)
-        weight.mul_(torch.from_numpy(keep)).addcmul_(sums, torch.from_numpy(add / gain))
+        weight.mul_(torch.from_numpy(keep)).addcmul_(sums, torch.from_numpy(add / np.float32(gain)))
         self.codes.copy_(torch.mul(weight, gain, out=self.written))
 
 
@@ -110,8 +110,9 @@ def _rates(counts: _Array, chose: _Array, decay: float, eps: float) -> tuple[_Ar
     counts += (chose - counts) * np.float32(1 - decay)
     chosen = chose > 0
     after = np.where(chosen, _smoothed(counts, eps), np.float32(1.0))
-    keep = np.where(chosen, before / after * np.float32(decay), np.float32(1.0))
-    return keep[:, None], (np.float32(1 - decay) * chosen / after)[:, None]
+    keep: _Array = np.where(chosen, before / after * np.float32(decay), np.float32(1.0))
+    add: _Array = np.where(chosen, np.float32(1 - decay) / after, np.float32(0.0))
+    return keep[:, None], add[:, None]
 
 
 def _smoothed(counts: _Array, eps: float) -> _Array:

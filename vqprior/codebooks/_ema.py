@@ -3,7 +3,7 @@
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vqprior import _distributed
 from vqprior._checks import check_at_least, check_interval

@@ -34,9 +34,7 @@ def move_fused_(
     for number, codebook in enumerate(codebooks):
         table = codebook._table()
         seen = [t.detach() for s in groups[number] for t in (s.inputs, s.indices)]
-        if table is None or not _fit(
-            (table[0].detach(), *_state(averages[number])), tuple(seen)
-        ):
+        if table is None or not _fit((table[0].detach(), *_state(averages[number])), tuple(seen)):
             return False
         weight, gain = table
         alike.setdefault((weight.shape, weight.dtype, weight.device, gain), []).append(number)
@@ -51,7 +49,7 @@ def move_fused_(
     return True
 
 
-def revive_fused_(  # noqa: PLR0913
+def revive_fused_(
     codebook: Codebook,
     watch: Watch,
     selections: list[Selection],

@@ -53,8 +53,10 @@ class Watch:
         closes = bool(tokens >= patience * size)
         if closes:
             wanted = uses < tokens * np.float32(threshold / size)
-        if self.windows.numpy() == 0 and _has_collapsed((uses > 0).sum(), tokens, size):
-            wanted |= uses == 0
+        if self.windows.numpy() == 0 and size > 1:
+            expected = -size * math.expm1(float(tokens) * math.log1p(-1 / size))
+            if (uses > 0).sum() < 0.25 * expected:
+                wanted |= uses == 0
         if closes:
             uses[...] = 0.0
             tokens[...] = 0.0
@@ -104,9 +106,8 @@ def _broken(vectors: Tensor) -> Tensor:
     return (vectors * 0).sum(dim=1) != 0
 
 
-def _has_collapsed(used, tokens, size: int):
+def _has_collapsed(used: Tensor, tokens: Tensor, size: int) -> Tensor:
     """Whether few codes are in use, compared with as many tokens spread evenly over the codes."""
     if size == 1:
         return tokens < 0
-    expm1 = torch.expm1 if isinstance(tokens, Tensor) else np.expm1
-    return used < -0.25 * size * expm1(tokens * math.log1p(-1 / size))
+    return used < -0.25 * size * torch.expm1(tokens * math.log1p(-1 / size))

@@ -33,7 +33,7 @@ def is_readable(*tensors: Tensor) -> bool:
 
     On vectors of some hundred numbers, numpy takes a fraction of the time of torch's operators.
     """
-    return all([tensor.is_cpu for tensor in tensors]) and not is_traced(*tensors)
+    return all(tensor.is_cpu for tensor in tensors) and not is_traced(*tensors)
 
 
 def batch_first(tensor: Tensor, dim: int | None, size: int) -> Tensor:

@@ -36,9 +36,10 @@ class Step:
             tuple(one.data_ptr() for weight, state in every for one in (weight, *state)),
         )
         self.tables = count_tables(num_vectors, k)
-        options = {"dtype": torch.float32, "device": self.weight.device}
-        self.totals = torch.empty((q, self.tables, k * (d + 1)), **options)
-        self.fresh = torch.empty((q, k), **options)
+        device = self.weight.device
+        size = (q, self.tables, k * (d + 1))
+        self.totals: Tensor = torch.empty(size, dtype=torch.float32, device=device)
+        self.fresh = torch.empty((q, k), dtype=torch.float32, device=device)
         self._launch(_start, self.tables)
 
     def add_(self, number: int, x: Tensor, indices: Tensor) -> None:
