@@ -6,7 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from vqprior import CodebookEMA, CodebookRevival, EmbeddingCodebook, Selection, VectorQuantizer
-from vqprior.codebooks import _candidates
+from vqprior.codebooks._shared import _candidates
 
 CPU = torch.device("cpu")
 

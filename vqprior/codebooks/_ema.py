@@ -10,8 +10,8 @@ from vqprior._checks import check_at_least, check_interval
 from vqprior._interfaces import QuantizerBase
 from vqprior._results import QuantizerOutput
 from vqprior._rules import UpdateRule
-from vqprior.codebooks._averages import Averages
-from vqprior.codebooks._fused import move_fused_
+from vqprior.codebooks._shared._averages import Averages
+from vqprior.codebooks._shared._fused import move_fused_
 from vqprior.functional._statistics import sums_and_counts
 
 

@@ -10,9 +10,9 @@ from vqprior._checks import check_at_least, check_interval, check_positive
 from vqprior._interfaces import Codebook, QuantizerBase
 from vqprior._results import QuantizerOutput, Selection
 from vqprior._rules import UpdateRule
-from vqprior.codebooks._candidates import draw_candidates, draw_integers, is_new
-from vqprior.codebooks._fused import revive_fused_
-from vqprior.codebooks._watch import Watch
+from vqprior.codebooks._shared._candidates import draw_candidates, draw_integers, is_new
+from vqprior.codebooks._shared._fused import revive_fused_
+from vqprior.codebooks._shared._watch import Watch
 from vqprior.functional._statistics import sums_and_counts
 
 
@@ -123,13 +123,13 @@ class CodebookRevival(UpdateRule):
             steps=getattr(self, f"steps_{number}"),
             windows=getattr(self, f"windows_{number}"),
         )
-        vectors = codebook.codes().detach()
         seed, size = self.seed + number, codebook.num_codes
         moved = revive_fused_(codebook, watch, selections, seed, self.threshold, self.patience)
         if moved is not None:
             if self.optimizer is not None:
                 _reset_moments(self.optimizer, codebook, moved)
             return
+        vectors = codebook.codes().detach()
         if watch.is_readable(selections, vectors):
             step = int(watch.steps.numpy())
             found = watch.count_here_(selections, vectors, self.threshold, self.patience)

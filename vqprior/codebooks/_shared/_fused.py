@@ -10,8 +10,8 @@ from torch.autograd.graph import increment_version
 from vqprior import _distributed
 from vqprior._interfaces import Codebook
 from vqprior._results import Selection
-from vqprior.codebooks._averages import Averages
-from vqprior.codebooks._watch import Watch
+from vqprior.codebooks._shared._averages import Averages
+from vqprior.codebooks._shared._watch import Watch
 from vqprior.functional._kernels import _triton
 from vqprior.functional._kernels._operators import is_traced
 
