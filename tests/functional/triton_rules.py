@@ -1,6 +1,7 @@
 """What the Triton kernels of rules compute, against operators; run as `triton_cases.py` is."""
 
 import copy
+import dataclasses
 import os
 
 import pytest
@@ -16,7 +17,7 @@ else:
 
 from tests.contracts.observers import NoHostSync
 from vqprior import CodebookEMA, CodebookRevival, ResidualQuantizer, VectorQuantizer
-from vqprior.functional._kernels import _triton
+from vqprior.functional._kernels import _triton, _triton_averages
 from vqprior.functional._kernels._triton_statistics import add_statistics_, count_tables
 
 LOW = [torch.float16, torch.bfloat16]
@@ -78,6 +79,30 @@ def test_averages_of_stages_and_of_several_results_move_as_by_operators(with_ker
         with_kernels(fast_ema, *outs)
         close(fast_ema, ema, torch.float32)
         close(fast, plain, torch.float32)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_stages_that_lie_in_one_tensor_share_a_launch(with_kernels, monkeypatch, together):
+    launched, add = [], _triton_averages.add_to_tables_
+    monkeypatch.setattr(
+        _triton_averages, "add_to_tables_", lambda *some: launched.append(add(*some))
+    )
+    stages = ResidualQuantizer([VectorQuantizer(3, 8) for _ in range(3)])
+    (plain, ema), (fast, fast_ema) = twins(stages, CodebookEMA)
+    out = plain(torch.randn(2, 10, 3, device=DEVICE))
+    inputs = torch.stack([selection.inputs for selection in out.selections])
+    names = torch.stack([selection.indices for selection in out.selections], dim=-1)
+    places = range(3) if together else (2, 0, 1)
+    selections = [
+        dataclasses.replace(one, inputs=x, indices=names[..., place])
+        for one, x, place in zip(out.selections, inputs, places, strict=True)
+    ]
+    out = dataclasses.replace(out, selections=tuple(selections))
+    ema.step(out)
+    with_kernels(fast_ema, out)
+    assert len(launched) == (1 if together else 3)
+    close(fast_ema, ema, torch.float32)
+    close(fast, plain, torch.float32)
 
 
 def test_many_vectors_of_few_codes_share_several_tables(with_kernels):

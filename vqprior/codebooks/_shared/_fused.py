@@ -1,5 +1,6 @@
 """Rules by kernels, where their codebooks allow it."""
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -117,7 +118,27 @@ def _sum_up(
     gain = next(table[1] for table in tables if table is not None)
     most = max(sum(s.indices.numel() for s in groups[number]) for number in numbers)
     step = Step(weights, [_state(averages[number]) for number in numbers], gain, most)
-    for place, number in enumerate(numbers):
-        for s in groups[number]:
-            step.add_(place, s.inputs.detach().flatten(0, -2), s.indices.flatten())
+    seen = [
+        [(s.inputs.detach().flatten(0, -2), s.indices.flatten()) for s in groups[number]]
+        for number in numbers
+    ]
+    every = _stacked([x for one in seen for x, _ in one])
+    indices = _stacked([names for one in seen for _, names in one])
+    if every is not None and indices is not None and all(len(one) == 1 for one in seen):
+        step.add_(every, indices)
+        return step
+    for place, one in enumerate(seen):
+        for x, names in one:
+            step.add_(x[None], names[None], place)
     return step
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor | None:
+    """Returns as one tensor, without a copy, what lies evenly spaced in one storage."""
+    first = tensors[0]
+    layouts = {(t.shape, t.stride(), t.untyped_storage().data_ptr()) for t in tensors}
+    starts = [tensor.storage_offset() for tensor in tensors]
+    steps = {after - before for before, after in itertools.pairwise(starts)} or {0}
+    if len(layouts) > 1 or len(steps) > 1 or min(steps) < 0:
+        return None
+    return first.as_strided((len(tensors), *first.shape), (steps.pop(), *first.stride()))

@@ -42,11 +42,15 @@ class Step:
         self.fresh = torch.empty((q, k), dtype=torch.float32, device=device)
         self._launch(_start, self.tables)
 
-    def add_(self, number: int, x: Tensor, indices: Tensor) -> None:
-        """Adds vectors ``(n, d)`` with indices ``(n,)`` to the sums of one codebook."""
+    def add_(self, x: Tensor, indices: Tensor, first: int = 0) -> None:
+        """Adds vectors ``(q, n, d)`` with indices ``(q, n)`` to the sums of codebooks.
+
+        They are the codebook ``first`` and those after it.
+        """
         _, k, d = self.shape
-        flat = self.totals[number]
-        add_to_tables_(flat[:, : k * d].view(-1, k, d), flat[:, k * d :], x, indices)
+        flat = self.totals[first : first + len(x)]
+        sums = flat[..., : k * d].unflatten(-1, (k, d))
+        add_to_tables_(sums, flat[..., k * d :], x, indices)
 
     def joint(self) -> Tensor:
         """Returns what ranks add up before ``move_``."""

@@ -38,37 +38,36 @@ def add_statistics_(totals: Tensor, x: Tensor, indices: Tensor) -> None:
         - ``indices``: ``(n,)``
     """
     totals = totals if totals.ndim == 3 else totals.unsqueeze(0)
-    add_to_tables_(totals[..., :-1], totals[..., -1], x, indices)
+    add_to_tables_(totals[None, ..., :-1], totals[None, ..., -1], x[None], indices[None])
 
 
 def add_to_tables_(sums: Tensor, counts: Tensor, x: Tensor, indices: Tensor) -> None:
-    """Adds as ``add_statistics_`` to one of ``t`` tables, which the number of the program tells.
+    """Adds as ``add_statistics_`` for ``q`` codebooks at once, to one of ``t`` tables of each.
 
     Shape:
-        - ``sums``: ``(t, k, d)``
-        - ``counts``: ``(t, k)``
-        - ``x``: ``(n, d)``
-        - ``indices``: ``(n,)``
+        - ``sums``: ``(q, t, k, d)``
+        - ``counts``: ``(q, t, k)``
+        - ``x``: ``(q, n, d)``
+        - ``indices``: ``(q, n)``
     """
-    n, d = x.shape
-    if n == 0:
+    q, n, d = x.shape
+    if q * n == 0:
         return
     features = min(128, triton.next_power_of_2(max(1, d)))
     rows = _ENTRIES // features
     with torch.cuda.device_of(x):
-        _add[(triton.cdiv(n, rows), triton.cdiv(max(1, d), features))](
+        _add[(triton.cdiv(n, rows), triton.cdiv(max(1, d), features), q)](
             sums,
             counts,
             x,
             indices,
             n,
+            counts.shape[2],
             counts.shape[1],
-            len(counts),
-            sums.stride(0),
-            sums.stride(1),
+            *sums.stride()[:3],
             *counts.stride(),
             *x.stride(),
-            indices.stride(0),
+            *indices.stride(),
             d=d,
             rows=rows,
             features=features,
@@ -86,30 +85,37 @@ def _add(  # noqa: PLR0913
     n: tl.tensor,
     k: tl.tensor,
     tables: tl.tensor,
+    stride_sums: tl.tensor,
     stride_table: tl.tensor,
     stride_sum: tl.tensor,
     stride_counts: tl.tensor,
+    stride_counts_table: tl.tensor,
     stride_count: tl.tensor,
+    stride_x: tl.tensor,
     stride_n: tl.tensor,
     stride_d: tl.tensor,
+    stride_indices: tl.tensor,
     stride_index: tl.tensor,
     d: tl.constexpr,
     rows: tl.constexpr,
     features: tl.constexpr,
 ) -> None:
     """Adds one block of rows and features; programs of the first block of features also count."""
+    codebook = tl.program_id(2).to(tl.int64)
     table = (tl.program_id(0) % tables).to(tl.int64)
     row = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
     feature = tl.program_id(1) * features + tl.arange(0, features)
-    index = tl.load(indices + row * stride_index, mask=row < n, other=-1)
+    names = indices + codebook * stride_indices + row * stride_index
+    index = tl.load(names, mask=row < n, other=-1)
     # An index out of range must not write outside of the table.
     valid = (index >= 0) & (index < k)
     mask = valid[:, None] & (feature < d)[None, :]
-    places = x + row[:, None] * stride_n + feature[None, :].to(tl.int64) * stride_d
+    places = x + codebook * stride_x + row[:, None] * stride_n
+    places += feature[None, :].to(tl.int64) * stride_d
     value = tl.load(places, mask=mask, other=0.0).to(tl.float32)
-    target = sums + table * stride_table + index * stride_sum
+    target = sums + codebook * stride_sums + table * stride_table + index * stride_sum
     tl.atomic_add(target[:, None] + feature[None, :], value, mask=mask, sem="relaxed")
     if tl.program_id(1) == 0:
         one = tl.full((rows,), 1.0, tl.float32)
-        place = counts + table * stride_counts + index * stride_count
-        tl.atomic_add(place, one, mask=valid, sem="relaxed")
+        place = counts + codebook * stride_counts + table * stride_counts_table
+        tl.atomic_add(place + index * stride_count, one, mask=valid, sem="relaxed")
