@@ -94,9 +94,9 @@ def revive_fused_(
 def _fit(held: tuple[Tensor, ...], seen: tuple[Tensor, ...]) -> bool:
     """Whether kernels can write what is held, and read what was seen."""
     return (
-        _triton.is_usable(*held, *seen)
+        not is_traced(*held, *seen)
+        and _triton.is_usable(*held, *seen)
         and not torch.are_deterministic_algorithms_enabled()
-        and not is_traced(*held, *seen)
         and all(tensor.is_contiguous() for tensor in held)
     )
 
