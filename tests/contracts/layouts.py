@@ -101,8 +101,8 @@ class GivenStructure(Quantizer):
     def encode(self, x, mask=None):
         return self.texture_quantizer.encode(x, self.structure(x.shape, x), mask)
 
-    def decode(self, indices, dtype=torch.float32):
-        inner = self.texture_quantizer.quantizer.decode(indices).to(dtype)
+    def decode(self, indices, dtype=None):
+        inner = self.texture_quantizer.quantizer.decode(indices).to(dtype or self.dtype)
         return self.texture_quantizer.decode(indices, self.structure(inner.shape, inner))
 
     def quantize_as(self, x, indices):

@@ -99,7 +99,7 @@ CHECKS |= {
     f"{kind}_in_fsdp1{'_with_original_parameters' if original else ''}": TrainsAsOneFlattened(
         kind, original
     )
-    for kind in ("ema", "self_updating")
+    for kind in ("gradient", "ema", "self_updating")
     for original in (False, True)
 }
 

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,6 +12,7 @@ from torch.testing import assert_close
 
 import train
 import train_all
+from study.setting import PIECES, Setting
 from tests.examples.training import checkpoint, command
 from tvqrap.cli import UserError
 from tvqrap.training.data import Crops, SampleNumbers, Split, reading
@@ -140,3 +142,14 @@ def test_train_all_leaves_them_out_and_reports_them(photos, tmp_path, capsys, mo
     train_all.main(["--photos", str(photos), "--out", str(tmp_path), "--minutes", "9", *more])
     report = json.loads((tmp_path / "report.json").read_text())
     assert [line.split(": ")[0] for line in report["left_out"]] == [str(photos / "0.png")] * 2
+
+
+def test_a_study_measures_none_twice(tmp_path, capsys):
+    for number in range(3):
+        levels = np.random.default_rng(number).integers(0, 256, (144, 160, 3), dtype=np.uint8)
+        Image.fromarray(levels).save(tmp_path / f"{number}.png")
+    damage(tmp_path / "0.png")
+    setting = Setting(tmp_path, tmp_path, most=2)
+    assert len(setting.hr.unique(dim=0)) == len(setting.hr) == 2 * PIECES
+    next(setting.batches(seed=0, batch=16))
+    assert capsys.readouterr().err.count("0.png: is damaged: ") == 1

@@ -226,7 +226,7 @@ def test_what_ends_a_stage_loses_no_step(why):
     recipe = dataclasses.replace(TIMED["tokenizer"], batch=4, crop=64, adversarial=0.0)
     saved = []
     reporting = Reporting(lambda row: None, lambda training: saved.append(training.done))
-    training = TimedTraining(stage(), recipe, batches(), critic=None, seconds=600.0)
+    training = TimedTraining(stage(), recipe, batches(), critic=None, seconds=30.0)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(why):

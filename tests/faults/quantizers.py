@@ -19,7 +19,7 @@ QUANTIZERS = {
     ),
     "quantizer-lets-nan-in": Fault(
         "quantizers/_shared/_inputs.py",
-        "return torch.where(valid.unsqueeze(-1), x, 0.0), valid",
+        "return where_valid(valid, x, 0.0), valid",
         "return x, valid",
         "contracts/test_mask.py",
         "euclidean",

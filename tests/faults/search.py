@@ -8,7 +8,7 @@ SEARCH = {
         "(value < best[:, place])",
         "(value <= best[:, place])",
         "functional/test_search.py",
-        "block_sizes and 1-5-3",
+        "block_sizes and 5-5-3",
     ),
     "search-insertion-drops-an-equal": Fault(
         "functional/_kernels/_search_blocks.py",
@@ -22,7 +22,28 @@ SEARCH = {
         "member + group * groups.shape[1] + start",
         "member + group * groups.shape[1]",
         "functional/test_search.py",
+        "block_sizes and 5-5-3",
+    ),
+    "search-around-zero-forgets-where-its-block-starts": Fault(
+        "functional/_kernels/_search_blocks.py",
+        "here + columns.start",
+        "here",
+        "functional/test_search.py",
         "block_sizes and 1-5-3",
+    ),
+    "search-without-care-for-what-overflows": Fault(
+        "functional/_kernels/_search_blocks.py",
+        "not np.isfinite(minima.numpy().min())",
+        "False",
+        "functional/test_search.py",
+        "distant or non_finite or overflow",
+    ),
+    "search-without-care-for-offsets": Fault(
+        "functional/_kernels/_usual.py",
+        'metric == "euclidean" and _is_off_center(codes)',
+        "False",
+        "functional/test_search.py",
+        "offset",
     ),
     "search-offers-what-it-took": Fault(
         "functional/_kernels/_search_blocks.py",
@@ -88,8 +109,8 @@ SEARCH = {
     ),
     "search-forgets-the-cross-term-factor": Fault(
         "functional/_kernels/_search_blocks.py",
-        "alpha=-2.0",
-        "alpha=-1.0",
+        "some.T[None], alpha=-2.0",
+        "some.T[None], alpha=-1.0",
         "functional/test_search.py",
         "match_the_definition",
     ),

@@ -158,6 +158,9 @@ def test_a_token_far_away_does_not_overflow():
     codes = torch.eye(3)
     x = torch.tensor([[3e38, 0.0, 0.0], [0.0, 3e38, 0.0], [-1e38, -1e38, 3e38]])
     exactly(nearest_indices(x, codes), torch.tensor([0, 1, 2]))
+    # Here the products of one code are infinite of either sign, and their sum would be NaN.
+    codes = torch.tensor([[2.0, -2.0], [2.0, 2.0], [-2.0, -1.0]])
+    exactly(nearest_indices(torch.tensor([[3e38, 2e38]]), codes), torch.tensor([1]))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

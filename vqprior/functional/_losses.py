@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vqprior._checks import check_instance, check_mask, check_tensor
 from vqprior._results import QuantizerOutput, Selection
+from vqprior.functional._kernels._host import count_true, is_on_host, where_valid
 from vqprior.functional._kernels._operators import apply, with_signature
 
 
@@ -158,9 +159,8 @@ class _MeanSquareError(torch.autograd.Function):
 
     @staticmethod
     def forward(inputs: Tensor, codes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        # Norms per token: squares of all features would take one more tensor of the input's size.
-        tokens = torch.linalg.vector_norm(_difference(inputs, codes), dim=-1).square()
-        mean = torch.where(mask, tokens, 0.0).sum() / _count(inputs, mask)
+        difference = _difference(inputs, codes, mask)
+        mean = difference.mul_(difference).sum() / _count(inputs, mask)
         return mean, mean.clone()
 
     @staticmethod
@@ -175,7 +175,7 @@ class _MeanSquareError(torch.autograd.Function):
         _: None,
     ) -> tuple[Tensor, Tensor]:
         inputs, codes, mask = ctx.saved_tensors
-        difference = torch.where(mask.unsqueeze(-1), _difference(inputs, codes), 0.0)
+        difference = _difference(inputs, codes, mask)
         slope = 2 / _count(inputs, mask)
         return slope * (difference * of_inputs).sum(), -slope * (difference * of_codes).sum()
 
@@ -186,7 +186,7 @@ class _MeanSquareError(torch.autograd.Function):
         on_codes: Tensor,
     ) -> tuple[Tensor | None, Tensor | None, None]:
         inputs, codes, mask = ctx.saved_tensors
-        difference = torch.where(mask.unsqueeze(-1), _difference(inputs, codes), 0.0)
+        difference = _difference(inputs, codes, mask)
         slope = 2 / _count(inputs, mask)
         grad_inputs = grad_codes = None
         if ctx.needs_input_grad[0]:
@@ -196,13 +196,15 @@ class _MeanSquareError(torch.autograd.Function):
         return grad_inputs, grad_codes, None
 
 
-def _difference(inputs: Tensor, codes: Tensor) -> Tensor:
+def _difference(inputs: Tensor, codes: Tensor, mask: Tensor) -> Tensor:
     dtype = torch.promote_types(torch.promote_types(inputs.dtype, codes.dtype), torch.float32)
-    return inputs.to(dtype) - codes.to(dtype)
+    return where_valid(mask, inputs.to(dtype) - codes.to(dtype), 0.0)
 
 
-def _count(inputs: Tensor, mask: Tensor) -> Tensor:
+def _count(inputs: Tensor, mask: Tensor) -> Tensor | int:
     """Returns the number of valid entries, at least 1."""
+    if is_on_host(mask):
+        return max(1, count_true(mask) * inputs.shape[-1])
     return (mask.sum() * inputs.shape[-1]).clamp_min(1)
 
 

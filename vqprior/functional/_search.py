@@ -10,10 +10,12 @@ from vqprior._precision import without_autocast
 from vqprior.functional._kernels import _triton
 from vqprior.functional._kernels._operators import batch_first, is_traced
 from vqprior.functional._kernels._search_blocks import search_blocks
+from vqprior.functional._kernels._usual import search_usual
 from vqprior.functional._location import find_center, find_scale, sizes_of
 from vqprior.functional._unit import to_unit_length
 
 _METRICS = ("euclidean", "cosine", "dot")
+_WIDE = (torch.float32, torch.float64)
 # Beyond this multiple of the usual code's size, squares and products could overflow.
 _FAR = 2.0**40
 
@@ -112,6 +114,10 @@ def _check_tables(x: Tensor, codes: Tensor) -> None:
 def _search(x: Tensor, codes: Tensor, metric: str, num_nearest: int) -> Tensor:
     """Searches by the Triton kernel or by plain operators; returns ``(..., [q,] m)``."""
     several = codes.ndim == 3
+    if num_nearest == 1 and not several and x.is_cpu and x.dtype == codes.dtype in _WIDE:
+        usual = search_usual(x.reshape(-1, x.shape[-1]), codes, metric)
+        if usual is not None:
+            return usual.view(*x.shape[:-1], 1)
     dtype = torch.promote_types(torch.promote_types(x.dtype, codes.dtype), torch.float32)
     with without_autocast(x.device.type):
         tables = codes.to(dtype) if several else codes.to(dtype).unsqueeze(0)
@@ -163,7 +169,9 @@ def _prepare(codes: Tensor, metric: str) -> tuple[Tensor, Tensor, Tensor, Tensor
     ``(q, k, d)``, bias ``(q, k)``, shift ``(q, d)`` and scale ``(q,)``.
     """
     sizes = sizes_of(codes)
-    shift, scale = torch.zeros_like(codes[:, 0]), torch.ones_like(codes[:, 0, 0])
+    # Vectors are clamped once they are scaled. For unit codes, this scale leaves the directions of
+    # nearly all that float32 can hold.
+    shift, scale = torch.zeros_like(codes[:, 0]), torch.full_like(codes[:, 0, 0], 2.0**-14)
     if metric == "cosine":
         keys = to_unit_length(codes)
     else:

@@ -19,6 +19,7 @@ from vqprior._results import QuantizerOutput, Selection
 from vqprior._transforms import is_learning
 from vqprior.codebooks._embedding import EmbeddingCodebook
 from vqprior.functional import nearest_indices, straight_through, unused_code_loss
+from vqprior.functional._kernels._host import where_valid
 from vqprior.functional._losses import commitment_and_codebook_mse
 from vqprior.functional._scores import score_codes
 from vqprior.quantizers._shared._inputs import (
@@ -53,6 +54,7 @@ class VectorQuantizer(Quantizer):
             the original VQGAN release has a commitment weight of 1 and a codebook weight of
             0.25.
         unused_weight: Weight of ``unused_code_loss`` relative to ``codebook_weight``, at least 0.
+            In eval mode there is no such term.
 
     Raises:
         TypeError: If ``codebook`` is not a ``Codebook`` or ``estimator`` is not callable.
@@ -176,7 +178,7 @@ class VectorQuantizer(Quantizer):
         valid = valid_tokens(x, mask, self.dim)
         # What does not count gets some index, so there is no copy of `x` to blank it.
         nearest = nearest_indices(x, self.codebook.codes(), metric=self.metric)
-        return torch.where(valid, nearest, -1)
+        return where_valid(valid, nearest, -1)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Returns the codes named by ``indices``: ``(...) -> (..., d)``; -1 gives zeros.
@@ -238,21 +240,22 @@ class VectorQuantizer(Quantizer):
             selected, chosen = self.estimator.select(
                 x, vectors, metric=self.metric, indices=chosen, sample=self.training
             )
-            codes = torch.where(valid.unsqueeze(-1), F.embedding(chosen, vectors), 0.0)
-            quantized = torch.where(valid.unsqueeze(-1), selected.to(x.dtype), 0.0)
+            codes = where_valid(valid, F.embedding(chosen, vectors), 0.0)
+            quantized = where_valid(valid, selected.to(x.dtype), 0.0)
         else:
             if chosen is None:
                 chosen = nearest_indices(x, vectors, metric=self.metric)
-            codes = torch.where(valid.unsqueeze(-1), F.embedding(chosen, vectors), 0.0)
+            codes = where_valid(valid, F.embedding(chosen, vectors), 0.0)
             quantized = self.estimator(x, codes.to(x.dtype))
             if self.estimator is not straight_through:  # which returns the zeros it is given
-                quantized = torch.where(valid.unsqueeze(-1), quantized, 0.0)
-        indices = torch.where(valid, chosen, -1)
+                quantized = where_valid(valid, quantized, 0.0)
+        indices = where_valid(valid, chosen, -1)
         selection = Selection(inputs=x, codes=codes, indices=indices, mask=valid)
         return make_output(quantized, indices, self._terms(selection, vectors), (selection,))
 
     def _terms(self, selection: Selection, vectors: Tensor) -> dict[str, Tensor]:
-        learns = any(is_learning(parameter) for parameter in self.codebook.parameters())
+        # FSDP1 may have taken the parameters away, but codes have a gradient all the same.
+        learns = is_learning(vectors) or any(is_learning(p) for p in self.codebook.parameters())
         weights = {"commitment": self.commitment_weight}
         weights["codebook"] = self.codebook_weight if learns else 0.0
         # A loss without weight must not reach what it would train, not even by a zero.
@@ -264,6 +267,6 @@ class VectorQuantizer(Quantizer):
         terms = {name: weight * loss for (name, weight), loss in losses if weight > 0}
         weight = self.unused_weight * self.codebook_weight
         # Where codes share parameters, the pull on one would move them all.
-        if learns and weight > 0 and self.codebook.can_be_set:
+        if learns and weight > 0 and self.codebook.can_be_set and self.training:
             terms["unused"] = weight * unused_code_loss(selection, vectors)
         return terms

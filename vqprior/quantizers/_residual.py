@@ -9,6 +9,7 @@ from torch import Tensor
 from vqprior._checks import check_at_least, check_callable, check_floating, check_fraction
 from vqprior._interfaces import Codebook, GradientEstimator, Quantizer
 from vqprior._results import QuantizerOutput
+from vqprior._transforms import is_learning
 from vqprior.functional import straight_through
 from vqprior.quantizers._shared._columns import mask_indices, stack_logits
 from vqprior.quantizers._shared._inputs import (
@@ -234,7 +235,7 @@ class ResidualQuantizer(Quantizer):
                 # Modules inside a stage learn from the result; `x` gets the outer estimator. Where
                 # `x` has a gradient, that of the losses must reach it and this one must not, which
                 # no single run of the stage can tell apart.
-                alone = stage.quantize_as(rest.detach(), out.indices) if x.requires_grad else out
+                alone = stage.quantize_as(rest.detach(), out.indices) if is_learning(x) else out
                 inner = alone.quantized.to(dtype)
                 carried = inner - inner.detach()
                 trained = carried if trained is None else trained + carried

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tvqrap.training.data import Batch, Crops, reduce_part
-from tvqrap.training.photos import PhotoFiles
+from tvqrap.training.photos import PhotoFiles, name_damage
 
 CROP = 64  # side of a crop to train on, and of a piece to measure on
 CUTS = 2
@@ -22,6 +22,8 @@ PART = 40  # images measured at once
 class Setting:
     """Random crops of photos to train on, and the middles of at most ``most`` held-out photos.
 
+    Photos that cannot be read are named; others are trained on, and are measured, in their place.
+
     Models are measured on pieces of the size of the training crops. A structure encoded at H/32 has
     2 x 2 vectors in a crop, all of them at a border, and does not generalize to larger images.
     ``hr`` and ``lr`` are the pieces, photo after photo, RGB in [0, 1].
@@ -32,16 +34,26 @@ class Setting:
         precision: str = "float32",
     ) -> None:  # fmt: skip
         self.device, self.precision = torch.device(device), precision
-        self.photos = PhotoFiles(photos, smallest=CROP, quiet=True)
-        held_out = PhotoFiles(val, smallest=VIEW, quiet=True)
-        middles = [middle(held_out[number]) for number in range(min(most, len(held_out)))]
+        self.photos = PhotoFiles(photos, smallest=CROP)
+        self.named: set[str] = set()
+        files = PhotoFiles(val, smallest=VIEW)
+        middles = []
+        for number in range(len(files)):
+            if len(middles) == most:
+                break
+            found = files.find(number)
+            name_damage(found.damage, self.named)
+            if not found.damage:
+                middles.append(middle(found.photo))
         self.hr, self.lr = (pieces(part).to(device) for part in zip(*middles, strict=True))
 
     def batches(self, seed: int, batch: int, first: int = 0) -> Iterator[Batch]:
         """Yields the batches of a training from number ``first`` on; ``seed`` determines them."""
         crops = Crops(self.photos, crop=CROP, augmentation="crop_flip_rotate", seed=seed)
         for number in itertools.count(first):
-            yield crops.batch(range(number * batch, (number + 1) * batch)).to(self.device)
+            samples = crops.batch(range(number * batch, (number + 1) * batch))
+            name_damage(samples.damage, self.named)
+            yield samples.to(self.device)
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the held-out pieces in parts that fit into memory."""

@@ -29,7 +29,7 @@ def train_tokenizer(row: TokenizerRow, setting: Setting) -> TextureTokenizer:
     """Trains the tokenizer of a row and freezes it."""
     tokenizer = build_tokenizer(row).to(setting.device)
     choice = QUANTIZERS[row.quantizer]
-    hr, lr, _ = next(setting.batches(row.seed, START_BATCHES * TOKENIZER.batch, first=-1))
+    hr, lr, *_ = next(setting.batches(row.seed, START_BATCHES * TOKENIZER.batch, first=-1))
     with torch.no_grad():
         choice.start(tokenizer.quantizer.quantizer.quantizer, prepared(tokenizer, hr, lr))
     stage = TokenizerStage(

@@ -1,5 +1,8 @@
 """Search by plain operators, in blocks of the score matrix."""
 
+import functools
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +14,64 @@ _MAX_BLOCK_CODES = 1024
 _GROUP = 64
 # Beyond this multiple of the codes' scale, a score could overflow.
 _FAR = 1e30
+
+
+def search_around_zero(x: Tensor, keys: Tensor, bias: Tensor) -> Tensor | None:
+    """Returns ``argmin_k bias[k] - 2 <x, keys[k]>`` ``(n,)``, or None if a product overflows.
+
+    Without shift and scale, on the CPU, for one codebook: ``x`` ``(n, d)``, ``keys`` ``(k, d)``,
+    ``bias`` ``(k,)``, all in one dtype. Ties go to the lowest index.
+    """
+    (n, d), k = x.shape, len(keys)
+    group = min(_GROUP, k, _MAX_BLOCK_CODES)
+    keys, bias = (part.squeeze(0) for part in _fill_up(keys[None], bias[None], -k % group))
+    num_codes = min(len(keys), _MAX_BLOCK_CODES // group * group)
+    num_rows = max(1, min(n, _MAX_BLOCK_ENTRIES // max(num_codes, d)))
+    scores = keys.new_empty(num_rows * num_codes)
+    found = [x.new_empty(0, dtype=torch.int64)]
+    for rows in _blocks(n, num_rows):
+        nearest = _nearest_of(x[rows], keys, bias, group, num_codes, scores)
+        if nearest is None:
+            return None
+        found.append(nearest)
+    return found[1] if len(found) == 2 else torch.cat(found)
+
+
+def _nearest_of(
+    x: Tensor, keys: Tensor, bias: Tensor, group: int, num_codes: int, scores: Tensor
+) -> Tensor | None:
+    """As above for one block of rows; ``scores`` is scratch space."""
+    best, index = keys.new_empty(0), None
+    for columns in _blocks(len(keys), num_codes):
+        some = keys[columns]
+        out = scores[: len(x) * len(some)].view(1, len(x), -1)
+        # As for several codebooks: other products may round differently.
+        torch.baddbmm(bias[None, None, columns], x[None], some.T[None], alpha=-2.0, out=out)
+        groups = out.view(-1, group)
+        minima = groups.amin(dim=1).view(len(x), -1)
+        if not np.isfinite(minima.numpy().min()):  # which is NaN if any is
+            return None
+        here = _take_first(groups, minima)
+        if len(keys) == num_codes:
+            return here
+        value = minima.amin(dim=1)
+        closer = value < best if index is not None else None
+        index = here if closer is None else torch.where(closer, here + columns.start, index)
+        best = value if closer is None else torch.where(closer, value, best)
+    return index
+
+
+def _take_first(groups: Tensor, minima: Tensor) -> Tensor:
+    """Returns the place of the lowest score of each row: the best group, then the best within."""
+    group = minima.argmin(dim=1)
+    members = groups.index_select(0, group + _first_groups(*minima.shape))
+    return torch.add(members.argmin(dim=1), group, alpha=groups.shape[1])
+
+
+@functools.lru_cache(maxsize=16)
+def _first_groups(rows: int, of_row: int) -> Tensor:
+    with torch.inference_mode(mode=False):  # kept for calls outside of it
+        return torch.arange(0, rows * of_row, of_row)
 
 
 def search_blocks(

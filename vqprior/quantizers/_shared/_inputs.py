@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +16,10 @@ from vqprior._checks import (
     check_shape,
 )
 from vqprior._interfaces import Quantizer, QuantizerBase
+from vqprior.functional._kernels._host import is_on_host, where_valid
 from vqprior.quantizers._shared._columns import has_any_index
+
+_NUMPY_DTYPES = {torch.float16, torch.float32, torch.float64}
 
 
 def check_quantizer(name: str, quantizer: object) -> None:
@@ -106,18 +110,27 @@ def valid_tokens(x: Tensor, mask: Tensor | None, dim: int) -> Tensor:
     """
     check_floating("x", x)
     check_last_dim("x", x, dim)
-    # Two passes over `x`; `isfinite` takes three, and reducing booleans is slow.
-    valid = (x.amax(dim=-1) < torch.inf) & (x.amin(dim=-1) > -torch.inf)
     if mask is not None:
         check_mask(mask, x.shape[:-1])
-        valid = valid & mask
-    return valid
+    if x.dtype in _NUMPY_DTYPES and is_on_host(x):
+        return _valid_on_host(x.detach(), mask)
+    # Two passes over `x`; `isfinite` takes three, and reducing booleans is slow.
+    valid = (x.amax(dim=-1) < torch.inf) & (x.amin(dim=-1) > -torch.inf)
+    return valid if mask is None else valid & mask
+
+
+def _valid_on_host(x: Tensor, mask: Tensor | None) -> Tensor:
+    """As above, by numpy where it costs less: for one number per token."""
+    valid = (x.amax(dim=-1).numpy() < np.inf) & (x.amin(dim=-1).numpy() > -np.inf)
+    if mask is not None:
+        valid = valid & mask.numpy()
+    return torch.from_numpy(np.asarray(valid))
 
 
 def validate_input(x: Tensor, mask: Tensor | None, dim: int) -> tuple[Tensor, Tensor]:
     """Checks the input; returns it with zeros for invalid tokens, and which tokens are valid."""
     valid = valid_tokens(x, mask, dim)
-    return torch.where(valid.unsqueeze(-1), x, 0.0), valid
+    return where_valid(valid, x, 0.0), valid
 
 
 def validate_assignment(

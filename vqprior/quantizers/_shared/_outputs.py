@@ -41,11 +41,14 @@ def make_output(
         tensor(0.2500)
     """
     terms = {name: term.float() for name, term in terms.items()}
-    zero = torch.zeros((), dtype=torch.float32, device=quantized.device)
+    losses = iter(terms.values())
+    first = next(losses, None)
+    if first is None:
+        first = torch.zeros((), dtype=torch.float32, device=quantized.device)
     return QuantizerOutput(
         quantized=quantized,
         indices=indices,
-        loss=sum(terms.values(), zero),
+        loss=sum(losses, first),
         terms=terms,
         selections=tuple(selections),
     )

@@ -7,6 +7,7 @@ place later.
 import sys
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -122,6 +123,14 @@ class PhotoFiles:
             _, oldest = self._kept.popitem(last=False)
             self._bytes -= oldest.nbytes
         return photo
+
+
+def name_damage(damage: Iterable[str], named: set[str]) -> None:
+    """Writes a note to stderr about each replaced file that is not in ``named``, and adds it."""
+    for line in dict.fromkeys(damage):
+        if line not in named:
+            tqdm.write(f"note: {line}; other photos take its place", file=sys.stderr)
+        named.add(line)
 
 
 def note_changes(before: list[int], now: list[int]) -> None:

@@ -2,17 +2,16 @@
 
 import csv
 import io
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from tvqrap.cli import atomic_write
 from tvqrap.models.assembly import upscale_bicubic
+from tvqrap.training.photos import name_damage
 from tvqrap.training.ranks import Ranks
 from tvqrap.training.update import Outcome
 from vqprior.metrics import CodebookUsage, psnr, rgb_to_luma
@@ -47,11 +46,9 @@ class RunningLog:
         self.skipped += 1
 
     def name(self, damage: Iterable[str]) -> None:
-        """Writes a note about each damaged file that has had none."""
-        for line in dict.fromkeys(damage):
-            if line not in self.named and self.ranks.is_first:
-                tqdm.write(f"note: {line}; other photos take its place", file=sys.stderr)
-            self.named.add(line)
+        """Writes a note about each damaged file that has had none; only the first process does."""
+        if self.ranks.is_first:
+            name_damage(damage, self.named)
 
     def replace(self, damage: Iterable[str]) -> None:
         """Counts photos that were replaced by others, a line for each, which names the file."""
