@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqprior.functional._kernels._operators import is_readable
+from vqprior.functional._kernels._host import is_on_host
 
 
 def counter_integer(counter: Tensor) -> Tensor:
@@ -13,7 +13,7 @@ def counter_integer(counter: Tensor) -> Tensor:
     Uses the SplitMix64 hash (Steele, Lea and Flood, OOPSLA 2014) in wrapping int64 arithmetic,
     which every device has, unlike float64.
     """
-    if is_readable(counter):
+    if is_on_host(counter):
         return _hash(counter)
     x = counter * -7046029254386353131
     x = (x ^ _shift_right(x, 30)) * -4658895280553007687

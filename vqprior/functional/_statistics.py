@@ -15,7 +15,8 @@ from vqprior._checks import (
     check_shape,
 )
 from vqprior.functional._kernels import _triton
-from vqprior.functional._kernels._operators import batch_first, is_readable, is_traced
+from vqprior.functional._kernels._host import is_on_host
+from vqprior.functional._kernels._operators import batch_first, is_traced
 
 
 def code_sums_and_counts(x: Tensor, indices: Tensor, num_codes: int) -> Tensor:
@@ -63,7 +64,7 @@ def sums_and_counts(x: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor,
     check_index_range("indices", indices, num_codes)
     flat_indices = indices.reshape(-1).long()
     flat = x.detach().reshape(flat_indices.shape[0], x.shape[-1])
-    if is_readable(flat, flat_indices) and not _has_kernel(flat, flat_indices):
+    if is_on_host(flat, flat_indices) and not _has_kernel(flat, flat_indices):
         return _add_segments(flat, flat_indices, num_codes)
     add_up = _add_up_op if is_traced(flat, flat_indices) else _add_up
     totals: Tensor = add_up(flat, flat_indices, num_codes)
@@ -79,7 +80,8 @@ def _add_segments(x: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, T
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     names = indices.numpy()
     counts = np.bincount(names + 1, minlength=num_codes + 1)
-    totals = torch.from_numpy(counts[1:, None]).to(x.dtype)
+    real = np.float64 if x.dtype == torch.float64 else np.float32
+    totals = torch.from_numpy(counts[1:, None].astype(real))
     if x.numel() == 0:
         return x.new_zeros(num_codes, x.shape[1]), totals
     order = torch.from_numpy(_order(names, num_codes)[counts[0] :])  # -1 comes first

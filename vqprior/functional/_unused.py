@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from vqprior._checks import check_codes, check_instance
 from vqprior._results import Selection
-from vqprior.functional._kernels._operators import is_readable
+from vqprior.functional._kernels._host import is_on_host
 from vqprior.functional._location import sizes_of
 
 
@@ -58,7 +58,7 @@ def unused_code_loss(selection: Selection, codes: Tensor) -> Tensor:
     size, mask = codes.shape[0], selection.mask.reshape(-1)
     inputs = selection.inputs.detach().reshape(-1, codes.shape[1])
     indices = selection.indices.reshape(-1)
-    if is_readable(indices, mask, inputs, codes.detach()):
+    if is_on_host(indices, mask, inputs, codes.detach()):
         return _of_unused_rows(codes, inputs, indices.numpy(), mask.numpy())
     wide = codes.to(torch.promote_types(codes.dtype, torch.float32))
     if mask.shape[0] == 0:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vqprior._interfaces import Codebook
-from vqprior.functional._kernels._operators import is_readable
+from vqprior.functional._kernels._host import is_on_host
 
 _Array = npt.NDArray[np.float32]
 _LASTING = 0.01  # share of one step in how often rows were rewritten lately
@@ -47,7 +47,7 @@ class Averages:
     def _is_plain(self, weight: Tensor, *others: Tensor) -> bool:
         """Whether codes of float32 are on the CPU: then they need no second copy to learn from."""
         tensors = (weight.detach(), self.counts, self.codes, self.written, self.restarts, *others)
-        return is_readable(*tensors) and {tensor.dtype for tensor in tensors} == {torch.float32}
+        return is_on_host(*tensors) and {tensor.dtype for tensor in tensors} == {torch.float32}
 
     def _move(
         self, codebook: Codebook, sums: Tensor, hits: Tensor, decay: float, eps: float

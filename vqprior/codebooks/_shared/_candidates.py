@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vqprior import _distributed
 from vqprior._results import Selection
-from vqprior.functional._kernels._operators import is_readable
+from vqprior.functional._kernels._host import is_on_host
 from vqprior.functional._random import counter_integer
 
 
@@ -87,7 +87,7 @@ def is_new(candidates: Tensor, errors: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _ranked(values: Tensor, place: int) -> Tensor:
     """Returns what sorting along the first dimension brings to ``place``."""
-    if is_readable(values):
+    if is_on_host(values):
         return torch.as_tensor(np.partition(values.numpy(), place, axis=0)[place])
     return values.sort(dim=0).values[place]
 

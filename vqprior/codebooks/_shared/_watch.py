@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vqprior import _distributed
 from vqprior._results import Selection
-from vqprior.functional._kernels._operators import is_readable
+from vqprior.functional._kernels._host import is_on_host
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Watch:
     ) -> tuple[Tensor, Tensor | None] | None:
         """Does what ``count_`` does by numpy; None if no code moves, as in most steps.
 
-        Call it where ``is_readable``.
+        Call it where ``is_readable`` says so.
         """
         size = len(vectors)
         names = [s.indices.numpy().reshape(-1) + 1 for s in selections]
@@ -70,7 +70,7 @@ class Watch:
         """Whether ``count_here_`` can be called; ranks count together, so none can tell alone."""
         state = (self.uses, self.tokens, self.steps, self.windows)
         indices = [s.indices for s in selections]
-        return not _distributed.is_active() and is_readable(vectors, *state, *indices)
+        return not _distributed.is_active() and is_on_host(vectors, *state, *indices)
 
     def count_(
         self, hits: Tensor, vectors: Tensor, threshold: float, patience: float

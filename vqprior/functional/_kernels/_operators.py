@@ -28,14 +28,6 @@ def is_traced(*tensors: Tensor) -> bool:
     )
 
 
-def is_readable(*tensors: Tensor) -> bool:
-    """Whether numpy may read and write the values here: those of tensors on the CPU, not traced.
-
-    On vectors of some hundred numbers, numpy takes a fraction of the time of torch's operators.
-    """
-    return all(tensor.is_cpu for tensor in tensors) and not is_traced(*tensors)
-
-
 def batch_first(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     """Moves the batch dimension of ``vmap`` to the front, or adds it by repetition."""
     if dim is None:
