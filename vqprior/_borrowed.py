@@ -24,6 +24,7 @@ class BorrowedCodebooks(Generic[_Codebook]):
     def __init__(self, codebooks: tuple[_Codebook, ...]) -> None:
         self._references = tuple(weakref.ref(codebook) for codebook in codebooks)
         self._shapes = tuple(_shapes(codebook) for codebook in codebooks)
+        self._checked: tuple[object, ...] = ()
 
     def __len__(self) -> int:
         return len(self._references)
@@ -50,7 +51,14 @@ class BorrowedCodebooks(Generic[_Codebook]):
 
     def check_whole(self) -> None:
         """Raises ``TypeError`` if a codebook is sharded over ranks. Reads no tensor."""
-        for codebook, before in zip(self.get(), self._shapes, strict=True):
+        codebooks = self.get()
+        if not torch.compiler.is_compiling():
+            # The same tensors as in the last step: to walk through modules costs more than a step
+            # of a small codebook.
+            now = tuple(_identity(codebook) for codebook in codebooks)
+            if now == self._checked:
+                return
+        for codebook, before in zip(codebooks, self._shapes, strict=True):
             _distributed.check_whole(codebook)
             if _shapes(codebook) != before:
                 raise TypeError(
@@ -59,6 +67,16 @@ class BorrowedCodebooks(Generic[_Codebook]):
                     "Use `default_rules`, built before sharding, which turn the codebook into "
                     "buffers."
                 )
+        if not torch.compiler.is_compiling():
+            self._checked = now
+
+
+def _identity(codebook: nn.Module) -> object:
+    """Returns what tells whether a codebook still consists of the same tensors."""
+    if codebook._modules:
+        return object()  # equal to nothing
+    tensors = [*codebook._parameters.values(), *codebook._buffers.values()]
+    return [(id(one), type(one), None if one is None else one.shape) for one in tensors]
 
 
 def _shapes(codebook: nn.Module) -> dict[str, torch.Size]:

@@ -50,6 +50,10 @@ class Codebook(nn.Module, abc.ABC):
         Raises ``TypeError`` if the codes are computed from something else and cannot be set.
         """
 
+    def _table(self) -> tuple[Tensor, float] | None:
+        """Returns a matrix and the number that makes codes of it, where rules may write to it."""
+        return None
+
 
 class IndexEstimator(abc.ABC):
     """A gradient through the choice of a code, which reaches all codes.

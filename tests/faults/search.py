@@ -68,8 +68,8 @@ SEARCH = {
     ),
     "statistics-count-what-is-left-out": Fault(
         "functional/_statistics.py",
-        "torch.where(indices >= 0, indices, num_codes)",
-        "torch.where(indices >= 0, indices, 0)",
+        "num_codes)[counts[0] :]",
+        "num_codes)[0 * counts[0] :]",
         "functional/test_statistics.py",
     ),
     "search-without-shift": Fault(
@@ -116,14 +116,14 @@ SEARCH = {
     ),
     "statistics-in-float16": Fault(
         "functional/_statistics.py",
-        "dtype = torch.promote_types(x.dtype, torch.float32)\n    # Ignored",
-        "dtype = x.dtype\n    # Ignored",
+        "x = x.to(torch.promote_types(x.dtype, torch.float32))\n    names",
+        "names",
         "functional/test_statistics.py",
     ),
     "statistics-by-one-hot": Fault(
         "functional/_statistics.py",
-        "sums.index_add_(0, indices, x.to(dtype))",
-        "sums += torch.eye(num_codes + 1).to(sums)[indices].T @ x.to(dtype)",
+        "torch.embedding_bag(x.contiguous(), order, first, False, 0)[0]",
+        "torch.eye(num_codes).to(x)[indices].T @ x",
         "functional/test_statistics.py",
     ),
     "digits-in-the-wrong-order": Fault(

@@ -39,14 +39,15 @@ def run(*arguments, interpret, cache):
 @needs_triton
 @pytest.mark.full
 @pytest.mark.parametrize("place", ["interpreter", pytest.param("gpu", marks=pytest.mark.gpu)])
-def test_the_kernels_compute_what_is_defined(place, tmp_path):
+@pytest.mark.parametrize(("file", "least"), [("triton_cases.py", 100), ("triton_rules.py", 20)])
+def test_the_kernels_compute_what_is_defined(place, file, least, tmp_path):
     pytest_options = ["-q", "-p", "no:cacheprovider"]
-    command = ["-m", "pytest", HERE / "triton_cases.py", *pytest_options]
+    command = ["-m", "pytest", HERE / file, *pytest_options]
     output = run(*command, interpret=place == "interpreter", cache=tmp_path)
     # Only passed: nothing skipped, deselected or expected to fail.
     counts = re.search(r"^(\d+) passed in ", output, re.MULTILINE)
     assert counts is not None, output
-    assert int(counts[1]) > 100, output
+    assert int(counts[1]) > least, output
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,8 @@ def compiled(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     output = run("-m", "tests.functional.triton_compiled", 80, 90, interpret=False, cache=cache)
     rows = [json.loads(line) for line in output.splitlines()]
-    assert {row["function"] for row in rows} == {"nearest", "few_codes", "add_statistics_"}
+    functions = {"nearest", "few_codes", "add_statistics_", "move_averages", "revive"}
+    assert {row["function"] for row in rows} == functions
     return rows
 
 

@@ -371,5 +371,5 @@ def test_a_quantizer_learns_by_the_kernels(kernels, monkeypatch):
         monkeypatch.setattr(_triton, "is_usable", lambda *tensors, usable=usable: usable)
         tokens = x.to(quantizer.codebook.weight.device, dtype)
         ema.step(quantizer(tokens, mask.expand(2, -1).to(tokens.device)))
-        assert len(kernels) - used == (2 if usable else 0)
+        assert len(kernels) - used == (1 if usable else 0)  # of those that are watched
     assert_close(vq.codebook.weight.detach().cpu().double(), twin.codebook.weight.detach().cpu())

@@ -15,6 +15,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from vqprior.functional._kernels._triton_averages import Step
+from vqprior.functional._kernels._triton_revival import Revival
 from vqprior.functional._kernels._triton_search import nearest, nearest_codes
 from vqprior.functional._kernels._triton_statistics import add_statistics_
 
@@ -81,6 +83,29 @@ def calls(dtype):
         yield nearest, (n, k, d), (x, keys, keys[:, :, 0].contiguous(), keys[:, 0], torch.ones(1))
         yield few_codes, (n, k, d), (x, keys.to(dtype))
         yield add_statistics_, (n, k, d), (torch.zeros(k, d + 1), x[0], torch.zeros(n).long())
+        yield move_averages, (n, k, d), (keys[0].to(dtype),)
+        yield revive, (n, k, d), (keys[0].to(dtype), x[0])
+
+
+def move_averages(weight):
+    step = Step([weight], [(weight.float(), weight.float(), *torch.zeros(2, len(weight)))], 1.0, 1)
+    step.move_(0.9, 1e-5)
+
+
+def revive(weight, x):
+    zero, indices = torch.zeros(()), torch.zeros(len(x)).long()
+    revival = Revival(
+        weight=weight,
+        gain=1.0,
+        uses=torch.zeros(len(weight)),
+        tokens=zero,
+        steps=zero.long(),
+        windows=zero.long(),
+        seed=3,
+        threshold=0.1,
+        patience=2.0,
+    )
+    revival.step_(x, x, indices, indices > 0)
 
 
 if __name__ == "__main__":

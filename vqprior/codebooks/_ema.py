@@ -3,14 +3,16 @@
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vqprior import _distributed
 from vqprior._checks import check_at_least, check_interval
-from vqprior._interfaces import Codebook, QuantizerBase
+from vqprior._interfaces import QuantizerBase
 from vqprior._results import QuantizerOutput
 from vqprior._rules import UpdateRule
-from vqprior.functional import code_sums_and_counts
+from vqprior.codebooks._shared._averages import Averages
+from vqprior.codebooks._shared._fused import move_fused_
+from vqprior.functional._statistics import sums_and_counts
 
 
 @final
@@ -89,16 +91,21 @@ class CodebookEMA(UpdateRule):
         if not outs:
             return
         groups = self._selections_by_codebook(*outs)
-        statistics = []
         codebooks = self.codebooks
+        averages = [self._averages(number) for number in range(len(codebooks))]
+        if move_fused_(codebooks, averages, groups, self.decay, self.eps):
+            return
+        statistics = []
         for codebook, selections in zip(codebooks, groups, strict=True):
-            parts = [
-                code_sums_and_counts(s.inputs, s.indices, codebook.num_codes) for s in selections
-            ]
-            joint = parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
-            statistics.append(joint.float())
-        for number, joint in enumerate(_distributed.all_reduce_sums(statistics)):
-            self._update(number, codebooks[number], joint)
+            parts = [sums_and_counts(s.inputs, s.indices, codebook.num_codes) for s in selections]
+            for same in zip(*parts, strict=True):  # the sums, then the counts
+                joint = same[0] if len(same) == 1 else torch.stack(same).sum(dim=0)
+                statistics.append(joint.float())
+        joint = _distributed.all_reduce_sums(statistics)
+        for number, codebook in enumerate(codebooks):
+            sums, hits = joint[2 * number : 2 * number + 2]
+            averages[number].move_(codebook, sums, hits, self.decay, self.eps)
+            _take_over(codebook)  # what another class of codebook may have made parameters again
 
     @torch.no_grad()
     def advice(self) -> str | None:
@@ -125,38 +132,13 @@ class CodebookEMA(UpdateRule):
             "`CodebookRevival` brings unused codes back; if it is stepped already, use fewer codes."
         )
 
-    def _update(self, number: int, codebook: Codebook, statistics: Tensor) -> None:
-        counts: Tensor = self.get_buffer(f"counts_{number}")
-        codes: Tensor = self.get_buffer(f"codes_{number}")
-        written: Tensor = self.get_buffer(f"written_{number}")
-        restarts: Tensor = self.get_buffer(f"restarts_{number}")
-        current = codebook.codes()
-        # Compared in the narrower of the two dtypes: only there were they ever equal.
-        kept = written.to(current.dtype).to(written.dtype)
-        sums, hits = statistics[:, :-1], statistics[:, -1]
-        any_hit = hits.sum() > 0
-        rewritten = (kept != current.to(written.dtype)).any(dim=1) & any_hit
-        codes.copy_(torch.where(rewritten.unsqueeze(1), current, codes))
-        counts.copy_(torch.where(rewritten, 1.0, counts))
-        lasting = restarts.lerp(rewritten.to(restarts.dtype), 0.01)
-        restarts.copy_(torch.where(any_hit, lasting, restarts))
-
-        # Keeping the codes in place of the mass loses nothing: the mass is their product.
-        mass = codes * self._smooth(counts).unsqueeze(1)
-        counts.copy_(torch.where(any_hit, counts.lerp(hits, 1 - self.decay), counts))
-        mass = mass.lerp(sums, 1 - self.decay)
-        chosen = hits > 0
-        # Where nothing chose a code its smoothed count can be 0; the quotient is not used there.
-        moved = mass / torch.where(chosen, self._smooth(counts), 1.0).unsqueeze(1)
-        codes.copy_(torch.where(chosen.unsqueeze(1), moved, codes))
-        codebook.set_codes_(codes, chosen)
-        _take_over(codebook)  # what another class of codebook may have made parameters again
-        # Not always what was assigned: a normalized codebook keeps the direction alone.
-        written.copy_(torch.where(any_hit, codebook.codes().to(written.dtype), written))
-
-    def _smooth(self, counts: Tensor) -> Tensor:
-        total = counts.sum()
-        return (counts + self.eps) * (total / (total + counts.shape[0] * self.eps))
+    def _averages(self, number: int) -> Averages:
+        return Averages(
+            counts=getattr(self, f"counts_{number}"),
+            codes=getattr(self, f"codes_{number}"),
+            written=getattr(self, f"written_{number}"),
+            restarts=getattr(self, f"restarts_{number}"),
+        )
 
 
 def _take_over(codebook: nn.Module) -> None:
@@ -164,6 +146,8 @@ def _take_over(codebook: nn.Module) -> None:
 
     They are copies, so that an optimizer that was built before writes to what nobody reads.
     """
+    if next(codebook.parameters(), None) is None:
+        return
     for module in codebook.modules():
         for name, parameter in [*module.named_parameters(recurse=False, remove_duplicate=False)]:
             delattr(module, name)

@@ -99,6 +99,10 @@ class EmbeddingCodebook(Codebook):
         """Returns ``gain * weight``, ``(k, d)``; the parameter itself if ``gain`` is 1."""
         return self.weight if self.gain == 1.0 else self.gain * self.weight
 
+    def _table(self) -> tuple[Tensor, float]:
+        """Returns the weight and the gain."""
+        return self.weight, self.gain
+
     @torch.no_grad()
     def set_codes_(self, codes: Tensor, where: Tensor) -> None:
         """Overwrites with ``codes`` ``(k, d)`` where ``where`` ``(k,)`` is True.
@@ -110,5 +114,5 @@ class EmbeddingCodebook(Codebook):
         _distributed.check_whole(self)
         check_shape("codes", codes, self.weight.shape)
         check_shape("where", where, self.weight.shape[:1])
-        new = (codes / self.gain).to(self.weight.dtype)
-        self.weight.copy_(torch.where(where.unsqueeze(1), new, self.weight))
+        new = (codes if self.gain == 1.0 else codes / self.gain).to(self.weight.dtype)
+        torch.where(where.unsqueeze(1), new, self.weight, out=self.weight)

@@ -1,6 +1,5 @@
 """Revival of codes that nothing chooses."""
 
-import math
 from typing import Any, final
 
 import torch
@@ -11,8 +10,10 @@ from vqprior._checks import check_at_least, check_interval, check_positive
 from vqprior._interfaces import Codebook, QuantizerBase
 from vqprior._results import QuantizerOutput, Selection
 from vqprior._rules import UpdateRule
-from vqprior.functional import code_sums_and_counts
-from vqprior.functional._random import counter_integer
+from vqprior.codebooks._shared._candidates import draw_candidates, draw_integers, is_new
+from vqprior.codebooks._shared._fused import revive_fused_
+from vqprior.codebooks._shared._watch import Watch
+from vqprior.functional._statistics import sums_and_counts
 
 
 @final
@@ -116,89 +117,41 @@ class CodebookRevival(UpdateRule):
         return {**self.__dict__, "optimizer": None}
 
     def _step_codebook(self, number: int, codebook: Codebook, selections: list[Selection]) -> None:
-        uses: Tensor = self.get_buffer(f"uses_{number}")
-        tokens: Tensor = self.get_buffer(f"tokens_{number}")
-        steps: Tensor = self.get_buffer(f"steps_{number}")
-        windows: Tensor = self.get_buffer(f"windows_{number}")
-
-        chance = _integers(self.seed + number, steps, codebook.num_codes)
-        candidates, errors, hits = _draw_candidates(selections, chance)
-        total = hits.sum()
-        uses.add_(hits)
-        tokens.add_(total)
-        steps.add_((total > 0).to(steps.dtype))
-
-        closes = tokens >= self.patience * codebook.num_codes
-        rare = uses < self.threshold * tokens / codebook.num_codes
-        starts = (windows == 0) & _has_collapsed(uses, tokens)
-        vectors = codebook.codes()
-        dead = (closes & rare) | (starts & (uses == 0))
-        dead = dead & _is_new(candidates, errors, vectors.dtype)
-        dead = dead | (~vectors.isfinite().all(dim=1) & (total > 0))
+        watch = Watch(
+            uses=getattr(self, f"uses_{number}"),
+            tokens=getattr(self, f"tokens_{number}"),
+            steps=getattr(self, f"steps_{number}"),
+            windows=getattr(self, f"windows_{number}"),
+        )
+        seed, size = self.seed + number, codebook.num_codes
+        moved = revive_fused_(codebook, watch, selections, seed, self.threshold, self.patience)
+        if moved is not None:
+            if self.optimizer is not None:
+                _reset_moments(self.optimizer, codebook, moved)
+            return
+        vectors = codebook.codes().detach()
+        if watch.is_readable(selections, vectors):
+            step = int(watch.steps.numpy())
+            found = watch.count_here_(selections, vectors, self.threshold, self.patience)
+            if found is None:
+                return
+            wanted, broken = found
+            chance = draw_integers(seed, step, size, vectors.device)
+            candidates, errors = draw_candidates(selections, chance)
+        else:
+            chance = draw_integers(seed, watch.steps, size, vectors.device)
+            tokens, errors = draw_candidates(selections, chance)
+            hits = [sums_and_counts(s.inputs[..., :0], s.indices, size)[1] for s in selections]
+            payload = torch.cat([tokens, errors, sum(hits[1:], hits[0]).float()], dim=1)
+            payload = _distributed.all_reduce_sum_(payload)
+            candidates, errors = payload[:, :-2], payload[:, -2:-1]
+            wanted, broken = watch.count_(payload[:, -1], vectors, self.threshold, self.patience)
+        dead = wanted & is_new(candidates, errors, vectors.dtype)
+        if broken is not None:
+            dead = dead | broken
         codebook.set_codes_(candidates, dead)
         if self.optimizer is not None:
             _reset_moments(self.optimizer, codebook, dead)
-        uses.copy_(torch.where(closes, 0.0, uses))
-        tokens.copy_(torch.where(closes, 0.0, tokens))
-        windows.add_(closes.to(windows.dtype))
-
-
-def _has_collapsed(uses: Tensor, tokens: Tensor) -> Tensor:
-    """Whether few codes are in use, compared with as many tokens spread evenly over the codes."""
-    size = uses.shape[0]
-    if size == 1:
-        return torch.zeros_like(tokens, dtype=torch.bool)
-    expected = -size * torch.expm1(tokens * math.log1p(-1 / size))
-    return (uses > 0).sum() < 0.25 * expected
-
-
-def _draw_candidates(selections: list[Selection], chance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Draws one token of the joint batch for each code, without knowing on the host how many
-    tokens count, and sums the uses of each code.
-
-    Returns:
-        Tokens ``(k, d)``, their squared distance to the code they chose ``(k,)``, uses ``(k,)``.
-    """
-    inputs = torch.cat([s.inputs.reshape(-1, s.inputs.shape[-1]) for s in selections]).float()
-    codes = torch.cat([s.codes.reshape(-1, s.codes.shape[-1]) for s in selections]).float()
-    mask = torch.cat([s.mask.reshape(-1) for s in selections])
-    indices = torch.cat([s.indices.reshape(-1) for s in selections])
-
-    local = torch.stack([s.mask.sum() for s in selections])
-    per_rank = _distributed.all_gather_stack(local)
-    joint = per_rank.sum(dim=0)
-    # Selections follow each other, and the ranks within each: the order of the joint batch.
-    before = joint.cumsum(0) - joint + per_rank[: _distributed.rank()].sum(dim=0)
-    turn = (chance % joint.sum().clamp_min(1)).unsqueeze(1) - before
-    own = (turn >= 0) & (turn < local)
-    turn = torch.where(own, turn + local.cumsum(0) - local, 0).sum(dim=1)
-    mine = own.any(dim=1)
-    # The t-th counted token is the first place where the running count reaches t + 1. One row
-    # is appended so that an empty batch can be indexed too.
-    place = torch.searchsorted(mask.cumsum(0), turn + 1).clamp_max(mask.shape[0])
-    tokens = torch.cat([inputs, inputs.new_zeros(1, inputs.shape[1])])[place]
-    errors = torch.cat([(inputs - codes).square().sum(dim=1), inputs.new_zeros(1)])[place]
-
-    hits = code_sums_and_counts(inputs[:, :0], indices, chance.shape[0])
-    payload = torch.cat([tokens, errors.unsqueeze(1)], dim=1)
-    payload = torch.where(mine.unsqueeze(1), payload, 0.0)
-    payload = _distributed.all_reduce_sum_(torch.cat([payload, hits], dim=1))
-    return payload[:, :-2], payload[:, -2], payload[:, -1]
-
-
-def _is_new(candidates: Tensor, errors: Tensor, dtype: torch.dtype) -> Tensor:
-    """Whether a token is further from its code than a learned code settles from its tokens.
-
-    A code on top of its tokens still keeps a distance: what its dtype cannot resolve, and the
-    bias of a smoothed average. Without the margin, revival on data with fewer distinct vectors
-    than codes would never end. The spread is that of the drawn tokens: an offset is no spread, and
-    neither are a few tokens far from all others.
-    """
-    center = candidates.sort(dim=0).values[len(candidates) // 2]
-    distances = (candidates - center).square().sum(dim=1).sort().values
-    spread = distances[9 * len(candidates) // 10]
-    resolution = 1e-5 + torch.finfo(dtype).eps
-    return errors > 1e-6 * spread + resolution**2 * candidates.square().sum(dim=1)
 
 
 def _reset_moments(optimizer: torch.optim.Optimizer, codebook: Codebook, where: Tensor) -> None:
@@ -206,9 +159,3 @@ def _reset_moments(optimizer: torch.optim.Optimizer, codebook: Codebook, where: 
         for value in optimizer.state.get(parameter, {}).values():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 value.masked_fill_(where.unsqueeze(1), 0.0)
-
-
-def _integers(seed: int, step: Tensor, count: int) -> Tensor:
-    """Returns ``count`` integers from 0 that depend on ``seed`` and ``step`` alone."""
-    counter = torch.arange(1, count + 1, device=step.device) + step * count
-    return counter_integer(counter + (seed << 32))

@@ -1,10 +1,14 @@
 """A loss for codes that no token chose."""
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vqprior._checks import check_codes, check_instance
 from vqprior._results import Selection
+from vqprior.functional._kernels._host import is_on_host
 from vqprior.functional._location import sizes_of
 
 
@@ -52,15 +56,38 @@ def unused_code_loss(selection: Selection, codes: Tensor) -> Tensor:
     check_instance("selection", selection, Selection, "Pass one of the `selections` of a result.")
     check_codes("codes", codes)
     size, mask = codes.shape[0], selection.mask.reshape(-1)
+    inputs = selection.inputs.detach().reshape(-1, codes.shape[1])
+    indices = selection.indices.reshape(-1)
+    if is_on_host(indices, mask, inputs, codes.detach()):
+        return _of_unused_rows(codes, inputs, indices.numpy(), mask.numpy())
     wide = codes.to(torch.promote_types(codes.dtype, torch.float32))
     if mask.shape[0] == 0:
         return 0.0 * wide.sum()
-    indices = torch.where(mask, selection.indices.reshape(-1), size)
-    used = mask.new_zeros(size + 1).index_fill(0, indices, 1)[:size]
-    # The t-th valid token is the first place where the running count reaches t + 1.
+    rows = torch.where(mask, indices, size)
+    used = mask.new_zeros(size + 1).index_fill(0, rows, 1)[:size]
+    # The t-th valid token is the first place where the running count exceeds t.
     count = mask.sum()
     turn = torch.arange(size, device=mask.device) * count // size
-    place = torch.searchsorted(mask.cumsum(0), turn + 1).clamp_max(mask.shape[0] - 1)
-    targets = selection.inputs.detach().reshape(-1, codes.shape[1])[place].to(wide.dtype)
+    place = torch.searchsorted(mask.cumsum(0), turn, right=True).clamp_max(mask.shape[0] - 1)
+    targets = inputs[place].to(wide.dtype)
     pulled = (~used & (sizes_of(wide) < torch.inf) & (count > 0)).unsqueeze(1)
     return torch.where(pulled, wide - targets, 0.0).square().mean()
+
+
+def _of_unused_rows(
+    codes: Tensor, inputs: Tensor, indices: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]
+) -> Tensor:
+    """Computes the loss where the unused codes can be listed: from these rows alone."""
+    used = np.zeros(len(codes), dtype=np.bool_)
+    used[indices[mask]] = True
+    places = np.flatnonzero(mask)
+    rows = np.flatnonzero(~used) if len(places) > 0 else places
+    wide = torch.promote_types(codes.dtype, torch.float32)
+    pulled = codes.index_select(0, torch.from_numpy(rows)).to(wide)
+    finite = np.isfinite(pulled.detach().numpy()).all(axis=1)
+    if not finite.all():
+        rows = rows[finite]
+        pulled = codes.index_select(0, torch.from_numpy(rows)).to(wide)
+    chosen = torch.from_numpy(places[rows * len(places) // len(codes)])
+    targets = inputs.index_select(0, chosen).to(wide) if len(rows) > 0 else pulled.detach()
+    return F.mse_loss(pulled, targets, reduction="sum") / codes.numel()

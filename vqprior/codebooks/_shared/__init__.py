@@ -1,0 +1,1 @@
+"""What rules share: statistics, draws, and the choice of kernels."""
