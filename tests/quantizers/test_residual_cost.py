@@ -66,7 +66,7 @@ def test_each_further_stage_costs_as_much_as_the_one_before(call, stack):
         growth = torch.tensor(results).diff()
         assert (growth > 0).all()
         # A search of a beam, and a concatenation of all stages, may add a little here and there.
-        assert growth.max() <= 1.1 * growth.min(), (measure, results)
+        assert growth.max() <= 1.15 * growth.min(), (measure, results)
 
 
 def test_a_stage_costs_what_its_quantizer_costs():
