@@ -23,7 +23,7 @@ def levels(dtype):
 
 
 def bits(dtype):
-    for d, group, sphere in [(1, 9, False), (12, 9, True), (18, 9, False), (24, 10, True)]:
+    for d, group, sphere in [(1, 9, False), (12, 9, True), (18, 9, False), (20, 10, True)]:
         options = {"scale": 1.0, "factor": 1.0, "weights": (1.0, 1.0, 1.0), "sphere": sphere}
         plan = BitPlan(bits=d, group=min(d, group), **options)
         x, indices = torch.zeros(99, d, dtype=dtype), torch.zeros(99).long()
