@@ -2,7 +2,7 @@
 
 import dataclasses
 
-MAX_BITS = 24  # kernels are unrolled: more take long to compile, and spill registers
+MAX_BITS = 20  # kernels are unrolled: more take long to compile, and spill registers
 MAX_GROUP = 10  # a larger table of joint probabilities would not stay in registers
 
 
