@@ -122,20 +122,20 @@ def selection() -> Callable:
 
 # What each step is, and how many launches it may take on the path of a CPU and of a GPU.
 STEPS: dict[str, tuple[Callable[[], Callable], int, int]] = {
-    "VectorQuantizer": (lambda: training(plain), 30, 6),
-    "and CodebookEMA": (lambda: training(plain, CodebookEMA), 45, 9),
-    "and CodebookRevival": (lambda: training(plain, CodebookEMA, CodebookRevival), 80, 14),
-    "eval": (lambda: evaluation(lambda quantizer, x: quantizer(x)), 22, 3),
-    "encode": (lambda: evaluation(lambda quantizer, x: quantizer.encode(x)), 16, 2),
+    "VectorQuantizer": (lambda: training(plain), 46, 87),
+    "and CodebookEMA": (lambda: training(plain, CodebookEMA), 36, 47),
+    "and CodebookRevival": (lambda: training(plain, CodebookEMA, CodebookRevival), 65, 52),
+    "eval": (lambda: evaluation(lambda quantizer, x: quantizer(x)), 22, 30),
+    "encode": (lambda: evaluation(lambda quantizer, x: quantizer.encode(x)), 12, 11),
     "ResidualQuantizer of 8 and CodebookEMA": (
         lambda: training(lambda: ResidualQuantizer([plain() for _ in range(8)]), CodebookEMA),
         300,
-        16,
+        413,
     ),
-    "FSQ": (lambda: training(lambda: FSQ([8, 5, 5, 5])), 30, 4),
-    "LFQ of 12 bits": (lambda: training(lambda: LFQ(12)), 60, 12),
-    "BSQ of 12 bits": (lambda: training(lambda: BSQ(12)), 60, 12),
-    "select_codes": (selection, 14, 4),
+    "FSQ": (lambda: training(lambda: FSQ([8, 5, 5, 5])), 20, 3),
+    "LFQ of 12 bits": (lambda: training(lambda: LFQ(12)), 50, 8),
+    "BSQ of 12 bits": (lambda: training(lambda: BSQ(12)), 55, 7),
+    "select_codes": (selection, 10, 4),
 }
 
 
