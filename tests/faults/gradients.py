@@ -19,8 +19,8 @@ GRADIENTS = {
         "functional/_estimators.py",
         "apply(_PassGradient, x, codes.detach())",
         "apply(_PassGradient, x, codes)",
-        "contracts/test_rules.py",
-        "draws_no_global and spherical",
+        "functional/test_estimators.py",
+        "no_graph",
     ),
     "the-mean-counts-what-is-masked": Fault(
         "functional/_losses.py",

@@ -153,9 +153,9 @@ SEARCH = {
         "functional/test_kmeans.py",
     ),
     "lengths-of-tiny-codes-vanish": Fault(
-        "functional/_search.py",
-        "keys = to_unit_length(codes)",
-        "keys = torch.nn.functional.normalize(codes, dim=2)",
+        "functional/_kernels/_usual.py",
+        "keys = to_unit_length(codes) if",
+        "keys = torch.nn.functional.normalize(codes, dim=1) if",
         "functional/test_search.py",
         "common_scale",
     ),

@@ -241,3 +241,10 @@ def test_the_gradient_can_be_differentiated_again(estimator):
 def gradient_of(estimator, x, codes, weight):
     x = x.clone().requires_grad_()
     return torch.autograd.grad((weight * estimator(x, codes)).sum(), x)[0]
+
+
+@pytest.mark.parametrize("estimator", [straight_through, rotation_trick])
+def test_there_is_no_graph_to_the_codes(estimator):
+    """With one, a rule that writes to the codebook would spoil the backward pass of the result."""
+    codes = torch.randn(5, 3, requires_grad=True)
+    assert not estimator(torch.randn(5, 3), codes).requires_grad

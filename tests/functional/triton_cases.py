@@ -315,12 +315,13 @@ def test_statistics_take_any_strides(view):
 def kernels(monkeypatch):
     """Makes the public functions take the kernels, on the CPU too; the calls they get."""
     calls = []
-    for module, name in [(_triton_search, "nearest"), (_triton_statistics, "add_statistics_")]:
+    watched_ones = [(_triton_search, "nearest_codes"), (_triton_statistics, "add_statistics_")]
+    for module, name in watched_ones:
         kernel = getattr(module, name)
 
-        def watched(*arguments, kernel=kernel):
+        def watched(*arguments, kernel=kernel, **options):
             calls.append(kernel.__name__)
-            return kernel(*arguments)
+            return kernel(*arguments, **options)
 
         monkeypatch.setattr(module, name, watched)
     monkeypatch.setattr(_triton, "is_usable", lambda *tensors: True)
@@ -337,7 +338,7 @@ def test_the_public_search_takes_the_kernel(kernels, metric, q):
     assert not kernels  # more than one of the nearest is left to plain operators
     narrow = (x.float().to(DEVICE), codes.float().to(DEVICE))
     exactly(nearest_indices(*narrow, metric=metric), expected)
-    assert kernels == ["nearest"]
+    assert kernels == ["nearest_codes"]
 
 
 def test_the_public_search_takes_codes_with_any_strides(kernels):
@@ -345,7 +346,7 @@ def test_the_public_search_takes_codes_with_any_strides(kernels):
     x = torch.randn(30, 5, generator=torch.Generator().manual_seed(1))
     expected = torch.cdist(x.double(), codes.double()).argsort(dim=-1, stable=True)[:, 0]
     exactly(nearest_indices(x.to(DEVICE), codes.to(DEVICE)), expected)
-    assert kernels == ["nearest"]
+    assert kernels == ["nearest_codes"]
 
 
 def test_the_public_statistics_take_the_kernel_where_order_is_free(kernels):

@@ -117,12 +117,12 @@ def _check_tables(x: Tensor, codes: Tensor) -> None:
 def _search(x: Tensor, codes: Tensor, metric: str, num_nearest: int) -> Tensor:
     """Searches by the Triton kernel or by plain operators; returns ``(..., [q,] m)``."""
     several = codes.ndim == 3
+    if num_nearest == 1 and _triton.is_usable(x, codes):
+        return _search_by_kernel(x, codes if several else codes.unsqueeze(0), metric).unsqueeze(-1)
     if num_nearest == 1 and not several and x.is_cpu and x.dtype == codes.dtype in _WIDE:
         usual = search_usual(x.reshape(-1, x.shape[-1]), codes, metric)
         if usual is not None:
             return usual.view(*x.shape[:-1], 1)
-    if num_nearest == 1 and _triton.is_usable(x, codes):
-        return _search_by_kernel(x, codes if several else codes.unsqueeze(0), metric).unsqueeze(-1)
     dtype = torch.promote_types(torch.promote_types(x.dtype, codes.dtype), torch.float32)
     with without_autocast(x.device.type):
         tables = codes.to(dtype) if several else codes.to(dtype).unsqueeze(0)
