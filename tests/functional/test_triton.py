@@ -59,7 +59,7 @@ def compiled(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     output = run("-m", "tests.functional.triton_compiled", 80, 90, interpret=False, cache=cache)
     rows = [json.loads(line) for line in output.splitlines()]
-    functions = {"nearest", "few_codes", "add_statistics_", "move_averages", "revive"}
+    functions = {"nearest", "add_statistics_", "move_averages", "revive"}
     assert {row["function"] for row in rows} == functions
     return rows
 

@@ -9,6 +9,7 @@ import os
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -23,7 +24,7 @@ from vqprior import CodebookEMA, VectorQuantizer
 from vqprior.functional import code_sums_and_counts, nearest_indices
 from vqprior.functional._kernels import _triton, _triton_search, _triton_statistics
 from vqprior.functional._kernels._triton_prepare import prepare_table
-from vqprior.functional._kernels._triton_search import nearest, plan_search
+from vqprior.functional._kernels._triton_search import plan_search, search_table
 from vqprior.functional._kernels._triton_statistics import add_statistics_
 from vqprior.functional._search import _prepare as prepare_codes
 
@@ -67,6 +68,14 @@ def scores(x, keys, bias, shift, scale):
 
 def by_definition(*arguments):
     return scores(*arguments).argsort(dim=-1, stable=True)[..., 0]
+
+
+def nearest(x, keys, bias, shift, scale):
+    """The search among any keys, padded to the blocks of its plan."""
+    plan = plan_search(*x.shape[:2], *keys.shape[1:])
+    more = (0, -keys.shape[1] % plan.codes)
+    table = F.pad(keys.mT, (*more, 0, -keys.shape[2] % plan.features)).contiguous()
+    return search_table(x, table, F.pad(bias, more, value=torch.inf), shift, scale, plan)
 
 
 def search(*arguments):

@@ -17,7 +17,7 @@ from triton.runtime.jit import JITFunction
 
 from vqprior.functional._kernels._triton_averages import Step
 from vqprior.functional._kernels._triton_revival import Revival
-from vqprior.functional._kernels._triton_search import nearest, nearest_codes
+from vqprior.functional._kernels._triton_search import nearest_codes
 from vqprior.functional._kernels._triton_statistics import add_statistics_
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -72,16 +72,14 @@ def used(kernel):
     }
 
 
-def few_codes(x, codes):
-    """With the preparation of codes, and results that several programs share."""
+def nearest(x, codes):
     nearest_codes(x, codes, euclidean=True, scale=None)
 
 
 def calls(dtype):
     for n, k, d in SIZES:
         x, keys = torch.zeros(1, n, d, dtype=dtype), torch.zeros(1, k, d)
-        yield nearest, (n, k, d), (x, keys, keys[:, :, 0].contiguous(), keys[:, 0], torch.ones(1))
-        yield few_codes, (n, k, d), (x, keys.to(dtype))
+        yield nearest, (n, k, d), (x, keys.to(dtype))
         yield add_statistics_, (n, k, d), (torch.zeros(k, d + 1), x[0], torch.zeros(n).long())
         yield move_averages, (n, k, d), (keys[0].to(dtype),)
         yield revive, (n, k, d), (keys[0].to(dtype), x[0])

@@ -68,35 +68,6 @@ def plan_search(q: int, n: int, k: int, d: int) -> Plan:
     )
 
 
-def nearest(x: Tensor, keys: Tensor, bias: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Finds ``argmin_k bias[k] - 2 <(x - shift) * scale, keys[k]>`` of each vector.
-
-    Ties go to the lowest index; vectors with a non-finite feature get an arbitrary valid one. The
-    result does not depend on the plan, and the host is not synchronized. All arguments but ``x``
-    must be float32 and contiguous.
-
-    Args:
-        x: Vectors in float16, bfloat16 or float32, with any strides.
-        keys: Prepared codes, fewer than 2^31 per codebook.
-        bias: Added to each product.
-        shift: Subtracted from every vector.
-        scale: Factor of every difference, before it is clamped to +-1e30.
-
-    Returns:
-        Indices of ``keys``, as ``int64``.
-
-    Shape:
-        - ``x``: ``(q, n, d)``
-        - ``keys``: ``(q, k, d)``
-        - ``bias``: ``(q, k)``
-        - ``shift``: ``(q, d)``
-        - ``scale``: ``(q,)``
-        - returns: ``(q, n)``
-    """
-    plan = plan_search(*x.shape[:2], *keys.shape[1:])
-    return _search_table(x, *_fill_up(keys, bias, plan), shift, scale, plan)
-
-
 def nearest_codes(x: Tensor, codes: Tensor, *, euclidean: bool, scale: float | None) -> Tensor:
     """Finds the nearest codes, or those of the largest product, without preparation elsewhere.
 
@@ -118,13 +89,19 @@ def nearest_codes(x: Tensor, codes: Tensor, *, euclidean: bool, scale: float | N
     table = prepare_table(
         codes, euclidean=euclidean, scale=scale, block=plan.codes, features=plan.features
     )
-    return _search_table(x, *table, plan)
+    return search_table(x, *table, plan)
 
 
-def _search_table(
+def search_table(
     x: Tensor, table: Tensor, bias: Tensor, shift: Tensor, scale: Tensor, plan: Plan
 ) -> Tensor:
-    """Searches in keys ``(q, d', k')`` and bias ``(q, k')``, padded to whole blocks."""
+    """Finds ``argmin_k bias[k] - 2 <(x - shift) * scale, keys[k]>`` of each vector: ``(q, n)``.
+
+    Ties go to the lowest index; vectors with a non-finite feature get an arbitrary valid one. The
+    result does not depend on the plan, and the host is not synchronized. ``table`` ``(q, d', k')``
+    and ``bias`` ``(q, k')`` are padded to whole blocks, by zeros and infinities. Codes lie side by
+    side there, so that a warp reads 16 bytes per thread from shared memory without bank conflicts.
+    """
     q, n, d = x.shape
     if q * n == 0:
         return x.new_empty((q, n), dtype=torch.int64)
@@ -156,21 +133,6 @@ def _search_table(
         first = found.new_empty((q, n))
         _take_first[(triton.cdiv(n, 256), q)](best, found, first, n, plan.splits, num_warps=4)
     return first
-
-
-def _fill_up(keys: Tensor, bias: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-    """Returns keys ``(q, d, k)`` and bias padded to whole blocks; added keys have infinite bias.
-
-    With codes contiguous, a warp reads 16 bytes per thread from shared memory without bank
-    conflicts; with features contiguous, up to 16 threads conflict and the product waits.
-    """
-    q, k, d = keys.shape
-    missing = -k % plan.codes
-    table = keys.new_zeros(q, d + -d % plan.features, k + missing)
-    table[:, :d, :k] = keys.mT
-    if missing:
-        bias = torch.cat([bias, bias.new_full((q, missing), torch.inf)], dim=1)
-    return table, bias
 
 
 @triton.jit(do_not_specialize=["n", "blocks"])

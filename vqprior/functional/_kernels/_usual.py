@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 from vqprior.functional._kernels._search_blocks import search_around_zero
+from vqprior.functional._location import step_of
 from vqprior.functional._unit import to_unit_length
 
 # Squares of codes between these bounds neither over- nor underflow, nor do products with tokens.
 _SMALLEST, _LARGEST = 2.0**-80, 2.0**80
-_SAMPLE = 32  # of codes, as in `_location`
 
 
 def search_usual(x: Tensor, codes: Tensor, metric: str) -> Tensor | None:
@@ -24,7 +24,7 @@ def search_usual(x: Tensor, codes: Tensor, metric: str) -> Tensor | None:
     keys = to_unit_length(codes) if metric == "cosine" else codes
     squares = keys.square().sum(dim=1)
     lengths = squares.numpy()
-    median = np.median(lengths[:: _step(len(lengths))])
+    median = np.median(lengths[:: step_of(len(lengths))])
     # NaN is not below the bound either.
     if not (lengths.max() < _LARGEST and median > _SMALLEST):
         return None
@@ -34,11 +34,7 @@ def search_usual(x: Tensor, codes: Tensor, metric: str) -> Tensor | None:
 
 def _is_off_center(codes: Tensor) -> bool:
     """Whether the center of ``_location`` is not 0."""
-    ordered = np.sort(codes[:: _step(len(codes))].numpy(), axis=0)
+    ordered = np.sort(codes[:: step_of(len(codes))].numpy(), axis=0)
     size = len(ordered)
     spread = ordered[3 * size // 4] - ordered[size // 4]
     return bool((np.abs(ordered[size // 2]) > spread).any())
-
-
-def _step(num_codes: int) -> int:
-    return -(-num_codes // _SAMPLE)
